@@ -1,0 +1,312 @@
+"""The only list of the hub's methods and released checkpoints, as typed records.
+
+Everything that names a method or a checkpoint (`hubmodels list`, registration with the transformers Auto classes,
+model cards, the converter's name table) reads it from here. The module imports neither torch nor transformers, so
+that printing a table costs milliseconds.
+"""
+
+from __future__ import annotations
+
+import difflib
+import fnmatch
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import MappingProxyType
+
+CHECKPOINT_ROOT = Path(__file__).parent / "checkpoints"
+
+
+@dataclass(frozen=True, slots=True)
+class Metric:
+    """One figure of a checkpoint.
+
+    Args:
+        name: What was measured, in the Hub's spelling where it has one (`accuracy`, `linear probe accuracy`).
+        value: The figure; accuracies and error rates are percentages in [0, 100].
+        dataset: The data set and split it was measured on.
+        command: The command of this project that measures it.
+        source: `"measured"` if that command produced the value here, otherwise who published it.
+    """
+
+    name: str
+    value: float
+    dataset: str
+    command: str
+    source: str = "measured"
+
+
+@dataclass(frozen=True, slots=True)
+class Method:
+    """A published method that the hub implements.
+
+    Args:
+        name: Short name; also the folder under `modeling/` and the `model_type` of its config.
+        title: Title of the paper.
+        summary: One sentence on what it does and what it is good for.
+        paper: URL of the paper.
+        arxiv: arXiv identifier.
+        modality: `"image"`, `"text"`, `"audio"` or several joined with a comma.
+        tasks: Hub pipeline tags the method's models serve.
+        code_licence: SPDX identifier, in lower case, of the code in this repository.
+        weights_licence: The same for the weights that the authors released.
+        module: The module that holds the classes.
+        auto_classes: Name of a transformers Auto class -> name of the class in `module` that it resolves to.
+    """
+
+    name: str
+    title: str
+    summary: str
+    paper: str
+    arxiv: str
+    modality: str
+    tasks: tuple[str, ...]
+    code_licence: str
+    weights_licence: str
+    module: str
+    auto_classes: Mapping[str, str] = field(hash=False)
+
+
+@dataclass(frozen=True, slots=True)
+class Checkpoint:
+    """A released set of weights: one shipped with the package, or an official file that `hubmodels convert` reads.
+
+    Args:
+        name: Unique name; of an official file, its stem.
+        method: Name of its `Method`.
+        task: Hub pipeline tag.
+        modality: As in `Method`.
+        parameters: Number of values in the released weights, fixed position tables included.
+        licence: SPDX identifier, in lower case, of these weights.
+        source: Folder under `hubmodels/checkpoints/` for a packaged checkpoint, otherwise the URL of the official file.
+        base_model: Name of the checkpoint it was fine-tuned from, or None.
+        datasets: Names of the data sets it was trained on.
+        paper: URL of the paper.
+        metrics: Measured or published figures.
+        notes: What a user must know before choosing it.
+        md5_prefix: First characters of the official file's MD5, where the authors published them.
+    """
+
+    name: str
+    method: str
+    task: str
+    modality: str
+    parameters: int
+    licence: str
+    source: str
+    base_model: str | None
+    datasets: tuple[str, ...]
+    paper: str
+    metrics: tuple[Metric, ...] = ()
+    notes: str = ""
+    md5_prefix: str | None = None
+
+    @property
+    def is_packaged(self) -> bool:
+        """Whether the weights ship inside the package (otherwise `source` is a URL)."""
+        return "://" not in self.source
+
+
+MAE = Method(
+    name="mae",
+    title="Masked Autoencoders Are Scalable Vision Learners",
+    summary=(
+        "Pre-trains a vision transformer on unlabelled images: hides 75 % of the patches, encodes the rest and "
+        "reconstructs the hidden pixels with a small decoder."
+    ),
+    paper="https://arxiv.org/abs/2111.06377",
+    arxiv="2111.06377",
+    modality="image",
+    tasks=("image-feature-extraction", "image-classification"),
+    code_licence="apache-2.0",
+    weights_licence="cc-by-nc-4.0",
+    module="hubmodels.modeling.mae",
+    auto_classes=MappingProxyType(
+        {
+            "AutoConfig": "MAEConfig",
+            "AutoModel": "MAEModel",
+            "AutoModelForPreTraining": "MAEForPreTraining",
+            "AutoModelForImageClassification": "MAEForImageClassification",
+            "AutoBackbone": "MAEBackbone",
+            "AutoImageProcessor": "MAEImageProcessor",
+        }
+    ),
+)
+
+METHODS: tuple[Method, ...] = (MAE,)
+
+
+@dataclass(frozen=True, slots=True)
+class _MAESize:
+    """Published numbers of one size of the official MAE release (its README and FINETUNE documents)."""
+
+    name: str
+    encoder: int
+    with_decoder: int
+    classifier: int
+    pretrain_md5: str
+    finetuned_md5: str
+    linear_probe: float
+    finetuned: float
+    robustness: tuple[float, float, float, float]  # ImageNet-C error, ImageNet-A, -R and -Sketch accuracy
+
+
+_MAE_SIZES = (
+    _MAESize("base", 85_798_656, 111_907_840, 86_567_656, "8cad7c", "1b25e9", 67.8, 83.664, (51.7, 35.9, 48.3, 34.5)),
+    _MAESize(
+        "large", 303_301_632, 329_541_888, 304_326_632, "b8b06e", "51f550", 76.0, 85.952, (41.8, 57.1, 59.9, 45.3)
+    ),
+    _MAESize("huge", 630_764_800, 657_074_508, 632_045_800, "9bdbb0", "2541f2", 77.2, 86.928, (33.8, 68.2, 64.4, 49.6)),
+)
+_MAE_AUTHORS = "published by the authors, https://github.com/facebookresearch/mae"
+
+
+def _official_mae(name: str, folder: str, parameters: int, notes: str, **extra) -> Checkpoint:
+    fields = {
+        "task": "image-feature-extraction",
+        "base_model": None,
+        "modality": MAE.modality,
+        "licence": MAE.weights_licence,
+        "paper": MAE.paper,
+        "datasets": ("imagenet-1k",),
+    } | extra
+    source = f"https://dl.fbaipublicfiles.com/mae/{folder}/{name}.pth"
+    return Checkpoint(name=name, method=MAE.name, parameters=parameters, source=source, notes=notes, **fields)
+
+
+def _evaluate_command(checkpoint: str, dataset: str, protocol: str) -> str:
+    return (
+        f"hubmodels convert mae {checkpoint}.pth {checkpoint} && "
+        f"hubmodels evaluate {checkpoint} --data {dataset} --protocol {protocol}"
+    )
+
+
+def _finetuned_metrics(checkpoint: str, size: _MAESize) -> tuple[Metric, ...]:
+    figures = [("accuracy", size.finetuned, "imagenet-1k")]
+    robustness = zip(("imagenet-c", "imagenet-a", "imagenet-r", "imagenet-sketch"), size.robustness, strict=True)
+    for dataset, value in robustness:
+        figures.append(("error rate" if dataset == "imagenet-c" else "accuracy", value, dataset))
+    return tuple(
+        Metric(name, value, dataset, _evaluate_command(checkpoint, dataset, "finetuned"), _MAE_AUTHORS)
+        for name, value, dataset in figures
+    )
+
+
+def _official_mae_files(size: _MAESize) -> tuple[Checkpoint, ...]:
+    """The four files that the authors released for one size (the large one has a fifth, see `CHECKPOINTS`)."""
+    pretrain = f"mae_pretrain_vit_{size.name}"
+    finetuned = f"mae_finetuned_vit_{size.name}"
+    probe = Metric(
+        "linear probe accuracy",
+        size.linear_probe,
+        "imagenet-1k",
+        _evaluate_command(pretrain, "imagenet-1k", "linear"),
+        _MAE_AUTHORS,
+    )
+    return (
+        _official_mae(
+            pretrain,
+            "pretrain",
+            size.encoder,
+            "Encoder only, trained on normalised pixels for 1600 epochs: the one to fine-tune. It cannot reconstruct.",
+            metrics=(probe,),
+            md5_prefix=size.pretrain_md5,
+        ),
+        _official_mae(
+            f"{pretrain}_full",
+            "pretrain",
+            size.with_decoder,
+            "Encoder and decoder, trained on normalised pixels: for continued pre-training. Pictures need "
+            "de-normalising, which `reconstruct` does with the statistics of the true patches.",
+        ),
+        _official_mae(
+            f"mae_visualize_vit_{size.name}",
+            "visualize",
+            size.with_decoder,
+            "Encoder and decoder, trained on plain pixels: for reconstruction pictures.",
+        ),
+        _official_mae(
+            finetuned,
+            "finetune",
+            size.classifier,
+            "Classifier over the 1000 ImageNet classes, on the mean of the final tokens.",
+            task="image-classification",
+            base_model=pretrain,
+            metrics=_finetuned_metrics(finetuned, size),
+            md5_prefix=size.finetuned_md5,
+        ),
+    )
+
+
+CHECKPOINTS: tuple[Checkpoint, ...] = (
+    *(checkpoint for size in _MAE_SIZES for checkpoint in _official_mae_files(size)),
+    _official_mae(
+        "mae_visualize_vit_large_ganloss",
+        "visualize",
+        _MAE_SIZES[1].with_decoder,
+        "Encoder and decoder, trained on plain pixels with an additional adversarial loss: sharper pictures only.",
+    ),
+)
+
+
+def get_method(name: str) -> Method:
+    """Return the method called `name`.
+
+    Raises:
+        ValueError: If there is none; the message lists the known methods.
+    """
+    for method in METHODS:
+        if method.name == name:
+            return method
+    known = ", ".join(method.name for method in METHODS)
+    raise ValueError(f"unknown method {name!r}; known methods: {known}")
+
+
+def get_checkpoint(name: str) -> Checkpoint:
+    """Return the checkpoint called `name`.
+
+    Raises:
+        ValueError: If there is none; the message suggests similar names.
+    """
+    for checkpoint in CHECKPOINTS:
+        if checkpoint.name == name:
+            return checkpoint
+    known = [checkpoint.name for checkpoint in CHECKPOINTS]
+    similar = difflib.get_close_matches(name, known, n=3) or known
+    raise ValueError(f"unknown checkpoint {name!r}; did you mean: {', '.join(similar)}? `hubmodels list` shows all")
+
+
+def search(pattern: str) -> tuple[tuple[Method, ...], tuple[Checkpoint, ...]]:
+    """Find methods and checkpoints by name.
+
+    Args:
+        pattern: A name, or a shell pattern as in `timm.list_models`: `"*large*"`, `"mae_pretrain_vit_?ase"`.
+
+    Returns:
+        The methods and the checkpoints whose whole name matches, both possibly empty.
+    """
+    methods = tuple(method for method in METHODS if fnmatch.fnmatchcase(method.name, pattern))
+    checkpoints = tuple(checkpoint for checkpoint in CHECKPOINTS if fnmatch.fnmatchcase(checkpoint.name, pattern))
+    return methods, checkpoints
+
+
+def packaged_path(name: str) -> Path:
+    """Return the folder of a checkpoint that ships with the package, ready for `from_pretrained`.
+
+    Args:
+        name: Name of a checkpoint with `is_packaged`.
+
+    Raises:
+        ValueError: If there is no such checkpoint, or it is an official file that must be downloaded and converted.
+        FileNotFoundError: If the installation lacks the folder.
+    """
+    checkpoint = get_checkpoint(name)
+    if not checkpoint.is_packaged:
+        raise ValueError(
+            f"checkpoint {name!r} does not ship with the package; download {checkpoint.source} and run "
+            f"`hubmodels convert {checkpoint.method} {name}.pth OUT`"
+        )
+    path = CHECKPOINT_ROOT / checkpoint.source
+    if not path.is_dir():
+        raise FileNotFoundError(f"packaged checkpoint {name!r}: no folder {path}; reinstall hubmodels")
+    return path
