@@ -9,10 +9,8 @@ from __future__ import annotations
 
 import difflib
 import fnmatch
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from types import MappingProxyType
 
 CHECKPOINT_ROOT = Path(__file__).parent / "checkpoints"
 
@@ -64,7 +62,7 @@ class Method:
     code_licence: str
     weights_licence: str
     module: str
-    auto_classes: Mapping[str, str] = field(hash=False)
+    auto_classes: dict[str, str] = field(hash=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,16 +119,14 @@ MAE = Method(
     code_licence="apache-2.0",
     weights_licence="cc-by-nc-4.0",
     module="hubmodels.modeling.mae",
-    auto_classes=MappingProxyType(
-        {
-            "AutoConfig": "MAEConfig",
-            "AutoModel": "MAEModel",
-            "AutoModelForPreTraining": "MAEForPreTraining",
-            "AutoModelForImageClassification": "MAEForImageClassification",
-            "AutoBackbone": "MAEBackbone",
-            "AutoImageProcessor": "MAEImageProcessor",
-        }
-    ),
+    auto_classes={
+        "AutoConfig": "MAEConfig",
+        "AutoModel": "MAEModel",
+        "AutoModelForPreTraining": "MAEForPreTraining",
+        "AutoModelForImageClassification": "MAEForImageClassification",
+        "AutoBackbone": "MAEBackbone",
+        "AutoImageProcessor": "MAEImageProcessor",
+    },
 )
 
 METHODS: tuple[Method, ...] = (MAE,)
