@@ -23,14 +23,14 @@ class Metric:
         name: What was measured, in the Hub's spelling where it has one (`accuracy`, `linear probe accuracy`).
         value: The figure; accuracies and error rates are percentages in [0, 100].
         dataset: The data set and split it was measured on.
-        command: The command of this project that measures it.
-        source: `"measured"` if that command produced the value here, otherwise who published it.
+        command: The command of this project that measures it; empty if a figure is only quoted.
+        source: `"measured"` if that command produced the value, otherwise who published it.
     """
 
     name: str
     value: float
     dataset: str
-    command: str
+    command: str = ""
     source: str = "measured"
 
 
@@ -154,7 +154,7 @@ _MAE_SIZES = (
     ),
     _MAESize("huge", 630_764_800, 657_074_508, 632_045_800, "9bdbb0", "2541f2", 77.2, 86.928, (33.8, 68.2, 64.4, 49.6)),
 )
-_MAE_AUTHORS = "published by the authors, https://github.com/facebookresearch/mae"
+_MAE_AUTHORS = "published by the authors"
 
 
 def _official_mae(name: str, folder: str, parameters: int, notes: str, **extra) -> Checkpoint:
@@ -170,21 +170,23 @@ def _official_mae(name: str, folder: str, parameters: int, notes: str, **extra) 
     return Checkpoint(name=name, method=MAE.name, parameters=parameters, source=source, notes=notes, **fields)
 
 
-def _evaluate_command(checkpoint: str, dataset: str, protocol: str) -> str:
+def _evaluate_command(checkpoint: str, protocol: str) -> str:
     return (
         f"hubmodels convert mae {checkpoint}.pth {checkpoint} && "
-        f"hubmodels evaluate {checkpoint} --data {dataset} --protocol {protocol}"
+        f"hubmodels evaluate {checkpoint} --data ILSVRC/imagenet-1k --protocol {protocol}"
     )
 
 
 def _finetuned_metrics(checkpoint: str, size: _MAESize) -> tuple[Metric, ...]:
-    figures = [("accuracy", size.finetuned, "imagenet-1k")]
-    robustness = zip(("imagenet-c", "imagenet-a", "imagenet-r", "imagenet-sketch"), size.robustness, strict=True)
-    for dataset, value in robustness:
-        figures.append(("error rate" if dataset == "imagenet-c" else "accuracy", value, dataset))
-    return tuple(
-        Metric(name, value, dataset, _evaluate_command(checkpoint, dataset, "finetuned"), _MAE_AUTHORS)
-        for name, value, dataset in figures
+    command = _evaluate_command(checkpoint, "finetuned")
+    corruption, *others = size.robustness
+    return (
+        Metric("accuracy", size.finetuned, "imagenet-1k validation", command, _MAE_AUTHORS),
+        Metric("error rate", corruption, "imagenet-c", source=_MAE_AUTHORS),
+        *(
+            Metric("accuracy", value, dataset, source=_MAE_AUTHORS)
+            for dataset, value in zip(("imagenet-a", "imagenet-r", "imagenet-sketch"), others, strict=True)
+        ),
     )
 
 
@@ -195,8 +197,8 @@ def _official_mae_files(size: _MAESize) -> tuple[Checkpoint, ...]:
     probe = Metric(
         "linear probe accuracy",
         size.linear_probe,
-        "imagenet-1k",
-        _evaluate_command(pretrain, "imagenet-1k", "linear"),
+        "imagenet-1k validation",
+        _evaluate_command(pretrain, "linear"),
         _MAE_AUTHORS,
     )
     return (
