@@ -1,0 +1,107 @@
+"""Attention of MAE layers: one fused query-key-value projection, and a bfloat16 CPU path with a fast backward."""
+
+from collections.abc import Callable
+
+import torch
+from torch import nn
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+from transformers.models.vit_mae.modeling_vit_mae import ViTMAEAttention, eager_attention_forward
+
+
+class MatmulBackwardAttention(torch.autograd.Function):
+    """
+    Softmax attention with the flash kernel forward and plain matrix products backward.
+
+    On CPU the backward of the bfloat16 flash kernel computes in scalar float32 and takes about twice the time of the
+    same five products done by the bfloat16 matrix units. The attention probabilities are recomputed from the
+    log-sum-exp that the forward kernel returns, so that memory stays that of the flash kernel.
+    """
+
+    @staticmethod
+    def forward(ctx, query, key, value, scaling):
+        output, logsumexp = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(
+            query, key, value, 0.0, False, scale=scaling
+        )
+        ctx.save_for_backward(query, key, value, logsumexp)
+        ctx.scaling = scaling
+        return output
+
+    @staticmethod
+    def backward(ctx, grad_output):
+        query, key, value, logsumexp = ctx.saved_tensors
+        scaled_query = query * ctx.scaling
+        scores = torch.matmul(scaled_query, key.transpose(-1, -2))
+        probabilities = torch.softmax(scores, dim=-1)
+        grad_value = torch.matmul(probabilities.transpose(-1, -2), grad_output)
+        grad_probabilities = torch.matmul(grad_output, value.transpose(-1, -2))
+        grad_scores = torch._softmax_backward_data(grad_probabilities, probabilities, -1, probabilities.dtype)
+        grad_query = torch.matmul(grad_scores, key) * ctx.scaling
+        grad_key = torch.matmul(grad_scores.transpose(-1, -2), scaled_query)
+        return grad_query, grad_key, grad_value, None
+
+
+class MAEAttention(ViTMAEAttention):
+    """
+    Multi-head self-attention of a MAE layer.
+
+    The weights are those of transformers' ViTMAE (`q_proj`, `k_proj`, `v_proj`, `o_proj`); the three projections run as
+    one matrix product. The kernel is chosen by `config._attn_implementation` (sdpa, eager, flash, flex).
+    """
+
+    def forward(
+        self,
+        hidden_states: torch.Tensor,
+        attention_mask: torch.Tensor | None = None,
+        query_states: torch.Tensor | None = None,
+        **kwargs,
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """
+        Args:
+            hidden_states (`torch.Tensor` of shape `[B, L, D]`): tokens that are attended to.
+            attention_mask (`torch.Tensor`, *optional*): as in transformers.
+            query_states (`torch.Tensor` of shape `[B, Q, D]`, *optional*): tokens that attend, all of them by default.
+
+        Returns:
+            The attended values `[B, Q, D]` and, with eager attention, the probabilities `[B, heads, Q, L]`.
+        """
+        query, key, value = self._project(hidden_states, query_states)
+        if attention_mask is None and self._uses_matmul_backward(query):
+            output, weights = MatmulBackwardAttention.apply(query, key, value, self.scaling).transpose(1, 2), None
+        else:
+            attention_interface: Callable = ALL_ATTENTION_FUNCTIONS.get_interface(
+                self.config._attn_implementation, eager_attention_forward
+            )
+            dropout = self.attention_dropout if self.training else 0.0
+            output, weights = attention_interface(
+                self, query, key, value, attention_mask, dropout=dropout, scaling=self.scaling, **kwargs
+            )
+        return self.o_proj(output.reshape(*output.shape[:2], -1)), weights
+
+    def _project(self, hidden_states, query_states):
+        """Projects to heads `[B, heads, L, head_dim]`; without separate queries as one matrix product."""
+        projections = [self.q_proj, self.k_proj, self.v_proj]
+        if query_states is not None:
+            inputs = (query_states, hidden_states, hidden_states)
+            heads = [projection(states) for projection, states in zip(projections, inputs, strict=True)]
+        elif self._can_fuse(projections):
+            weight = torch.cat([projection.weight for projection in projections])
+            bias = torch.cat([projection.bias for projection in projections]) if self.q_proj.bias is not None else None
+            heads = nn.functional.linear(hidden_states, weight, bias).chunk(3, dim=-1)
+        else:
+            heads = [projection(hidden_states) for projection in projections]
+        return [states.unflatten(-1, (-1, self.head_dim)).transpose(1, 2) for states in heads]
+
+    @staticmethod
+    def _can_fuse(projections) -> bool:
+        """Only plain Linear layers are fused: adapters, quantised layers and layers with hooks are called one by one."""
+        return all(type(p) is nn.Linear and not p._forward_hooks and not p._forward_pre_hooks for p in projections)
+
+    def _uses_matmul_backward(self, query) -> bool:
+        return (
+            query.device.type == "cpu"
+            and query.dtype == torch.bfloat16
+            and query.requires_grad
+            and self.config._attn_implementation == "sdpa"
+            and not (self.training and self.attention_dropout)
+            and not torch.compiler.is_compiling()
+        )
