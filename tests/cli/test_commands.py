@@ -1,0 +1,171 @@
+"""The command line: what it prints, what it passes on, and how it reports errors."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+from typer.testing import CliRunner
+
+from hubmodels import catalog
+from hubmodels.cli import ERROR_EXIT_CODE, app
+
+
+@pytest.fixture
+def invoke():
+    """Run the command line in this process and return click's result."""
+    runner = CliRunner()
+    return lambda *arguments: runner.invoke(app, [str(argument) for argument in arguments])
+
+
+@pytest.fixture
+def replace(monkeypatch):
+    """Put a recording stand-in in the place of a heavy function, and return the list of its calls."""
+
+    def replace(module: str, function: str, result=None, error: Exception | None = None) -> list[tuple[tuple, dict]]:
+        calls: list[tuple[tuple, dict]] = []
+
+        def stand_in(*args, **kwargs):
+            calls.append((args, kwargs))
+            if error is not None:
+                raise error
+            return result
+
+        monkeypatch.setitem(sys.modules, module, SimpleNamespace(**{function: stand_in}))
+        return calls
+
+    return replace
+
+
+def test_list_names_every_record(invoke):
+    result = invoke("list")
+    assert result.exit_code == 0
+    for record in (*catalog.METHODS, *catalog.CHECKPOINTS):
+        assert record.name in result.stdout
+
+
+def test_list_json_is_the_catalog(invoke):
+    records = json.loads(invoke("list", "--json").stdout)
+    assert [method["name"] for method in records["methods"]] == [method.name for method in catalog.METHODS]
+    assert [c["name"] for c in records["checkpoints"]] == [c.name for c in catalog.CHECKPOINTS]
+    base = next(c for c in records["checkpoints"] if c["name"] == "mae_finetuned_vit_base")
+    assert base["parameters"] == 86_567_656
+    assert base["licence"] == "cc-by-nc-4.0"
+    assert base["packaged"] is False
+    assert base["metrics"][0]["value"] == 83.664
+
+
+def test_list_takes_a_wildcard(invoke):
+    records = json.loads(invoke("list", "*ganloss", "--json").stdout)
+    assert records["methods"] == []
+    assert [c["name"] for c in records["checkpoints"]] == ["mae_visualize_vit_large_ganloss"]
+
+
+def test_info_of_a_method(invoke):
+    output = invoke("info", "mae").stdout
+    assert "https://arxiv.org/abs/2111.06377" in output
+    assert "AutoModelForPreTraining -> MAEForPreTraining" in output
+    assert "mae_pretrain_vit_huge" in output
+
+
+def test_info_of_a_checkpoint(invoke):
+    output = invoke("info", "mae_finetuned_vit_large").stdout
+    assert "304,326,632" in output
+    assert "https://dl.fbaipublicfiles.com/mae/finetune/mae_finetuned_vit_large.pth" in output
+    assert "85.952" in output
+    assert "hubmodels convert mae mae_finetuned_vit_large.pth" in output
+
+
+def test_info_json_of_several(invoke):
+    records = json.loads(invoke("info", "mae_pretrain_vit_?ase*", "--json").stdout)
+    assert [c["name"] for c in records["checkpoints"]] == ["mae_pretrain_vit_base", "mae_pretrain_vit_base_full"]
+
+
+@pytest.mark.parametrize("command", ["list", "info"])
+def test_unknown_name_is_one_error_line(invoke, command):
+    result = invoke(command, "nothing_like_this")
+    assert result.exit_code == ERROR_EXIT_CODE
+    assert result.stdout == ""
+    assert result.stderr.count("\n") == 1
+    assert result.stderr.startswith("error: ")
+    assert "'nothing_like_this'" in result.stderr and "mae" in result.stderr
+
+
+def test_error_line_is_red_on_a_terminal():
+    result = CliRunner().invoke(app, ["info", "nothing"], color=True)
+    assert result.stderr.startswith("\x1b[31merror: ")
+
+
+class DeclaredElsewhereError(Exception):
+    """An exception class as hubmodels' own modules declare them."""
+
+
+DeclaredElsewhereError.__module__ = "hubmodels.somewhere"
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        ValueError("mask_ratio must be in [0, 1),\n  got 2"),
+        FileNotFoundError("no such file"),
+        DeclaredElsewhereError("x"),
+    ],
+    ids=lambda error: type(error).__name__,
+)
+def test_user_errors_become_one_line(invoke, replace, error):
+    replace("hubmodels.conversion", "convert", error=error)
+    result = invoke("convert", "mae", "in.pth", "out")
+    assert result.exit_code == ERROR_EXIT_CODE
+    assert result.stderr == "error: " + " ".join(str(error).split()) + "\n"
+
+
+def test_debug_lets_the_error_through(invoke, replace):
+    error = ValueError("bad heads")
+    replace("hubmodels.conversion", "convert", error=error)
+    assert invoke("--debug", "convert", "mae", "in.pth", "out").exception is error
+
+
+def test_bugs_keep_their_traceback(invoke, replace):
+    error = TypeError("a bug")
+    replace("hubmodels.conversion", "convert", error=error)
+    assert invoke("convert", "mae", "in.pth", "out").exception is error
+
+
+def test_missing_argument_is_a_usage_error(invoke):
+    result = invoke("convert", "mae")
+    assert result.exit_code == 2
+    assert "checkpoint" in result.stderr.lower()
+
+
+def test_convert_passes_its_arguments(invoke, replace):
+    calls = replace("hubmodels.conversion", "convert")
+    result = invoke("convert", "mae", "in.pth", "out", "--num-heads", "3", "--decoder-num-heads", "2")
+    assert result.exit_code == 0
+    assert calls == [(("mae", Path("in.pth"), Path("out")), {"num_heads": 3, "decoder_num_heads": 2})]
+
+
+def test_train_tells_a_method_from_a_recipe(invoke, replace):
+    calls = replace("hubmodels.training", "train")
+    assert invoke("train", "mae", "--data", "photos", "--out", "run", "--yes").exit_code == 0
+    assert invoke("train", "run.yaml", "--set", "optimiser.lr=1e-3", "--set", "seed=1").exit_code == 0
+    method, recipe = (kwargs for _, kwargs in calls)
+    assert method["method"] == "mae" and "recipe" not in method
+    assert method["data"] == "photos" and method["output"] == Path("run") and method["yes"] is True
+    assert recipe["recipe"] == "run.yaml" and "method" not in recipe
+    assert recipe["overrides"] == ["optimiser.lr=1e-3", "seed=1"]
+
+
+def test_publish_passes_its_flags(invoke, replace):
+    calls = replace("hubmodels.publish", "publish", result="https://hub/me/model")
+    result = invoke("publish", "folder", "me/model", "--private", "--update")
+    assert result.stdout == "published https://hub/me/model\n"
+    assert calls == [((Path("folder"), "me/model"), {"private": True, "update": True})]
+
+
+def test_module_runs_as_a_script():
+    """`accelerate launch -m hubmodels.cli train RECIPE` runs the module like this."""
+    command = [sys.executable, "-m", "hubmodels.cli", "list", "--json"]
+    result = subprocess.run(command, capture_output=True, text=True, check=True, timeout=60)
+    assert json.loads(result.stdout)["methods"][0]["name"] == "mae"
