@@ -1,0 +1,151 @@
+"""Conversion of official checkpoints into folders that `from_pretrained` loads, and back.
+
+Each method has one module here, which offers
+
+* `convert(checkpoint, source, **options) -> Converted`: the model, processors and card of an official checkpoint;
+* `MODEL_CLASSES`: the classes whose folders it can convert back, by name;
+* `to_official(model) -> dict`: the official state dict of such a model.
+
+Everything that has to do with files (safe reading, complete-or-absent writing) is common and happens here.
+"""
+
+import inspect
+import json
+import os
+from importlib import import_module
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+METHODS: tuple[str, ...] = ("mae",)
+
+
+def convert(method: str, checkpoint: str | os.PathLike[str], out: str | os.PathLike[str], **options: Any) -> Path:
+    """Convert an official checkpoint into a model folder.
+
+    Args:
+        method: name of the method whose official code wrote the file, e.g. `"mae"`.
+        checkpoint: the official file (`.pth` or `.safetensors`). Nothing in it is executed.
+        out: folder to create; it appears only when it is complete. An empty folder may exist there.
+        options: what cannot be read from the file, see the method's `convert` (for example `num_heads=12`);
+            None counts as not given.
+
+    Returns:
+        The path of the folder: weights (safetensors), config, processors and a model card.
+
+    Raises:
+        ConversionError: the file is refused; the message says why. `out` is not created.
+        ValueError: unknown `method`.
+        TypeError: an option that the method does not have.
+        FileNotFoundError: there is no such checkpoint.
+        FileExistsError: `out` exists and is not an empty folder.
+
+    Example:
+
+    ```python
+    >>> from hubmodels.conversion import convert
+
+    >>> convert("mae", "mae_visualize_vit_base.pth", "mae-visualize-base")  # doctest: +SKIP
+    ```
+    """
+    from .checkpoint_reading import read_checkpoint
+    from .output import check_new_folder, new_folder
+
+    module = _method_module(method)
+    given = {name: value for name, value in options.items() if value is not None}
+    _check_options(method, module, given)
+    check_new_folder(out)
+    converted = module.convert(read_checkpoint(checkpoint), Path(checkpoint), **given)
+    with new_folder(out) as folder:
+        converted.model.save_pretrained(folder)
+        for processor in converted.processors:
+            processor.save_pretrained(folder)
+        (folder / "README.md").write_text(converted.card, encoding="utf-8")
+    return Path(out)
+
+
+def to_official(folder: str | os.PathLike[str], out: str | os.PathLike[str]) -> Path:
+    """Write the weights of a model folder as an official checkpoint, `{"model": state_dict}`.
+
+    Args:
+        folder: a local folder that `save_pretrained` or `convert` wrote.
+        out: `.pth` file to create; it appears only when it is complete.
+
+    Returns:
+        The path of the file.
+
+    Raises:
+        ConversionError: the folder holds no model of a known method, its weights do not fit its config, or the
+            official code has no equivalent of the model.
+        FileExistsError: `out` exists.
+    """
+    import torch
+
+    from .output import check_new_file, new_file
+
+    check_new_file(out)
+    state = _method_module_of(folder).to_official(_load_model(folder))
+    with new_file(out) as file:
+        torch.save({"model": state}, file)
+    return Path(out)
+
+
+def _method_module(method: str) -> ModuleType:
+    if method not in METHODS:
+        raise ValueError(f"no converter for method {method!r}; there are converters for: {', '.join(METHODS)}")
+    return import_module(f"{__name__}.{method}")
+
+
+def _check_options(method: str, module: ModuleType, options: dict[str, Any]) -> None:
+    parameters = inspect.signature(module.convert).parameters.values()
+    accepted = [parameter.name for parameter in parameters if parameter.kind is parameter.KEYWORD_ONLY]
+    unknown = [name for name in options if name not in accepted]
+    if unknown:
+        raise TypeError(f"unknown option {', '.join(unknown)} for {method}; it accepts: {', '.join(accepted)}")
+
+
+def _read_config(folder: str | os.PathLike[str]) -> dict[str, Any]:
+    from .checkpoint_reading import ConversionError
+
+    try:
+        return json.loads((Path(folder) / "config.json").read_text(encoding="utf-8"))
+    except (OSError, json.JSONDecodeError) as error:
+        raise ConversionError(f"{os.fspath(folder)!r} is not a model folder: {error}") from error
+
+
+def _method_module_of(folder: str | os.PathLike[str]) -> ModuleType:
+    from .checkpoint_reading import ConversionError
+
+    architecture = (_read_config(folder).get("architectures") or [None])[0]
+    for method in METHODS:
+        module = _method_module(method)
+        if architecture in module.MODEL_CLASSES:
+            return module
+    raise ConversionError(f"{os.fspath(folder)!r} holds a {architecture}, which no converter knows")
+
+
+def _load_model(folder: str | os.PathLike[str]) -> Any:
+    """Load a folder in the type it was saved in, refusing anything that does not fit."""
+    from .checkpoint_reading import ConversionError
+
+    config = _read_config(folder)
+    model_class = _method_module_of(folder).MODEL_CLASSES[config["architectures"][0]]
+    try:
+        model, info = model_class.from_pretrained(folder, dtype="auto", local_files_only=True, output_loading_info=True)
+    except (OSError, RuntimeError, ValueError) as error:
+        raise ConversionError(f"cannot load {os.fspath(folder)!r}: {error}") from error
+    problems = {name: sorted(map(str, keys)) for name, keys in info.items() if keys}
+    if problems:
+        raise ConversionError(f"the weights in {os.fspath(folder)!r} do not fit its config: {problems}")
+    return model
+
+
+def __getattr__(name: str) -> Any:
+    if name == "ConversionError":  # lazily, so that importing this package does not import torch
+        from .checkpoint_reading import ConversionError
+
+        return ConversionError
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+__all__ = ["METHODS", "ConversionError", "convert", "to_official"]
