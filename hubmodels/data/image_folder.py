@@ -1,0 +1,94 @@
+"""Find the images, classes and splits of a folder."""
+
+import os
+from pathlib import Path
+
+import numpy as np
+
+from hubmodels.data.sources import IMAGE_SUFFIXES
+from hubmodels.data.splits import SPLIT_NAMES, canonical_split, choose_split
+
+_IGNORED_FOLDERS = frozenset({"__MACOSX"})
+
+
+def _is_image(name: str) -> bool:
+    return not name.startswith(".") and os.path.splitext(name)[1].lower() in IMAGE_SUFFIXES
+
+
+def _subfolders(folder: Path) -> list[Path]:
+    """Visible folders inside a folder, sorted by name."""
+    return sorted(
+        entry
+        for entry in folder.iterdir()
+        if entry.is_dir() and not entry.name.startswith(".") and entry.name not in _IGNORED_FOLDERS
+    )
+
+
+def _images_below(folder: Path) -> list[Path]:
+    """All images in a folder and below, sorted by path."""
+    return sorted(
+        Path(parent, name)
+        for parent, _, names in os.walk(folder)
+        if not any(part.startswith(".") for part in Path(parent).relative_to(folder).parts)
+        for name in names
+        if _is_image(name)
+    )
+
+
+def _split_folders(root: Path) -> dict[str, Path]:
+    """Split folders by name; empty when the folder is not divided into splits."""
+    folders = _subfolders(root)
+    splits = {folder.name: folder for folder in folders if folder.name.lower() in SPLIT_NAMES}
+    divided = any(canonical_split(name) == "train" for name in splits) or len(splits) == len(folders)
+    return splits if divided else {}
+
+
+def _class_folders(folder: Path) -> list[Path]:
+    """The class folders; none when images lie directly in the folder, which is then unlabelled."""
+    if any(_is_image(entry.name) for entry in folder.iterdir() if entry.is_file()):
+        return []
+    return _subfolders(folder)
+
+
+def find_images(root: Path, split: str | None) -> tuple[list[Path], np.ndarray | None, list[str] | None]:
+    """Find the images of a folder.
+
+    A folder is divided into splits when it holds train/ or nothing but split folders. Inside (a split of) it, one
+    folder per class gives labels; images directly in the folder mean unlabelled data. The classes are those of all
+    splits together, in the order of their names, so that labels agree between splits.
+
+    Args:
+        root: The folder.
+        split: Name of the split, or None: "train", or the only one.
+
+    Returns:
+        (paths, labels int64 [N] or None, class names or None).
+
+    Raises:
+        ValueError: No such split, no images, or a class folder without images.
+    """
+    splits = _split_folders(root)
+    if splits:
+        folder = splits[choose_split(split, list(splits), str(root))]
+    elif split is None or canonical_split(split) == "train":
+        folder = root
+    else:
+        raise ValueError(f"{root} has no split {split!r}: it holds no split folders (train/, val/, test/)")
+    classes = _class_folders(folder)
+    if not classes:
+        paths = _images_below(folder)
+        if not paths:
+            raise ValueError(f"{folder} holds no images ({', '.join(sorted(IMAGE_SUFFIXES))})")
+        return paths, None, None
+    return _labelled_images(classes, [_class_folders(other) for other in splits.values()])
+
+
+def _labelled_images(classes: list[Path], all_classes: list[list[Path]]) -> tuple[list[Path], np.ndarray, list[str]]:
+    """Images of class folders with labels that number the classes of all splits."""
+    class_names = sorted({entry.name for entries in (classes, *all_classes) for entry in entries})
+    images = {entry.name: _images_below(entry) for entry in classes}
+    empty = [str(entry) for entry in classes if not images[entry.name]]
+    if empty:
+        raise ValueError(f"class folders without images: {', '.join(empty)}")
+    labels = np.repeat([class_names.index(name) for name in images], [len(paths) for paths in images.values()])
+    return [path for paths in images.values() for path in paths], labels, class_names
