@@ -26,3 +26,5 @@ class MAEImageProcessor(TorchvisionBackend):
 
 
 __all__ = ["MAEImageProcessor"]
+
+MAEImageProcessor.register_for_auto_class()
