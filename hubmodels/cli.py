@@ -60,9 +60,9 @@ JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON instead of 
 
 def _print_version(requested: bool) -> None:
     if requested:
-        from importlib.metadata import version
+        from hubmodels import __version__
 
-        typer.echo(f"hubmodels {version('hubmodels')}")
+        typer.echo(f"hubmodels {__version__}")
         raise typer.Exit
 
 
@@ -249,6 +249,18 @@ def convert(
 
 
 @app.command()
+def export(
+    folder: Annotated[Path, typer.Argument(help="Folder with a model, as `convert` or `save_pretrained` wrote it.")],
+    out: Annotated[Path, typer.Argument(help="Official checkpoint to create (.pth).")],
+) -> None:
+    """Write a model back as a checkpoint in the layout of the official code."""
+    from hubmodels.conversion import to_official
+
+    to_official(folder, out)
+    typer.echo(f"wrote {out}")
+
+
+@app.command()
 def publish(
     folder: Annotated[Path, typer.Argument(help="Folder with the model to publish.")],
     repo_id: Annotated[str, typer.Argument(help="Repository on the Hub, OWNER/NAME.")],
@@ -271,6 +283,61 @@ def quickstart(
 
     arguments: dict[str, Any] = {"seeds": tuple(seed)} if seed else {}
     tour.main(output=output, **arguments)
+
+
+@app.command()
+def demo(
+    image: Annotated[Path, typer.Argument(help="The picture to hide and reconstruct.")],
+    model: Annotated[
+        str | None, typer.Option(help="Folder, Hub id or packaged checkpoint; by default the first packaged one.")
+    ] = None,
+    output: Annotated[Path, typer.Option(help="Picture to write.")] = Path("reconstruction.png"),
+    seed: Annotated[int, typer.Option(help="Seed of the mask.")] = 0,
+) -> None:
+    """Draw what a model reconstructs of a picture of which it sees only a part."""
+    if output.exists():
+        raise FileExistsError(f"{output} exists; give another place with --output")
+    from PIL import Image
+
+    source = _default_demo_model() if model is None else _model_source(model)
+    with Image.open(image) as opened:
+        picture = opened.convert("RGB")
+
+    import torch
+    from transformers import AutoImageProcessor
+
+    from hubmodels.visualization import reconstruction_sheet
+
+    network = _load_with_decoder(source)
+    pixel_values = AutoImageProcessor.from_pretrained(source)(picture, return_tensors="pt").pixel_values
+    torch.manual_seed(seed)
+    reconstruction_sheet(network, pixel_values, output)
+    typer.echo(f"wrote {output}")
+
+
+def _model_source(name: str) -> str:
+    """What `from_pretrained` takes: a packaged checkpoint's folder, otherwise `name` itself (a folder or Hub id)."""
+    if any(checkpoint.name == name for checkpoint in catalog.CHECKPOINTS):
+        return str(catalog.packaged_path(name))
+    return name
+
+
+def _default_demo_model() -> str:
+    for checkpoint in catalog.CHECKPOINTS:
+        if checkpoint.is_packaged and checkpoint.task == "image-feature-extraction":
+            return str(catalog.packaged_path(checkpoint.name))
+    raise ValueError("no packaged checkpoint can reconstruct; give a model with --model")
+
+
+def _load_with_decoder(source: str) -> Any:
+    """Load a model for pre-training, refusing weights that lack a part of it: its pictures would be noise."""
+    from transformers import AutoModelForPreTraining
+
+    network, loading = AutoModelForPreTraining.from_pretrained(source, output_loading_info=True)
+    if loading["missing_keys"]:
+        missing = sorted(loading["missing_keys"])
+        raise ValueError(f"{source} cannot reconstruct: it lacks {len(missing)} weights, for example {missing[0]}")
+    return network.eval()
 
 
 def main() -> None:

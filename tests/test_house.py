@@ -143,6 +143,12 @@ def test_public_names_have_docstrings(path):
     assert not tree.body or ast.get_docstring(tree), "the module itself has no docstring"
 
 
+def test_version_is_the_one_of_pyproject():
+    tree = ast.parse((ROOT / "hubmodels" / "__init__.py").read_text(encoding="utf-8"))
+    values = [n.value for n in tree.body if isinstance(n, ast.Assign) and ast.unparse(n.targets[0]) == "__version__"]
+    assert [ast.literal_eval(value) for value in values] == [PYPROJECT["project"]["version"]]
+
+
 def test_changelog_describes_the_version():
     version = PYPROJECT["project"]["version"]
     assert re.search(

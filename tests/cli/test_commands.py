@@ -164,6 +164,87 @@ def test_publish_passes_its_flags(invoke, replace):
     assert calls == [((Path("folder"), "me/model"), {"private": True, "update": True})]
 
 
+def test_export_passes_its_arguments(invoke, replace):
+    calls = replace("hubmodels.conversion", "to_official")
+    assert invoke("export", "folder", "out.pth").stdout == "wrote out.pth\n"
+    assert calls == [((Path("folder"), Path("out.pth")), {})]
+
+
+def test_quickstart_passes_its_seeds(invoke, monkeypatch):
+    import hubmodels
+
+    calls = []
+    tour = SimpleNamespace(main=lambda **kwargs: calls.append(kwargs))
+    monkeypatch.setattr(hubmodels, "quickstart", tour, raising=False)
+    assert invoke("quickstart", "--output", "there", "--seed", "1", "--seed", "2").exit_code == 0
+    assert invoke("quickstart").exit_code == 0
+    assert calls == [{"output": Path("there"), "seeds": (1, 2)}, {"output": Path("quickstart-output")}]
+
+
+@pytest.fixture
+def pretrained_folder(tmp_path):
+    """A tiny MAE with its decoder and processor, saved."""
+    from hubmodels.modeling.mae import MAEConfig, MAEForPreTraining, MAEImageProcessor
+
+    sizes = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 32}
+    decoder = {"decoder_hidden_size": 16, "decoder_num_hidden_layers": 1, "decoder_num_attention_heads": 2}
+    config = MAEConfig(image_size=16, patch_size=4, decoder_intermediate_size=32, **sizes, **decoder)
+    folder = tmp_path / "model"
+    MAEForPreTraining(config).save_pretrained(folder)
+    side = {"size": {"shortest_edge": 16}, "crop_size": {"height": 16, "width": 16}}
+    MAEImageProcessor(**side).save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture
+def picture(tmp_path):
+    from PIL import Image
+
+    path = tmp_path / "picture.png"
+    Image.effect_noise((40, 30), 50).save(path)
+    return path
+
+
+def test_demo_draws_a_picture(invoke, pretrained_folder, picture, tmp_path):
+    from PIL import Image
+
+    output = tmp_path / "sheet.png"
+    result = invoke("demo", picture, "--model", pretrained_folder, "--output", output)
+    assert result.exit_code == 0, result.output
+    with Image.open(output) as sheet:
+        assert sheet.width > sheet.height
+
+
+def test_demo_overwrites_nothing(invoke, pretrained_folder, picture):
+    result = invoke("demo", picture, "--model", pretrained_folder, "--output", picture)
+    assert result.exit_code == ERROR_EXIT_CODE
+    assert "exists" in result.stderr
+
+
+def test_demo_refuses_an_encoder_without_decoder(invoke, pretrained_folder, picture, tmp_path):
+    from hubmodels.modeling.mae import MAEModel
+
+    encoder = tmp_path / "encoder"
+    MAEModel.from_pretrained(pretrained_folder).save_pretrained(encoder)
+    result = invoke("demo", picture, "--model", encoder, "--output", tmp_path / "sheet.png")
+    assert result.exit_code == ERROR_EXIT_CODE
+    assert "cannot reconstruct" in result.stderr and "decoder." in result.stderr
+
+
+def test_demo_names_an_unreadable_picture(invoke, pretrained_folder, tmp_path):
+    text = tmp_path / "notes.png"
+    text.write_text("not a picture")
+    result = invoke("demo", text, "--model", pretrained_folder, "--output", tmp_path / "sheet.png")
+    assert result.exit_code == ERROR_EXIT_CODE
+    assert "notes.png" in result.stderr
+
+
+def test_demo_sends_to_the_official_file(invoke, picture, tmp_path):
+    result = invoke("demo", picture, "--model", "mae_visualize_vit_base", "--output", tmp_path / "sheet.png")
+    assert result.exit_code == ERROR_EXIT_CODE
+    assert "hubmodels convert mae mae_visualize_vit_base.pth" in result.stderr
+
+
 def test_module_runs_as_a_script():
     """`accelerate launch -m hubmodels.cli train RECIPE` runs the module like this."""
     command = [sys.executable, "-m", "hubmodels.cli", "list", "--json"]
