@@ -1,0 +1,55 @@
+"""Training: one trainer on `transformers.Trainer`, published optimisers and schedules, recipes."""
+
+from hubmodels.training.arguments import HubTrainingArguments
+from hubmodels.training.callbacks import (
+    CollapseError,
+    CollapseGuard,
+    ExponentialMovingAverage,
+    HubCallback,
+    JsonlLogger,
+    NonFiniteGuard,
+    NonFiniteLossError,
+    OnlineProbe,
+    feature_std,
+    read_jsonl,
+)
+from hubmodels.training.checkpoints import (
+    checkpoint_defect,
+    clean_leftovers,
+    complete_checkpoints,
+    last_complete_checkpoint,
+    rotate_checkpoints,
+)
+from hubmodels.training.lars import LARS
+from hubmodels.training.parameter_groups import create_optimizer, parameter_groups
+from hubmodels.training.random_state import EpochSampler, preserved_random_state
+from hubmodels.training.schedules import fractional_epoch, warmup_cosine_lr, warmup_cosine_scheduler
+from hubmodels.training.trainer import HubTrainer
+
+__all__ = [
+    "LARS",
+    "CollapseError",
+    "CollapseGuard",
+    "EpochSampler",
+    "ExponentialMovingAverage",
+    "HubCallback",
+    "HubTrainer",
+    "HubTrainingArguments",
+    "JsonlLogger",
+    "NonFiniteGuard",
+    "NonFiniteLossError",
+    "OnlineProbe",
+    "checkpoint_defect",
+    "clean_leftovers",
+    "complete_checkpoints",
+    "create_optimizer",
+    "feature_std",
+    "fractional_epoch",
+    "last_complete_checkpoint",
+    "parameter_groups",
+    "preserved_random_state",
+    "read_jsonl",
+    "rotate_checkpoints",
+    "warmup_cosine_lr",
+    "warmup_cosine_scheduler",
+]

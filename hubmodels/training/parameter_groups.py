@@ -1,0 +1,105 @@
+"""Parameter groups and optimisers: weight decay, layer-wise learning rates, any optimiser of timm."""
+
+import inspect
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from timm.optim import create_optimizer_v2, get_optimizer_class, list_optimizers
+from timm.optim import param_groups_layer_decay as timm_layer_decay_groups
+from timm.optim import param_groups_weight_decay as timm_weight_decay_groups
+from torch import nn
+
+from hubmodels.training.lars import LARS
+
+
+def parameter_groups(
+    model: nn.Module, learning_rate: float, weight_decay: float, layer_decay: float | None = None
+) -> list[dict[str, Any]]:
+    """Groups of trainable parameters with their weight decay and learning rate.
+
+    One-dimensional parameters and the names of `model.no_weight_decay()` are not decayed. With `layer_decay` the
+    learning rate of layer `i` of `n` is `learning_rate * layer_decay ** (n - i)`, where `model.group_matcher()` (timm's
+    convention) says which layer a parameter belongs to. Frozen parameters are in no group.
+
+    Args:
+        model: The model to train.
+        learning_rate: Peak learning rate of the last layer.
+        weight_decay: Weight decay of the decayed groups.
+        layer_decay: Factor from a layer to the one before it, in (0, 1]; None or 1 gives every layer the same rate.
+
+    Returns:
+        Groups with the keys `params`, `lr`, `weight_decay` and, with `layer_decay`, `lr_scale`.
+
+    Raises:
+        ValueError: If nothing is trainable, `layer_decay` is out of range, or the model does not name its layers.
+    """
+    if layer_decay is not None and not 0 < layer_decay <= 1:
+        raise ValueError(f"layer_decay must be in (0, 1], got {layer_decay}")
+    excluded = model.no_weight_decay() if hasattr(model, "no_weight_decay") else set()
+    if layer_decay is None or layer_decay == 1:
+        groups = timm_weight_decay_groups(model, weight_decay, no_weight_decay_list=excluded)
+    elif not hasattr(model, "group_matcher"):
+        raise ValueError(
+            f"layer_decay = {layer_decay} needs a model with a group_matcher() method that names its layers; "
+            f"{type(model).__name__} has none"
+        )
+    else:
+        groups = timm_layer_decay_groups(model, weight_decay, no_weight_decay_list=excluded, layer_decay=layer_decay)
+    if not groups:
+        raise ValueError(f"{type(model).__name__} has no trainable parameter: every requires_grad is False")
+    for group in groups:
+        group["lr"] = learning_rate * group.get("lr_scale", 1.0)
+    return groups
+
+
+def create_optimizer(
+    name: str,
+    groups: list[dict[str, Any]],
+    learning_rate: float,
+    weight_decay: float = 0.0,
+    options: Mapping[str, Any] | None = None,
+) -> torch.optim.Optimizer:
+    """Build an optimiser by name.
+
+    Args:
+        name: "lars" for `LARS`, or any name of `timm.optim.list_optimizers()` such as "adamw", "lamb" or "sgd".
+        groups: Parameter groups, from `parameter_groups`.
+        learning_rate: Learning rate of groups that have none.
+        weight_decay: Weight decay of groups that have none.
+        options: Further arguments of the optimiser, such as `{"betas": [0.9, 0.95]}`.
+
+    Returns:
+        The optimiser.
+
+    Raises:
+        ValueError: If the name is unknown, or the optimiser does not take one of the options.
+    """
+    options = {key: tuple(value) if isinstance(value, list) else value for key, value in (options or {}).items()}
+    optimizer_class = optimizer_class_of(name)
+    accepted = inspect.signature(optimizer_class).parameters
+    unknown = sorted(set(options) - set(accepted))
+    if unknown:
+        raise ValueError(f"optimizer {name!r} does not take {unknown}; it takes {sorted(set(accepted) - {'params'})}")
+    if optimizer_class is LARS:
+        return LARS(groups, lr=learning_rate, weight_decay=weight_decay, **options)
+    return create_optimizer_v2(groups, opt=name, lr=learning_rate, weight_decay=weight_decay, **options)
+
+
+def optimizer_class_of(name: str) -> type:
+    """Class behind an optimiser name.
+
+    Args:
+        name: "lars" or a name of `timm.optim.list_optimizers()`.
+
+    Returns:
+        The class.
+
+    Raises:
+        ValueError: If the name is unknown.
+    """
+    if name == "lars":
+        return LARS
+    if name not in list_optimizers():
+        raise ValueError(f"unknown optimizer {name!r}; accepted: 'lars' and the names of timm: {list_optimizers()}")
+    return get_optimizer_class(name, bind_defaults=False)

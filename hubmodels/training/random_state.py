@@ -1,0 +1,51 @@
+"""Random numbers of a run: an order of samples that depends on seed and epoch only, and protected generators."""
+
+import random
+from collections.abc import Iterator, Sized
+from contextlib import contextmanager
+
+import numpy as np
+import torch
+from torch.utils.data import Sampler
+
+
+class EpochSampler(Sampler[int]):
+    """Shuffles a data set by a permutation that is a pure function of seed and epoch.
+
+    So the order does not depend on the number of processes or workers, nor on whether the run was resumed.
+
+    Args:
+        dataset: Map-style data set.
+        seed: Seed of the order.
+    """
+
+    def __init__(self, dataset: Sized, seed: int):
+        self.dataset = dataset
+        self.seed = seed
+        self.epoch = 0
+
+    def set_epoch(self, epoch: int) -> None:
+        """Choose the permutation.
+
+        Args:
+            epoch: Epoch from 0.
+        """
+        self.epoch = epoch
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    def __iter__(self) -> Iterator[int]:
+        yield from np.random.default_rng([self.seed, self.epoch]).permutation(len(self)).tolist()
+
+
+@contextmanager
+def preserved_random_state() -> Iterator[None]:
+    """Leave the generators of Python, numpy and torch after a `with` block as they were before it."""
+    python_state, numpy_state = random.getstate(), np.random.get_state()
+    with torch.random.fork_rng():
+        try:
+            yield
+        finally:
+            random.setstate(python_state)
+            np.random.set_state(numpy_state)
