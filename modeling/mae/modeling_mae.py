@@ -76,7 +76,7 @@ class MAEPreTrainedModel(ViTMAEPreTrainedModel):
     def group_matcher(self, coarse: bool = False) -> dict:
         """Groups of parameters from input to output, in timm's convention, for layer-wise learning rate decay."""
         return {
-            "stem": r"^(vit\.)?embeddings\.",
+            "stem": r"^(?:vit\.)?embeddings\.",
             "blocks": [(r"^(?:vit\.)?layers\.(\d+)", None)],
         }
 
