@@ -270,8 +270,9 @@ def get_checkpoint(name: str) -> Checkpoint:
         if checkpoint.name == name:
             return checkpoint
     known = [checkpoint.name for checkpoint in CHECKPOINTS]
-    similar = difflib.get_close_matches(name, known, n=3) or known
-    raise ValueError(f"unknown checkpoint {name!r}; did you mean: {', '.join(similar)}? `hubmodels list` shows all")
+    similar = difflib.get_close_matches(name, known, n=3)
+    hint = f"; did you mean: {', '.join(similar)}?" if similar else ""
+    raise ValueError(f"unknown checkpoint {name!r}{hint} (`hubmodels list` shows all)")
 
 
 def search(pattern: str) -> tuple[tuple[Method, ...], tuple[Checkpoint, ...]]:
