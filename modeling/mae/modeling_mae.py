@@ -52,6 +52,21 @@ class MAEPreTrainedModel(ViTMAEPreTrainedModel):
     config: MAEConfig
     _no_split_modules = ["MAEEmbeddings", "MAELayer", "MAEDecoder"]
     _can_record_outputs = {"hidden_states": MAELayer, "attentions": MAEAttention}
+    _trainable_positions = False
+
+    @classmethod
+    def from_pretrained(cls, *args, **kwargs):
+        """As in transformers; afterwards the sin-cos tables are fixed again, which loading in transformers 5 undoes."""
+        loaded = super().from_pretrained(*args, **kwargs)
+        (loaded[0] if isinstance(loaded, tuple) else loaded)._set_trainable_positions()
+        return loaded
+
+    def _set_trainable_positions(self):
+        for module in self.modules():
+            if isinstance(module, MAEEmbeddings):
+                module.position_embeddings.requires_grad_(self._trainable_positions)
+            elif isinstance(module, MAEDecoder):
+                module.decoder_pos_embed.requires_grad_(False)
 
     @torch.no_grad()
     def _init_weights(self, module):
@@ -248,7 +263,6 @@ class MAEForPreTraining(MAEPreTrainedModel):
         interpolate_pos_encoding: bool | None = None,
         return_loss: bool = True,
         return_logits: bool | None = None,
-        labels: torch.Tensor | None = None,
         output_hidden_states: bool | None = None,
         **kwargs,
     ) -> MAEForPreTrainingOutput:
@@ -259,13 +273,15 @@ class MAEForPreTraining(MAEPreTrainedModel):
             return_loss (`bool`): compute the loss; true by default, so that `Trainer` reports an evaluation loss.
             return_logits (`bool`, *optional*): predict every patch. By default in evaluation only; in training the decoder
                 then skips what the loss does not read, with the same loss and gradients.
-            labels (`torch.Tensor`, *optional*): ignored, so that labelled batches can be used.
+            kwargs: passed to the encoder, but `labels` is ignored, so that labelled batches can be used. (It is no named
+                argument, because `Trainer` would then report an evaluation loss for labelled batches only.)
 
         Raises:
             ValueError: for a loss with nothing masked, and as [`MAEModel.forward`].
         """
         if pixel_values is None:
             raise ValueError("pixel_values is required")
+        kwargs.pop("labels", None)
         if output_hidden_states is None:
             output_hidden_states = self.config.output_hidden_states
         outputs = self.vit(
@@ -434,6 +450,7 @@ class MAEForImageClassification(MAEPreTrainedModel):
 
     # A mean-pooled classifier has no final norm and no decoder: loading a pre-trained model leaves these out.
     _keys_to_ignore_on_load_unexpected = [r"^decoder\.", r"^(vit\.)?layernorm\."]
+    _trainable_positions = True
 
     def __init__(self, config: MAEConfig):
         super().__init__(config)
@@ -444,8 +461,7 @@ class MAEForImageClassification(MAEPreTrainedModel):
         probe_norm = nn.BatchNorm1d(config.hidden_size, affine=False, eps=1e-6)
         self.probe_norm = probe_norm if config.probe_batch_norm else nn.Identity()
         self.classifier = nn.Linear(config.hidden_size, config.num_labels)
-        self.vit.embeddings.position_embeddings.requires_grad_(True)
-        self._frozen_layers = 0
+        self._set_trainable_positions()
         self.post_init()
 
     def get_input_embeddings(self) -> nn.Module:
