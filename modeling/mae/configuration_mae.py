@@ -26,24 +26,26 @@ class MAEConfig(BackboneConfigMixin, ViTMAEConfig):
         drop_path_rate (`float`, defaults to 0.0):
             Stochastic depth rate of the last encoder layer; layer `i` of `n` drops with `rate * i / (n - 1)`.
         pooling (`str`, defaults to `"mean"`):
-            What the classifier reads. `"mean"`: mean of the patch tokens of the last layer, without the final norm, then
-            `fc_norm` (the published fine-tuning). `"cls"`: the class token after the final norm (the linear probe).
+            What the classifier reads. `"mean"`: mean of the patch tokens of the last layer, without the final norm,
+            then `fc_norm` (the published fine-tuning). `"cls"`: the class token after the final norm (the linear
+            probe).
         classifier_init_std (`float`, defaults to 2e-5):
-            Standard deviation of the truncated normal that initialises the classifier; 2e-5 for fine-tuning, 0.01 for the
-            linear probe (official `main_finetune.py`, `main_linprobe.py`).
+            Standard deviation of the truncated normal that initialises the classifier; 2e-5 for fine-tuning, 0.01 for
+            the linear probe (official `main_finetune.py`, `main_linprobe.py`).
         probe_batch_norm (`bool`, defaults to `False`):
             Put the parameter-free BatchNorm of the published linear probe in front of the classifier.
         mask_sampling (`str`, defaults to `"random"`):
-            How patches are masked when neither `noise` nor `bool_masked_pos` is given: `"random"`, `"block"` or `"grid"`
-            (paper, section 4.1, "Mask sampling strategy").
+            How patches are masked when neither `noise` nor `bool_masked_pos` is given: `"random"`, `"block"` or
+            `"grid"` (paper, section 4.1, "Mask sampling strategy").
         out_features (`list[str]`, *optional*):
             Stages that [`MAEBackbone`] returns, of `stem, stage1 ... stageN`; the last one by default.
         out_indices (`list[int]`, *optional*):
             The same as indices.
 
     Raises:
-        ValueError: for an unknown `pooling` or `mask_sampling`, a `mask_ratio` outside [0, 1), an image size that the patch
-            size does not divide, and widths that the heads or the four parts of the position tables do not divide.
+        ValueError: for an unknown `pooling` or `mask_sampling`, a `mask_ratio` outside [0, 1), an image size that the
+            patch size does not divide, and widths that the heads or the four parts of the position tables do not
+            divide.
 
     Example:
 

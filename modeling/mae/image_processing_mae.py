@@ -6,8 +6,8 @@ from transformers.image_utils import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 
 class MAEImageProcessor(TorchvisionBackend):
     """
-    Resizes the short side bicubically to 256, crops the centre to 224 and normalises with the ImageNet statistics, as the
-    official evaluation does; for size S the short side is `int(S / (224 / 256))`, and S itself above 224.
+    Resizes the short side bicubically to 256, crops the centre to 224 and normalises with the ImageNet statistics, as
+    the official evaluation does; for size S the short side is `int(S / (224 / 256))`, and S itself above 224.
 
     The resizing is torchvision's antialiased bicubic on tensors, which differs from PIL's by at most 2/255 per pixel.
     """

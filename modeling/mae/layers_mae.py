@@ -210,8 +210,8 @@ class MAEDecoder(ViTMAEDecoder):
             latent (`torch.Tensor` of shape `[B, 1 + K, D]`): output of the encoder.
             mask (`PatchMask`): the mask that made it.
             grid_size (`tuple[int, int]`): rows and columns of patches.
-            masked_only (`bool`): predict the removed patches only, in the order of `mask.ids_masked`: the last layer, norm
-                and projection then skip the rows that the loss does not read.
+            masked_only (`bool`): predict the removed patches only, in the order of `mask.ids_masked`: the last layer,
+                norm and projection then skip the rows that the loss does not read.
             output_hidden_states (`bool`): also return the input of the first layer and the output of each.
 
         Returns:

@@ -42,14 +42,15 @@ def sample_mask(
         mask_ratio (`float`): share of removed patches, in [0, 1). `int(L * (1 - mask_ratio))` are kept, as in the
             official code (the product is truncated).
         sampling (`str`): `"random"`, `"block"` or `"grid"`; used when neither `noise` nor `bool_masked_pos` is given.
-        noise (`torch.Tensor` of shape `[B, L]`, *optional*): the patches with the smallest noise are kept, in that order.
+        noise (`torch.Tensor` of shape `[B, L]`, *optional*): the patches with the smallest noise are kept, in that
+            order.
         bool_masked_pos (`torch.Tensor` of shape `[B, L]`, *optional*): the mask itself, true where removed.
         generator (`torch.Generator`, *optional*): source of the random draws, on `device`.
         device: where the mask is needed.
 
     Raises:
-        ValueError: for a ratio outside [0, 1) or without a kept patch, wrong shapes, images that mask unequal numbers of
-            patches, both `noise` and `bool_masked_pos`, or a grid that the ratio does not fit.
+        ValueError: for a ratio outside [0, 1) or without a kept patch, wrong shapes, images that mask unequal numbers
+            of patches, both `noise` and `bool_masked_pos`, or a grid that the ratio does not fit.
     """
     length = grid_size[0] * grid_size[1]
     if noise is not None and bool_masked_pos is not None:
@@ -101,7 +102,8 @@ def _from_bool(bool_masked_pos: torch.Tensor, batch_size: int, length: int) -> P
 def _block_masks(batch_size, grid_size, num_masked, generator, device) -> torch.Tensor:
     """
     Block-wise masking of BEiT (arXiv 2106.08254, algorithm 1): rectangles of at least 16 patches (of 14 x 14, fewer on
-    smaller grids) with aspect ratio in [0.3, 1 / 0.3] until `num_masked` patches are covered; the last one is cut short.
+    smaller grids) with aspect ratio in [0.3, 1 / 0.3] until `num_masked` patches are covered; the last one is cut
+    short.
     """
     rows, columns = grid_size
     smallest = max(1, round(16 * rows * columns / 196))
@@ -127,8 +129,8 @@ def _grid_mask(grid_size, mask_ratio, device) -> torch.Tensor:
     step = round((1 - mask_ratio) ** -0.5)
     if step < 2 or abs(1 - 1 / step**2 - mask_ratio) > 1e-6 or rows % step or columns % step:
         raise ValueError(
-            f"grid sampling keeps one patch of every s x s: mask_ratio must be 1 - 1/s^2 (0.75, 0.8889, 0.9375 ...) and s "
-            f"must divide the {rows}x{columns} grid, got mask_ratio {mask_ratio}"
+            "grid sampling keeps one patch of every s x s: mask_ratio must be 1 - 1/s^2 (0.75, 0.8889, 0.9375 ...) and "
+            f"s must divide the {rows}x{columns} grid, got mask_ratio {mask_ratio}"
         )
     mask = torch.ones(rows, columns, device=device)
     mask[::step, ::step] = 0

@@ -27,8 +27,8 @@ class LegacyRenaming(WeightRenaming):
         return WeightRenaming(r"(?!)", "")
 
 
-# Layouts on the Hub: that of facebook/vit-mae-* (`vit.encoder.layer.N...`), and `decoder.decoder_encoder.layer.N...`, which
-# transformers 5 writes for ViTMAE.
+# Layouts on the Hub: that of facebook/vit-mae-* (`vit.encoder.layer.N...`), and `decoder.decoder_encoder.layer.N...`,
+# which transformers 5 writes for ViTMAE.
 register_checkpoint_conversion_mapping(
     MAEConfig.model_type,
     [
@@ -102,8 +102,8 @@ class MAEPreTrainedModel(ViTMAEPreTrainedModel):
 
     def resize_position_embeddings(self, image_size: int | tuple[int, int]) -> None:
         """
-        Changes the image size of the model: encoder table bicubically (official fine-tuning at another resolution), tables of
-        a pre-training model rebuilt (they are not learnt). `config.image_size` follows.
+        Changes the image size of the model: encoder table bicubically (official fine-tuning at another resolution),
+        tables of a pre-training model rebuilt (they are not learnt). `config.image_size` follows.
 
         Args:
             image_size (`int` or pair): new size in pixels, divisible by the patch size.
@@ -184,14 +184,15 @@ class MAEModel(MAEPreTrainedModel):
             pixel_values (`torch.Tensor` of shape `[B, C, H, W]`): normalised images.
             noise (`torch.Tensor` of shape `[B, L]`, *optional*): the patches with the smallest noise are kept.
             bool_masked_pos (`torch.Tensor` of shape `[B, L]`, *optional*): true where removed; equal counts per image.
-            mask_ratio (`float`, *optional*): share of removed patches, `config.mask_ratio` by default; 0 switches masking
-                off and returns all patches in natural order.
+            mask_ratio (`float`, *optional*): share of removed patches, `config.mask_ratio` by default; 0 switches
+                masking off and returns all patches in natural order.
             generator (`torch.Generator`, *optional*): source of the masking noise.
             interpolate_pos_encoding (`bool`, *optional*): accept image sizes other than the configured one.
             drop_path_uniform (`torch.Tensor` of shape `[layers, 2, B]`, *optional*): stochastic-depth draws.
 
         Raises:
-            ValueError: for images that do not fit the configuration and for masks that leave nothing or differ in count.
+            ValueError: for images that do not fit the configuration and for masks that leave nothing or differ in
+            count.
         """
         if pixel_values is None:
             raise ValueError("pixel_values is required")
@@ -271,10 +272,10 @@ class MAEForPreTraining(MAEPreTrainedModel):
             pixel_values (`torch.Tensor` of shape `[B, C, H, W]`): normalised images.
             noise, bool_masked_pos, mask_ratio, generator, interpolate_pos_encoding: see [`MAEModel.forward`].
             return_loss (`bool`): compute the loss; true by default, so that `Trainer` reports an evaluation loss.
-            return_logits (`bool`, *optional*): predict every patch. By default in evaluation only; in training the decoder
-                then skips what the loss does not read, with the same loss and gradients.
-            kwargs: passed to the encoder, but `labels` is ignored, so that labelled batches can be used. (It is no named
-                argument, because `Trainer` would then report an evaluation loss for labelled batches only.)
+            return_logits (`bool`, *optional*): predict every patch. By default in evaluation only; in training the
+                decoder then skips what the loss does not read, with the same loss and gradients.
+            kwargs: passed to the encoder, but `labels` is ignored, so that labelled batches can be used. (It is no
+                named argument, because `Trainer` would then report an evaluation loss for labelled batches only.)
 
         Raises:
             ValueError: for a loss with nothing masked, and as [`MAEModel.forward`].
@@ -358,7 +359,8 @@ class MAEForPreTraining(MAEPreTrainedModel):
 
         Args:
             patchified_pixel_values (`torch.Tensor`): patches.
-            original_image_size (`tuple[int, int]`, *optional*): height and width in pixels, the configured ones by default.
+            original_image_size (`tuple[int, int]`, *optional*): height and width in pixels, the configured ones by
+                default.
 
         Raises:
             ValueError: if the number of patches is not that of the size.
@@ -389,7 +391,8 @@ class MAEForPreTraining(MAEPreTrainedModel):
         Args:
             pixel_values (`torch.Tensor` of shape `[B, C, H, W]`): normalised images, of any size the patches divide.
             noise, bool_masked_pos, mask_ratio, generator: see [`MAEModel.forward`].
-            denormalise (`bool`, *optional*): undo the per-patch normalisation of a `norm_pix_loss` model, which predicts
+            denormalise (`bool`, *optional*): undo the per-patch normalisation of a `norm_pix_loss` model, which
+                predicts
                 patches of mean 0 and variance 1: the mean and deviation of the *true* patches are put back, so these
                 pictures use the ground truth. Default: `config.norm_pix_loss`.
 
@@ -434,8 +437,9 @@ class MAEForImageClassification(MAEPreTrainedModel):
     MAE encoder with a classifier: fine-tuning, partial fine-tuning and the linear probe.
 
     With `config.pooling = "mean"` the patch tokens of the last layer are averaged without the final norm and pass
-    `fc_norm`; with `"cls"` the class token after the final norm is read. The position table is trainable here, as in the
-    official fine-tuning. `config.probe_batch_norm` adds the BatchNorm without affine parameters of the linear probe.
+    `fc_norm`; with `"cls"` the class token after the final norm is read. The position table is trainable here, as in
+    the official fine-tuning. `config.probe_batch_norm` adds the BatchNorm without affine parameters of the linear
+    probe.
 
     Args:
         config (`MAEConfig`): configuration with `num_labels`.
@@ -545,7 +549,8 @@ class MAEForImageClassification(MAEPreTrainedModel):
 
 class MAEBackbone(BackboneMixin, MAEPreTrainedModel):
     """
-    MAE encoder as a transformers backbone: feature maps `[B, D, H / p, W / p]` of any layer, any input size, no masking.
+    MAE encoder as a transformers backbone: feature maps `[B, D, H / p, W / p]` of any layer, any input size, no
+    masking.
 
     Stages are `stem` (the embeddings) and `stage1 ... stageN` (the layers). The maps are raw layer outputs without the
     final norm; [`MAEFeaturePyramid`] makes four scales of them for detectors.

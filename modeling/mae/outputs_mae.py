@@ -12,8 +12,8 @@ class MAEModelOutput(ModelOutput):
     Output of [`MAEModel`].
 
     Attributes:
-        last_hidden_state (`torch.Tensor` of shape `[B, 1 + K, D]`): tokens after the final norm; row 0 is the class token,
-            the others are the kept patches in the order of the mask (natural order without masking).
+        last_hidden_state (`torch.Tensor` of shape `[B, 1 + K, D]`): tokens after the final norm; row 0 is the class
+            token, the others are the kept patches in the order of the mask (natural order without masking).
         mask (`torch.Tensor` of shape `[B, L]`, *optional*): 0 kept, 1 removed, in image order.
         ids_restore (`torch.LongTensor` of shape `[B, L]`, *optional*): position of every patch among `[kept, removed]`.
         ids_keep (`torch.LongTensor` of shape `[B, K]`, *optional*): kept patches in the order of the rows.

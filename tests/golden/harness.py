@@ -1,7 +1,7 @@
 """Compares tensors with those that the official code of a method made.
 
-A case is a folder: `manifest.json` (what was run, how, at which tolerance), `inputs.safetensors`, `outputs.safetensors` and,
-where weights matter, `checkpoint.pth` in the official layout.
+A case is a folder: `manifest.json` (what was run, how, at which tolerance), `inputs.safetensors`, `outputs.safetensors`
+and, where weights matter, `checkpoint.pth` in the official layout.
 """
 
 import json
