@@ -109,9 +109,7 @@ def test_frozen_parameters_are_in_no_group():
 
 def test_layer_decay_scales_the_learning_rates():
     model = tiny_classifier()
-    rates = {
-        name: group["lr"] for group in parameter_groups(model, 1.0, 0.05, 0.5) for name in names_of(model, group)
-    }
+    rates = {name: group["lr"] for group in parameter_groups(model, 1.0, 0.05, 0.5) for name in names_of(model, group)}
     assert rates["vit.embeddings.cls_token"] == rates["vit.embeddings.patch_embeddings.projection.bias"] == 0.125
     assert rates["vit.layers.0.mlp.fc1.weight"] == 0.25
     assert rates["vit.layers.1.mlp.fc1.weight"] == 0.5

@@ -9,9 +9,9 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from hubmodels.modeling.mae import MAEConfig, MAEForImageClassification, MAEForPreTraining
 from transformers import set_seed
 
-from hubmodels.modeling.mae import MAEConfig, MAEForImageClassification, MAEForPreTraining
 from hubmodels.training import HubTrainer, HubTrainingArguments
 
 CLASSES = 3
