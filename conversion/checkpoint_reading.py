@@ -11,6 +11,7 @@ import pickletools
 import re
 import warnings
 import zipfile
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -24,7 +25,7 @@ from .recognition import describe
 ALLOWED_CLASSES: tuple[type, ...] = (argparse.Namespace,)
 
 # What torch's weights-only reader accepts by itself: used to single out the offending names in an error message.
-_HARMLESS_GLOBALS = re.compile(r"(torch\..*|torch|collections\.(OrderedDict|Counter)|argparse\.Namespace)")
+_HARMLESS_GLOBALS = re.compile(r"torch\..*|collections\.(OrderedDict|Counter)|_codecs\.encode")
 
 
 class ConversionError(ValueError):
@@ -70,7 +71,8 @@ def model_state_dict(checkpoint: Mapping[str, Any], key: str = "model") -> dict[
         key: the top-level key that holds the state dict.
 
     Returns:
-        Parameter and buffer tensors by official name, in the order of the file.
+        Parameter and buffer tensors by official name, in the order of the file; each contiguous and with memory of
+        its own, as safetensors files need it.
 
     Raises:
         ConversionError: `key` is absent (the message lists the keys there are), or its value is not a dictionary
@@ -91,7 +93,13 @@ def model_state_dict(checkpoint: Mapping[str, Any], key: str = "model") -> dict[
     dtypes = sorted({str(value.dtype) for value in state.values() if value.is_floating_point()})
     if len(dtypes) > 1:
         raise ConversionError(f"all weights must have one floating-point type, found {', '.join(dtypes)}")
-    return dict(state)
+    uses = Counter(value.untyped_storage().data_ptr() for value in state.values())
+    return {
+        name: value.contiguous()
+        if uses[value.untyped_storage().data_ptr()] == 1
+        else value.clone(memory_format=torch.contiguous_format)
+        for name, value in state.items()
+    }
 
 
 def _read_safetensors(path: str | os.PathLike[str]) -> dict[str, torch.Tensor]:

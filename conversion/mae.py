@@ -427,6 +427,6 @@ def _notes(kind: Kind, config: MAEConfig, source: Path) -> Iterator[str]:
             "deviation of the true patches; without that, pictures look wrong."
         )
     if kind.model_class is MAEForPreTraining and not config.norm_pix_loss:
-        yield "The decoder predicts plain pixels: for pictures. The encoders to fine-tune were trained on normalised ones."
+        yield "The decoder predicts plain pixels, which suits pictures; to fine-tune, prefer `mae_pretrain_*`."
     if source.stem.endswith("ganloss"):
         yield "Trained with an additional adversarial loss: for pictures only."
