@@ -240,11 +240,22 @@ def convert(
         int | None, typer.Option(help="Attention heads of the encoder, where its size is not a known one.")
     ] = None,
     decoder_num_heads: Annotated[int | None, typer.Option(help="Attention heads of the decoder, likewise.")] = None,
+    norm_pix_loss: Annotated[
+        bool | None,
+        typer.Option(help="Whether the decoder predicts normalised pixels, where the file and its name do not tell."),
+    ] = None,
 ) -> None:
     """Convert an official checkpoint into a folder that `from_pretrained` loads."""
     from hubmodels.conversion import convert as run_conversion
 
-    run_conversion(method, checkpoint, out, num_heads=num_heads, decoder_num_heads=decoder_num_heads)
+    run_conversion(
+        method,
+        checkpoint,
+        out,
+        num_heads=num_heads,
+        decoder_num_heads=decoder_num_heads,
+        norm_pix_loss=norm_pix_loss,
+    )
     typer.echo(f"wrote {out}")
 
 

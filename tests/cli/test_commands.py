@@ -141,9 +141,12 @@ def test_missing_argument_is_a_usage_error(invoke):
 
 def test_convert_passes_its_arguments(invoke, replace):
     calls = replace("hubmodels.conversion", "convert")
-    result = invoke("convert", "mae", "in.pth", "out", "--num-heads", "3", "--decoder-num-heads", "2")
+    result = invoke(
+        "convert", "mae", "in.pth", "out", "--num-heads", "3", "--decoder-num-heads", "2", "--no-norm-pix-loss"
+    )
     assert result.exit_code == 0
-    assert calls == [(("mae", Path("in.pth"), Path("out")), {"num_heads": 3, "decoder_num_heads": 2})]
+    options = {"num_heads": 3, "decoder_num_heads": 2, "norm_pix_loss": False}
+    assert calls == [(("mae", Path("in.pth"), Path("out")), options)]
 
 
 def test_train_tells_a_method_from_a_recipe(invoke, replace):
