@@ -129,27 +129,31 @@ def _apply(
         return key
 
     # Collect: a converter waits until it has all its sources; everything else is final at once.
-    pending: dict[str, WeightConverter] = {}
-    mapped: list[tuple[str, torch.Tensor | None]] = []
+    converted: dict[str, WeightConverter] = {}
+    mapped: dict[str, torch.Tensor | WeightConverter] = {}
     for key, tensor in state_dict.items():
         start = key if converters_first else rename(key)
         for converter in converters:
             target, pattern = converter.rename_source_key(start)
             if pattern is not None:
-                if target not in pending:
-                    pending[target] = deepcopy(converter)
-                    mapped.append((target, None))
-                pending[target].add_tensor(target, key, pattern, tensor)
+                waiting = converted.setdefault(target, deepcopy(converter))
+                waiting.add_tensor(target, key, pattern, tensor)  # type: ignore[arg-type]  # on saving, not a Future
+                _put(mapped, target, waiting)
                 break
         else:
-            mapped.append((rename(start) if converters_first else start, tensor))
+            _put(mapped, rename(start) if converters_first else start, tensor)
 
     result: dict[str, torch.Tensor] = {}
-    for target, tensor in mapped:
-        produced = {target: tensor} if tensor is not None else pending[target].convert(target)
-        for name, value in produced.items():
-            name = rename(name) if converters_first and tensor is None else name
-            if name in result:
-                raise ConversionError(f"two keys of the checkpoint map to {name!r}")
-            result[name] = value[0] if isinstance(value, list) else value
+    for target, value in mapped.items():
+        if isinstance(value, torch.Tensor):
+            _put(result, target, value)
+            continue
+        for name, part in value.convert(target).items():
+            _put(result, rename(name) if converters_first else name, part)
     return result
+
+
+def _put(mapped: dict, name: str, value: torch.Tensor | WeightConverter) -> None:
+    """Add an entry, refusing a second one of the same name."""
+    if mapped.setdefault(name, value) is not value:
+        raise ConversionError(f"two keys of the checkpoint map to {name!r}")
