@@ -1,12 +1,23 @@
 """Collators: from lists of dataset items to model inputs."""
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Protocol
 
+import numpy as np
 import torch
 
 from hubmodels.data.randomness import uniforms, uniforms_float32
-from hubmodels.data.transforms import ImageTransform
+
+
+class BatchTransform(Protocol):
+    """What turns uint8 images into pixel values: an [`ImageTransform`], or a function with the attribute `draws`."""
+
+    draws: int
+
+    def __call__(self, images: Sequence[torch.Tensor], uniforms: np.ndarray, /) -> torch.Tensor:
+        """Pixel values float32 [B, C, H, W] of images [C, H, W] and uniforms [B, draws]."""
+        ...
+
 
 _AUGMENTATION_STREAM = 0
 _NOISE_STREAM = 1
@@ -41,7 +52,7 @@ class ImageCollator:
     ```
     """
 
-    def __init__(self, transform: ImageTransform, seed: int, train: bool, noise_length: int | None = None):
+    def __init__(self, transform: BatchTransform, seed: int, train: bool, noise_length: int | None = None):
         if noise_length is not None and noise_length < 1:
             raise ValueError(f"noise_length must be >= 1 or None, got {noise_length}")
         self.transform = transform

@@ -59,11 +59,12 @@ def random_crop_boxes(
     box_heights, box_widths = _areas_and_ratios(
         draws[:, 0 : 2 * MAX_TRIES : 2], draws[:, 1 : 2 * MAX_TRIES : 2], (heights * widths)[:, None], scale, ratio
     )
-    fits = (box_heights > 0) & (box_heights <= heights[:, None]) & (box_widths > 0) & (box_widths <= widths[:, None])
+    fits_height = (box_heights > 0) & (box_heights <= heights[:, None])
+    fits = fits_height & (box_widths > 0) & (box_widths <= widths[:, None])
     first = np.argmax(fits, axis=1)
     sample = np.arange(len(draws))
     boxes = _place(draws[:, 2 * MAX_TRIES :], heights, widths, box_heights[sample, first], box_widths[sample, first])
-    return np.where(fits.any(axis=1)[:, None], boxes, _central_boxes(heights, widths, ratio))
+    return np.where(np.any(fits, axis=1, keepdims=True), boxes, _central_boxes(heights, widths, ratio))
 
 
 def _central_boxes(heights: np.ndarray, widths: np.ndarray, ratio: tuple[float, float]) -> np.ndarray:

@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 
 from hubmodels.data.sources import IMAGE_SUFFIXES
-from hubmodels.data.splits import SPLIT_NAMES, canonical_split, choose_split
+from hubmodels.data.splits import SPLIT_NAMES, MissingSplitError, canonical_split, choose_split
 
 _IGNORED_FOLDERS = frozenset({"__MACOSX"})
 
@@ -65,7 +65,8 @@ def find_images(root: Path, split: str | None) -> tuple[list[Path], np.ndarray |
         (paths, labels int64 [N] or None, class names or None).
 
     Raises:
-        ValueError: No such split, no images, or a class folder without images.
+        MissingSplitError: No such split.
+        ValueError: No images, or a class folder without images.
     """
     splits = _split_folders(root)
     if splits:
@@ -73,7 +74,7 @@ def find_images(root: Path, split: str | None) -> tuple[list[Path], np.ndarray |
     elif split is None or canonical_split(split) == "train":
         folder = root
     else:
-        raise ValueError(f"{root} has no split {split!r}: it holds no split folders (train/, val/, test/)")
+        raise MissingSplitError(f"{root} has no split {split!r}: it holds no split folders (train/, val/, test/)")
     classes = _class_folders(folder)
     if not classes:
         paths = _images_below(folder)

@@ -37,7 +37,7 @@ class ImageDataset(Dataset):
     Args:
         source: The images.
         labels: int64 [N], or None.
-        class_names: Name of each class, in label order; None for unlabelled data.
+        class_names: Name of each class, in label order; None or empty for unlabelled data.
         indices: Positions of a subset in the source, or None for all.
 
     Raises:
@@ -54,21 +54,22 @@ class ImageDataset(Dataset):
     ):
         if len(source) == 0:
             raise ValueError("the data set holds no images")
-        if (labels is None) != (class_names is None):
+        self.class_names = [str(name) for name in class_names or ()]
+        if (labels is None) != (not self.class_names):
             raise ValueError("labels and class_names must be given together")
         if labels is not None and len(labels) != len(source):
             raise ValueError(f"expected {len(source)} labels, one per image, got {len(labels)}")
         self._source = source
-        self._all_labels = None if labels is None else torch.as_tensor(labels, dtype=torch.int64)
+        self._all_labels = None if labels is None else self._checked_labels(labels)
         self._indices = np.arange(len(source)) if indices is None else np.asarray(indices, dtype=np.int64)
-        self.class_names = None if class_names is None else [str(name) for name in class_names]
-        if self._all_labels is not None and not 0 <= int(self._all_labels.min()) <= int(self._all_labels.max()) < len(
-            self.class_names
-        ):
-            raise ValueError(
-                f"labels must be in [0, {len(self.class_names)}), got {self._all_labels.unique().tolist()}"
-            )
         self._cache = self._new_cache() if cache is None else cache
+
+    def _checked_labels(self, labels: np.ndarray | torch.Tensor) -> torch.Tensor:
+        labels = torch.as_tensor(labels, dtype=torch.int64)
+        low, high = int(labels.min()), int(labels.max())
+        if low < 0 or high >= self.num_classes:
+            raise ValueError(f"labels must be in [0, {self.num_classes}), got {low} to {high}")
+        return labels
 
     def _new_cache(self) -> ImageCache | None:
         """A cache if all images would fit, judged by the first; None for images in memory or too many of them."""
@@ -95,18 +96,18 @@ class ImageDataset(Dataset):
         return item
 
     def __repr__(self) -> str:
-        classes = "unlabelled" if self.class_names is None else f"{self.num_classes} classes"
+        classes = f"{self.num_classes} classes" if self.class_names else "unlabelled"
         return f"{type(self).__name__}({len(self)} images, {classes})"
 
     @property
-    def labels(self) -> torch.Tensor | None:
-        """int64 [N], or None for unlabelled data."""
+    def labels(self) -> Any:
+        """Tensor int64 [N], or None for unlabelled data."""
         return None if self._all_labels is None else self._all_labels[torch.from_numpy(self._indices)]
 
     @property
     def num_classes(self) -> int:
         """Number of classes; 0 for unlabelled data."""
-        return 0 if self.class_names is None else len(self.class_names)
+        return len(self.class_names)
 
     def typical_size(self, samples: int = 32) -> tuple[int, int]:
         """Median (height, width) in pixels of evenly spaced images, read from their headers.
@@ -157,9 +158,28 @@ class ImageDataset(Dataset):
         if not 1 <= count <= len(self):
             raise ValueError(f"size must be at most the {len(self)} images there are and at least 1, got {count}")
         order = random_permutation(len(self), seed)
-        if stratified and self._all_labels is not None:
-            order = _stratified_order(order, self.labels.numpy())
+        labels = self.labels
+        if stratified and labels is not None:
+            order = _stratified_order(order, labels.numpy())
         return self._view(order[:count]), self._view(order[count:])
+
+    def relabelled(self, new_labels: Sequence[int], class_names: Sequence[str]) -> "ImageDataset":
+        """The same images with other class numbers.
+
+        Args:
+            new_labels: New number of each class.
+            class_names: Names in the new order.
+
+        Returns:
+            The relabelled data set.
+
+        Raises:
+            ValueError: Unlabelled data.
+        """
+        if self._all_labels is None:
+            raise ValueError("an unlabelled data set cannot be relabelled")
+        labels = torch.as_tensor(new_labels, dtype=torch.int64)[self._all_labels]
+        return ImageDataset(self._source, labels, class_names, self._indices, self._cache)
 
     def _view(self, positions: np.ndarray) -> "ImageDataset":
         view = object.__new__(type(self))
@@ -190,7 +210,7 @@ class StreamingImageDataset(IterableDataset):
         stream: A `datasets.IterableDataset`.
         image_column: Its image column.
         label_column: Its label column, or None.
-        class_names: Name of each class, in label order; None for unlabelled data or unknown names.
+        class_names: Name of each class, in label order; None or empty when unknown.
         title: Name of the data set, for errors.
     """
 
@@ -206,12 +226,12 @@ class StreamingImageDataset(IterableDataset):
         self._image_column = image_column
         self._label_column = label_column
         self._title = title
-        self.class_names = None if class_names is None else list(class_names)
+        self.class_names = list(class_names or ())
 
     @property
     def num_classes(self) -> int:
         """Number of classes; 0 when unknown."""
-        return 0 if self.class_names is None else len(self.class_names)
+        return len(self.class_names)
 
     def shuffle(self, seed: int, buffer_size: int = 1000) -> "StreamingImageDataset":
         """Shuffle inside a moving buffer; `set_epoch` changes the order.
@@ -283,7 +303,7 @@ def load_image_dataset(
         FileNotFoundError: `source` is nowhere.
         ValueError: A missing split or column, an empty class folder, no images, an unreadable first image.
     """
-    if source in PACKAGED_DATASETS if isinstance(source, str) else False:
+    if isinstance(source, str) and source in PACKAGED_DATASETS:
         return _load_packaged(source, split)
     if not isinstance(source, str | Path):
         return _load_columns(source, str(type(source).__name__), split, image_column, label_column, decode_size)
@@ -373,7 +393,7 @@ def _load_columns(
     if len(table) == 0:
         raise ValueError(f"{title} holds no images")
     labels, class_names = _column_labels(table, features, label_column)
-    return ImageDataset(ColumnSource(table[image_column], title, decode_size), labels, class_names)
+    return ImageDataset(ColumnSource(table, image_column, title, decode_size), labels, class_names)
 
 
 def _find_column(

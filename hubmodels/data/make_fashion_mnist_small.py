@@ -8,6 +8,7 @@ import argparse
 import gzip
 import os
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -74,7 +75,7 @@ def main() -> None:
     parser.add_argument("out", type=Path)
     parser.add_argument("--per-class", type=int, default=200, help="images per class and split")
     arguments = parser.parse_args()
-    arrays = {"class_names": np.array(CLASS_NAMES)}
+    arrays: dict[str, Any] = {"class_names": np.array(CLASS_NAMES)}
     for split, prefix in (("train", "train"), ("test", "t10k")):
         images = read_idx(arguments.source / f"{prefix}-images-idx3-ubyte.gz")
         labels = read_idx(arguments.source / f"{prefix}-labels-idx1-ubyte.gz")

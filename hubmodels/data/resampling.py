@@ -138,5 +138,5 @@ def resized_crop(
         return _resized_crop_batched(images, boxes, size, flip)
     flips = np.zeros(len(boxes), dtype=bool) if flip is None else flip
     return torch.stack(
-        [_resized_crop_pillow(*item, size, bool(f)) for *item, f in zip(images, boxes, flips, strict=True)]
+        [_resized_crop_pillow(image, box, size, bool(f)) for image, box, f in zip(images, boxes, flips, strict=True)]
     )

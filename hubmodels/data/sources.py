@@ -160,24 +160,27 @@ class ColumnSource(ImageSource):
     """An image column of a `datasets.Dataset` (whose `Image` feature is cast to `decode=False`).
 
     Args:
-        column: The column, `dataset[name]`.
+        table: The data set.
+        column: Name of the column.
         title: Name of the data set, for errors.
         decode_size: See [`ImageSource`].
     """
 
-    def __init__(self, column: Sequence[Any], title: str, decode_size: int | None = None):
+    def __init__(self, table: Any, column: str, title: str, decode_size: int | None = None):
         super().__init__(decode_size)
+        # Rows of one column are read ten times faster than items of `table[column]`.
+        self.table = table.select_columns([column])
         self.column = column
         self.title = title
 
     def __len__(self) -> int:
-        return len(self.column)
+        return len(self.table)
 
     def name(self, index: int) -> str:
         return f"number {index} of {self.title}"
 
     def open(self, index: int) -> Image.Image:
-        return open_value(self.column[index])
+        return open_value(self.table[index][self.column])
 
 
 class ImageCache:

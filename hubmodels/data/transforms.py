@@ -129,12 +129,10 @@ class ImageTransform:
             ValueError: Wrong channels, no images, images that are not uint8, or a table of the wrong shape.
         """
         images = self._check_images(images)
-        if uniforms is None and self.draws == 0:
-            uniforms = np.empty((len(images), 0))
-        shape = None if uniforms is None else uniforms.shape
-        if shape != (len(images), self.draws):
-            raise ValueError(f"uniforms must have shape {(len(images), self.draws)}, got {shape}")
-        return self._transform(images, uniforms)
+        table = np.empty((len(images), 0)) if uniforms is None else uniforms
+        if table.shape != (len(images), self.draws):
+            raise ValueError(f"uniforms must have shape {(len(images), self.draws)}, got {table.shape}")
+        return self._transform(images, table)
 
     def _check_images(self, images: Images) -> Images:
         """Stack images of one size, pad, and check type and channels."""
@@ -353,16 +351,14 @@ class FinetuneTransform(PretrainTransform):
         self.auto_augment = auto_augment
         self.random_erasing = _check_probability("random_erasing", random_erasing)
         self.crop_padding = crop_padding
-        self._rand_augment = None
-        if auto_augment is not None:
-            self._rand_augment = rand_augment_transform(
-                auto_augment,
-                {
-                    "translate_const": int(min(self.size) * 0.45),
-                    "img_mean": tuple(min(255, round(255 * value)) for value in self.mean),
-                    "interpolation": Image.Resampling.BICUBIC,
-                },
-            )
+        self._rand_augment = rand_augment_transform(
+            auto_augment or "rand-m9-mstd0.5-inc1",
+            {
+                "translate_const": int(min(self.size) * 0.45),
+                "img_mean": tuple(min(255, round(255 * value)) for value in self.mean),
+                "interpolation": Image.Resampling.BICUBIC,
+            },
+        )
         self._erase = RandomErasing(self.random_erasing, mode="pixel", max_count=1, device="cpu")
 
     def _boxes(self, images: Images, uniforms: np.ndarray) -> np.ndarray:
@@ -380,14 +376,13 @@ class FinetuneTransform(PretrainTransform):
         images = self._zero_padded(images, self.crop_padding or 0)
         cropped = self._crop_and_flip(images, uniforms[:, :-1])
         seeds = (uniforms[:, -1] * 2**53).astype(np.int64)
-        if self._rand_augment is not None:
-            cropped = torch.stack(
-                [self._rand_augmented(image, int(seed)) for image, seed in zip(cropped, seeds, strict=True)]
-            )
+        if self.auto_augment is not None:
+            pairs = zip(cropped, seeds.tolist(), strict=True)
+            cropped = torch.stack([self._rand_augmented(image, seed) for image, seed in pairs])
         pixels = self._normalize(cropped)
         if self.random_erasing > 0:
-            for image, seed in zip(pixels, seeds, strict=True):
-                with _seeded_global_generators(int(seed) + 1):
+            for image, seed in zip(pixels, seeds.tolist(), strict=True):
+                with _seeded_global_generators(seed + 1):
                     self._erase(image)
         return pixels
 

@@ -1,0 +1,27 @@
+"""Evaluation of image models: k-nearest neighbours, linear probe, and accuracy of classifiers."""
+
+from hubmodels.evaluation.classification import (
+    ClassificationReport,
+    classification_report,
+    evaluate_classifier,
+    wilson_interval,
+)
+from hubmodels.evaluation.evaluate import Evaluation, evaluate
+from hubmodels.evaluation.features import extract_features, pooled_features
+from hubmodels.evaluation.knn import knn_accuracy, knn_predict
+from hubmodels.evaluation.linear_probe import LinearProbeResult, linear_probe
+
+__all__ = [
+    "ClassificationReport",
+    "Evaluation",
+    "LinearProbeResult",
+    "classification_report",
+    "evaluate",
+    "evaluate_classifier",
+    "extract_features",
+    "knn_accuracy",
+    "knn_predict",
+    "linear_probe",
+    "pooled_features",
+    "wilson_interval",
+]

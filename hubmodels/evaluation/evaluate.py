@@ -1,0 +1,233 @@
+"""One call that evaluates a saved model on a data set."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from hubmodels.data.collators import BatchTransform
+from hubmodels.data.images import ImageDataset, load_image_dataset
+from hubmodels.data.processing import ProcessorTransform
+from hubmodels.data.splits import MissingSplitError
+from hubmodels.evaluation.classification import (
+    ClassificationReport,
+    classification_report,
+    evaluate_classifier,
+    write_json,
+)
+from hubmodels.evaluation.features import extract_features
+from hubmodels.evaluation.knn import knn_predict
+from hubmodels.evaluation.linear_probe import BASE_LRS, linear_probe
+
+PROTOCOLS = ("finetuned", "knn", "linear")
+HELD_OUT_FRACTION = 0.2
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """Outcome of [`evaluate`].
+
+    Attributes:
+        model: Where the model came from.
+        data: Where the data came from.
+        split: What was tested on.
+        protocol: "finetuned", "knn" or "linear".
+        settings: Settings of the protocol.
+        report: Accuracies.
+    """
+
+    model: str
+    data: str
+    split: str
+    protocol: str
+    settings: dict[str, Any]
+    report: ClassificationReport
+
+    def to_dict(self) -> dict[str, Any]:
+        """The outcome as plain values for JSON."""
+        return {**vars(self), "report": self.report.to_dict()}
+
+    def save(self, path: str | Path) -> None:
+        """Write the outcome as JSON, in one step.
+
+        Args:
+            path: The file; replaced if there is one.
+        """
+        write_json(path, self.to_dict())
+
+
+def evaluate(
+    folder: str | Path,
+    data: Any,
+    protocol: str = "finetuned",
+    split: str | None = None,
+    train_split: str = "train",
+    transform: BatchTransform | None = None,
+    pooling: str = "mean",
+    k: int = 20,
+    temperature: float = 0.07,
+    batch_norm: bool = True,
+    base_lr: float | Sequence[float] = BASE_LRS,
+    epochs: int = 90,
+    batch_size: int = 256,
+    num_workers: int = 0,
+    seed: int = 0,
+    device: str | torch.device | None = None,
+    progress: bool = True,
+    trust_remote_code: bool = False,
+) -> Evaluation:
+    """Evaluate a saved model on labelled images.
+
+    Args:
+        folder: A folder written by `save_pretrained`, or a repository id on the Hub.
+        data: Labelled data, see [`hubmodels.data.load_image_dataset`].
+        protocol: "finetuned": accuracy of the saved classifier. "knn": k nearest neighbours on frozen features.
+            "linear": the published linear probe (BatchNorm without affine, LARS) on frozen features.
+        split: The split to test on; None means the test split, else the validation split, else (of data that is not
+            divided) a seeded fifth for "knn" and "linear", and everything for "finetuned".
+        train_split: The split that "knn" and "linear" learn from.
+        transform: Evaluation transform; None means the model's own image processor.
+        pooling: Features of "knn" and "linear": "mean" of the patch tokens or "cls" token.
+        k: Neighbours of "knn".
+        temperature: Temperature of "knn".
+        batch_norm: Whether the linear probe has the BatchNorm.
+        base_lr: Base learning rate of the linear probe, or several to choose from.
+        epochs: Epochs of the linear probe.
+        batch_size: Images per forward pass, and features per step of the linear probe.
+        num_workers: Worker processes that load the images.
+        seed: Seed of the linear probe and of the held-out fifth.
+        device: Where the model runs; None means the GPU if there is one.
+        progress: Show progress bars.
+        trust_remote_code: Allow a repository's own code to run.
+
+    Returns:
+        The outcome; print `outcome.report.table()` with rich, or `outcome.save("evaluation.json")`.
+
+    Raises:
+        ValueError: Unknown protocol, unlabelled data, a model without a trained classifier, or classes that differ.
+
+    Example:
+
+    ```python
+    >>> from hubmodels.evaluation import evaluate
+    >>> evaluate("run/", "fashion-mnist-small", protocol="knn").report.accuracy  # doctest: +SKIP
+    ```
+    """
+    if protocol not in PROTOCOLS:
+        raise ValueError(f"protocol must be one of {', '.join(PROTOCOLS)}, got {protocol!r}")
+    model = _load_model(folder, protocol == "finetuned", trust_remote_code)
+    model = model.to(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    transform = transform or _processor_transform(folder, model, trust_remote_code)
+    test, split_name = _test_data(data, split)
+    if protocol == "finetuned":
+        test, class_names = match_classes(test or _labelled(data, None), model_classes(model))
+        report = evaluate_classifier(model, test, transform, class_names, batch_size, num_workers, progress)
+        return Evaluation(str(folder), str(data), split_name or "all", protocol, {}, report)
+
+    train = _labelled(data, train_split)
+    if test is None:
+        test, train = train.split(HELD_OUT_FRACTION, seed)
+        split_name = f"{HELD_OUT_FRACTION:.0%} of {train_split} held out, seed {seed}"
+    test, class_names = match_classes(test, train.class_names)
+    loading = (pooling, batch_size, num_workers, progress)
+    features = extract_features(model, train, transform, *loading)[0], train.labels
+    test_features = extract_features(model, test, transform, *loading)[0]
+    settings: dict[str, Any] = {"pooling": pooling, "train_images": len(train)}
+    if protocol == "knn":
+        scores = knn_predict(*features, test_features, train.num_classes, k, temperature)
+        settings.update(k=k, temperature=temperature)
+    else:
+        probe = linear_probe(
+            *features,
+            test_features,
+            test.labels,
+            num_classes=train.num_classes,
+            batch_norm=batch_norm,
+            base_lr=base_lr,
+            epochs=epochs,
+            batch_size=batch_size,
+            seed=seed,
+        )
+        scores = probe.scores
+        settings.update(batch_norm=batch_norm, base_lr=probe.base_lr, epochs=epochs, batch_size=batch_size, seed=seed)
+    report = classification_report(test.labels, scores, class_names)
+    return Evaluation(str(folder), str(data), split_name or "all", protocol, settings, report)
+
+
+def _load_model(folder: str | Path, classifier: bool, trust_remote_code: bool) -> nn.Module:
+    """Load a classifier, or the encoder alone."""
+    from transformers import AutoModel, AutoModelForImageClassification
+
+    if not classifier:
+        return AutoModel.from_pretrained(folder, trust_remote_code=trust_remote_code)
+    model, loaded = AutoModelForImageClassification.from_pretrained(
+        folder, trust_remote_code=trust_remote_code, output_loading_info=True
+    )
+    missing = sorted(loaded["missing_keys"])
+    if missing:
+        raise ValueError(
+            f"{folder} holds no trained classifier (its weights lack {', '.join(missing[:4])}); "
+            "fine-tune it first, or choose protocol 'knn' or 'linear'"
+        )
+    return model
+
+
+def _processor_transform(folder: str | Path, model: nn.Module, trust_remote_code: bool) -> ProcessorTransform:
+    from transformers import AutoImageProcessor
+
+    processor = AutoImageProcessor.from_pretrained(folder, trust_remote_code=trust_remote_code)
+    return ProcessorTransform(processor, getattr(model.config, "num_channels", 3))
+
+
+def _test_data(data: Any, split: str | None) -> tuple[ImageDataset | None, str | None]:
+    """The split to test on, and its name; None for data that is not divided into splits."""
+    for name in (split,) if split is not None else ("test", "validation"):
+        try:
+            return _labelled(data, name), name
+        except MissingSplitError:
+            if split is not None:
+                raise
+    return None, None
+
+
+def _labelled(data: Any, split: str | None) -> ImageDataset:
+    """Load a split and see that it has labels."""
+    dataset = load_image_dataset(data, split)
+    if not isinstance(dataset, ImageDataset) or not dataset.class_names:
+        raise ValueError(f"{data} has no labels; evaluation needs one folder per class, or a label column")
+    return dataset
+
+
+def model_classes(model: Any) -> list[str]:
+    """Names of a classifier's classes, in label order."""
+    return [str(model.config.id2label[index]) for index in range(model.config.num_labels)]
+
+
+def match_classes(dataset: ImageDataset, class_names: Sequence[str]) -> tuple[ImageDataset, list[str]]:
+    """Number a data set's labels as a classifier (or another split) numbers its classes.
+
+    Classes are matched by name where the names agree, and by number where all of them differ (a model without class
+    names calls its classes LABEL_0, LABEL_1, ...).
+
+    Args:
+        dataset: Labelled data.
+        class_names: The classifier's class names, in label order.
+
+    Returns:
+        (the data set with the classifier's labels, the class names to show).
+
+    Raises:
+        ValueError: Some classes of the data are not among the classifier's, or the numbers of classes differ.
+    """
+    names = list(class_names)
+    unknown = [name for name in dataset.class_names if name not in names]
+    if not unknown:
+        return dataset.relabelled([names.index(name) for name in dataset.class_names], names), names
+    if len(unknown) < dataset.num_classes:
+        raise ValueError(f"classes of the data that the model does not know: {', '.join(unknown)}")
+    if dataset.num_classes != len(names):
+        raise ValueError(f"the model has {len(names)} classes, the data {dataset.num_classes}")
+    return dataset, dataset.class_names
