@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+import re
 import tempfile
 import time
 from collections.abc import Callable, Iterator
@@ -25,7 +26,7 @@ from .repository import CONFIG_NAME, prepare_repository
 
 logger = logging.getLogger(__name__)
 
-RETRY_WAITS = (1.0, 4.0)  # seconds before the second and the third attempt
+RETRY_WAITS = (1.0, 2.0, 4.0, 8.0)  # seconds before the second attempt, the third ...
 RETRIED_STATUS = (408, 429, 500, 502, 503, 504)
 # The client's base class of everything that goes wrong in a request (httpx, or httpx2 in newer releases).
 RequestFailure = next(base for base in HfHubHTTPError.__mro__ if base.__name__ == "HTTPError")
@@ -230,7 +231,7 @@ def _status(error: BaseException) -> int | None:
 
 def _summary(error: BaseException) -> str:
     cause = _request_failure(error)
-    text = " ".join(str(cause).split()) or "no answer"
+    text = " ".join(re.sub(r"For more information check: \S+", "", str(cause)).split()) or "no answer"
     return f"{type(cause).__name__}: {text}"
 
 

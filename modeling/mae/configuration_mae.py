@@ -7,6 +7,16 @@ from transformers.backbone_utils import BackboneConfigMixin
 POOLINGS = ("mean", "cls")
 MASK_SAMPLINGS = ("random", "block", "grid")
 
+# Written to every config.json, so that a folder saved from one of the classes loads with all of the Auto classes
+# where only transformers is installed; the files named here are saved next to it.
+AUTO_MAP = {
+    "AutoConfig": "configuration_mae.MAEConfig",
+    "AutoModel": "modeling_mae.MAEModel",
+    "AutoModelForPreTraining": "modeling_mae.MAEForPreTraining",
+    "AutoModelForImageClassification": "modeling_mae.MAEForImageClassification",
+    "AutoBackbone": "modeling_mae.MAEBackbone",
+}
+
 
 @strict
 class MAEConfig(BackboneConfigMixin, ViTMAEConfig):
@@ -79,7 +89,7 @@ class MAEConfig(BackboneConfigMixin, ViTMAEConfig):
         self.set_output_features_output_indices(
             out_features=kwargs.pop("out_features", None), out_indices=kwargs.pop("out_indices", None)
         )
-        super().__post_init__(**kwargs)
+        super().__post_init__(**{"auto_map": dict(AUTO_MAP)} | kwargs)
 
     @classmethod
     def get_config_dict(cls, pretrained_model_name_or_path, **kwargs):

@@ -97,8 +97,8 @@ class Repository:
 class Fault:
     """What to do wrong with the next `times` requests whose method and path match.
 
-    kind: `"status"` answers `status` without doing anything; `"cut"` closes the connection in the middle of the
-    request body; `"lose_answer"` does what was asked and closes the connection instead of answering.
+    kind: `"status"` does nothing and answers `status` with a page that is no JSON; `"cut"` closes the connection in the
+    middle of the request body; `"lose_answer"` does what was asked and closes the connection instead of answering.
     """
 
     method: str
@@ -251,7 +251,8 @@ class HubHandler(BaseHTTPRequestHandler):
             return self.hang_up()
         self.body = self.read_body()
         if fault is not None and fault.kind == "status":
-            return self.answer(fault.status, {"error": f"injected fault {fault.status}"})
+            page = b"<html><body>the proxy in front of the Hub is unwell</body></html>"
+            return self.send_bytes(fault.status, page, {"Content-Type": "text/html"})
         try:
             status, payload, headers = 200, self.route(path), {}
         except ApiError as error:
@@ -360,15 +361,9 @@ class HubHandler(BaseHTTPRequestHandler):
 
     def named_repository(self) -> tuple[str, str, dict]:
         request = json.loads(self.body)
-        namespace = request.get("organization") or self.check_may_write_own()
+        namespace = request.get("organization") or self.whoami()["name"]
         self.check_may_write(namespace)
         return f"{request.get('type', 'model')}s", f"{namespace}/{request['name']}", request
-
-    def check_may_write_own(self) -> str:
-        user = self.user()
-        if user is None:
-            raise ApiError(401, "Authentication required")
-        return user.name
 
     def create(self) -> dict:
         kind, repo, request = self.named_repository()
