@@ -21,7 +21,7 @@ from hubmodels.registration import register
 _EXPORTS = {
     "train": "hubmodels.training",
     "evaluate": "hubmodels.evaluation",
-    "publish": "hubmodels.publish",
+    "publish": "hubmodels.publishing",
     "convert": "hubmodels.conversion",
     "load_image_dataset": "hubmodels.data",
     **{name: method.module for method in METHODS for name in method.auto_classes.values()},

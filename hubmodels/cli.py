@@ -279,7 +279,7 @@ def publish(
     update: Annotated[bool, typer.Option("--update", help="Allow a new commit on an existing repository.")] = False,
 ) -> None:
     """Publish a model with its code, processor and card to the Hub, in one commit."""
-    from hubmodels.publish import publish as run_publication
+    from hubmodels.publishing import publish as run_publication
 
     typer.echo(f"published {run_publication(folder, repo_id, private=private, update=update)}")
 

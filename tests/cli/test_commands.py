@@ -161,7 +161,7 @@ def test_train_tells_a_method_from_a_recipe(invoke, replace):
 
 
 def test_publish_passes_its_flags(invoke, replace):
-    calls = replace("hubmodels.publish", "publish", result="https://hub/me/model")
+    calls = replace("hubmodels.publishing", "publish", result="https://hub/me/model")
     result = invoke("publish", "folder", "me/model", "--private", "--update")
     assert result.stdout == "published https://hub/me/model\n"
     assert calls == [((Path("folder"), "me/model"), {"private": True, "update": True})]

@@ -40,7 +40,7 @@ LABELS = ["ankle boot", "bag", "coat"]
 PUBLISH = """
 import sys
 from pathlib import Path
-from hubmodels.publish import publish
+from hubmodels.publishing import publish
 work = Path(sys.argv[1])
 publish(work / "classifier", "alice/classifier")
 publish(work / "pretraining", "alice/pretraining")

@@ -6,7 +6,7 @@ from saved_folders import snapshot, write_saved_folder
 PUBLISH = """
 import logging, sys
 logging.basicConfig(level=logging.WARNING)
-from hubmodels.publish import PublishError, publish
+from hubmodels.publishing import PublishError, publish
 folder, repo_id, *options = sys.argv[1:]
 arguments = dict(option.split("=") for option in options)
 try:
@@ -238,7 +238,7 @@ def test_interrupted_upload_is_cleaned_up(hub, run_client, folder):
     code = """
 import sys
 import huggingface_hub
-from hubmodels.publish import publish
+from hubmodels.publishing import publish
 def interrupted(*args, **kwargs):
     raise KeyboardInterrupt
 huggingface_hub.HfApi.create_commit = interrupted
@@ -255,7 +255,7 @@ def test_bad_folder_and_bad_name_do_not_reach_the_hub(hub, run_client, folder):
     (folder / "model.safetensors").unlink()
     code = """
 import sys
-from hubmodels.publish import publish
+from hubmodels.publishing import publish
 for arguments in [(sys.argv[1], "alice/tiny"), (sys.argv[1], "not a name")]:
     try:
         publish(*arguments)
