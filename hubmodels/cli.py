@@ -232,6 +232,32 @@ def train(
 
 
 @app.command()
+def evaluate(
+    folder: Annotated[str, typer.Argument(help="Folder of the model, Hub id or packaged checkpoint.")],
+    data: Annotated[str, typer.Option(help="Labelled images: a folder, local data set or Hub data set id.")],
+    protocol: Annotated[
+        str, typer.Option(help="finetuned: the model's own classifier; knn, linear: its frozen features.")
+    ] = "finetuned",
+    split: Annotated[str | None, typer.Option(help="Split to test on; by default the test split, if any.")] = None,
+    save: Annotated[Path | None, typer.Option(help="JSON file to write the outcome to.")] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Measure accuracy: a table per class, with confidence intervals."""
+    if save is not None and save.exists():
+        raise FileExistsError(f"{save} exists; give another place with --save")
+    from hubmodels.evaluation import evaluate as run_evaluation
+
+    outcome = run_evaluation(_model_source(folder), data, protocol=protocol, split=split, progress=not as_json)
+    if save is not None:
+        outcome.save(save)
+    if as_json:
+        typer.echo(json.dumps(outcome.to_dict(), indent=2))
+    else:
+        _console().print(outcome.report.table())
+        typer.echo(f"tested on: {outcome.split}")
+
+
+@app.command()
 def convert(
     method: Annotated[str, typer.Argument(help="Method of the checkpoint, see `hubmodels list`.")],
     checkpoint: Annotated[Path, typer.Argument(help="The official file.")],
@@ -277,11 +303,13 @@ def publish(
     repo_id: Annotated[str, typer.Argument(help="Repository on the Hub, OWNER/NAME.")],
     private: Annotated[bool, typer.Option("--private", help="Create the repository private.")] = False,
     update: Annotated[bool, typer.Option("--update", help="Allow a new commit on an existing repository.")] = False,
+    revision: Annotated[str | None, typer.Option(help="Branch to commit to, by default main.")] = None,
 ) -> None:
     """Publish a model with its code, processor and card to the Hub, in one commit."""
     from hubmodels.publishing import publish as run_publication
 
-    typer.echo(f"published {run_publication(folder, repo_id, private=private, update=update)}")
+    url = run_publication(folder, repo_id, private=private, update=update, revision=revision)
+    typer.echo(f"published {url}")
 
 
 @app.command()
@@ -303,26 +331,35 @@ def demo(
         str | None, typer.Option(help="Folder, Hub id or packaged checkpoint; by default the first packaged one.")
     ] = None,
     output: Annotated[Path, typer.Option(help="Picture to write.")] = Path("reconstruction.png"),
+    mask_ratio: Annotated[float | None, typer.Option(help="Share to hide; by default as in training.")] = None,
     seed: Annotated[int, typer.Option(help="Seed of the mask.")] = 0,
 ) -> None:
     """Draw what a model reconstructs of a picture of which it sees only a part."""
     if output.exists():
         raise FileExistsError(f"{output} exists; give another place with --output")
-    from PIL import Image
-
     source = _default_demo_model() if model is None else _model_source(model)
-    with Image.open(image) as opened:
-        picture = opened.convert("RGB")
 
     import torch
-    from transformers import AutoImageProcessor
+    from PIL import Image
+    from transformers import AutoImageProcessor, AutoModelForPreTraining
 
     from hubmodels.visualization import reconstruction_sheet
 
-    network = _load_with_decoder(source)
-    pixel_values = AutoImageProcessor.from_pretrained(source)(picture, return_tensors="pt").pixel_values
-    torch.manual_seed(seed)
-    reconstruction_sheet(network, pixel_values, output)
+    network = AutoModelForPreTraining.from_pretrained(source).eval()
+    processor = AutoImageProcessor.from_pretrained(source)
+    with Image.open(image) as opened:
+        picture = opened.convert("L" if network.config.num_channels == 1 else "RGB")
+    pixel_values = processor(picture, return_tensors="pt").pixel_values
+    generator = torch.Generator().manual_seed(seed)
+    reconstruction_sheet(
+        network,
+        pixel_values,
+        output,
+        processor.image_mean,
+        processor.image_std,
+        mask_ratio=mask_ratio,
+        generator=generator,
+    )
     typer.echo(f"wrote {output}")
 
 
@@ -338,17 +375,6 @@ def _default_demo_model() -> str:
         if checkpoint.is_packaged and checkpoint.task == "image-feature-extraction":
             return str(catalog.packaged_path(checkpoint.name))
     raise ValueError("no packaged checkpoint can reconstruct; give a model with --model")
-
-
-def _load_with_decoder(source: str) -> Any:
-    """Load a model for pre-training, refusing weights that lack a part of it: its pictures would be noise."""
-    from transformers import AutoModelForPreTraining
-
-    network, loading = AutoModelForPreTraining.from_pretrained(source, output_loading_info=True)
-    if loading["missing_keys"]:
-        missing = sorted(loading["missing_keys"])
-        raise ValueError(f"{source} cannot reconstruct: it lacks {len(missing)} weights, for example {missing[0]}")
-    return network.eval()
 
 
 def main() -> None:

@@ -164,7 +164,7 @@ def test_publish_passes_its_flags(invoke, replace):
     calls = replace("hubmodels.publishing", "publish", result="https://hub/me/model")
     result = invoke("publish", "folder", "me/model", "--private", "--update")
     assert result.stdout == "published https://hub/me/model\n"
-    assert calls == [((Path("folder"), "me/model"), {"private": True, "update": True})]
+    assert calls == [((Path("folder"), "me/model"), {"private": True, "update": True, "revision": None})]
 
 
 def test_export_passes_its_arguments(invoke, replace):
@@ -193,7 +193,9 @@ def pretrained_folder(tmp_path):
     decoder = {"decoder_hidden_size": 16, "decoder_num_hidden_layers": 1, "decoder_num_attention_heads": 2}
     config = MAEConfig(image_size=16, patch_size=4, decoder_intermediate_size=32, **sizes, **decoder)
     folder = tmp_path / "model"
-    MAEForPreTraining(config).save_pretrained(folder)
+    model = MAEForPreTraining(config)
+    model.decoder.decoder_pred.bias.data.fill_(0.1)  # a trained decoder has biases
+    model.save_pretrained(folder)
     side = {"size": {"shortest_edge": 16}, "crop_size": {"height": 16, "width": 16}}
     MAEImageProcessor(**side).save_pretrained(folder)
     return folder
@@ -206,6 +208,36 @@ def picture(tmp_path):
     path = tmp_path / "picture.png"
     Image.effect_noise((40, 30), 50).save(path)
     return path
+
+
+def test_evaluate_measures_frozen_features(invoke, pretrained_folder, tmp_path):
+    data = tmp_path / "data"
+    for split in ("train", "test"):
+        for name, colour in (("dark", 20), ("light", 230)):
+            save_pictures(data / split / name, colour)
+    saved = tmp_path / "outcome.json"
+    arguments = ("evaluate", pretrained_folder, "--data", data, "--protocol", "knn")
+    result = invoke(*arguments, "--save", saved)
+    assert result.exit_code == 0, result.output
+    assert "accuracy 100.00%" in result.stdout and "dark" in result.stdout
+    assert json.loads(saved.read_text())["report"]["accuracy"] == 1.0
+    printed = json.loads(invoke(*arguments, "--json").stdout)
+    assert printed == json.loads(saved.read_text())
+    assert invoke(*arguments, "--save", saved).exit_code == ERROR_EXIT_CODE
+
+
+def test_evaluate_lists_the_protocols(invoke, pretrained_folder):
+    result = invoke("evaluate", pretrained_folder, "--data", "x", "--protocol", "magic")
+    assert result.exit_code == ERROR_EXIT_CODE
+    assert result.stderr.splitlines()[-1] == "error: protocol must be one of finetuned, knn, linear, got 'magic'"
+
+
+def save_pictures(folder: Path, colour: int) -> None:
+    from PIL import Image
+
+    folder.mkdir(parents=True)
+    for shade in range(24):
+        Image.new("RGB", (16, 16), (colour - shade // 2,) * 3).save(folder / f"{shade}.png")
 
 
 def test_demo_draws_a_picture(invoke, pretrained_folder, picture, tmp_path):
@@ -225,13 +257,15 @@ def test_demo_overwrites_nothing(invoke, pretrained_folder, picture):
 
 
 def test_demo_refuses_an_encoder_without_decoder(invoke, pretrained_folder, picture, tmp_path):
-    from hubmodels.modeling.mae import MAEModel
+    from hubmodels.modeling.mae import MAEImageProcessor, MAEModel
 
     encoder = tmp_path / "encoder"
     MAEModel.from_pretrained(pretrained_folder).save_pretrained(encoder)
+    MAEImageProcessor.from_pretrained(pretrained_folder).save_pretrained(encoder)
     result = invoke("demo", picture, "--model", encoder, "--output", tmp_path / "sheet.png")
     assert result.exit_code == ERROR_EXIT_CODE
-    assert "cannot reconstruct" in result.stderr and "decoder." in result.stderr
+    assert "decoder of model is untrained" in result.stderr
+    assert not (tmp_path / "sheet.png").exists()
 
 
 def test_demo_names_an_unreadable_picture(invoke, pretrained_folder, tmp_path):
