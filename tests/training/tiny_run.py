@@ -49,16 +49,17 @@ class Blobs(torch.utils.data.Dataset):
 class NoiseCollator:
     """Batches with masking noise that depends on seed, epoch and sample only."""
 
-    def __init__(self, labels: bool = False, noise: bool = True):
+    def __init__(self, labels: bool = False, noise: bool = True, dtype: torch.dtype = torch.float32):
         self.labels = labels
         self.noise = noise
+        self.dtype = dtype
         self.epoch = 0
 
     def set_epoch(self, epoch):
         self.epoch = epoch
 
     def __call__(self, samples):
-        batch = {"pixel_values": torch.stack([sample["image"] for sample in samples])}
+        batch = {"pixel_values": torch.stack([sample["image"] for sample in samples]).to(self.dtype)}
         if self.labels:
             batch["labels"] = torch.tensor([sample["label"] for sample in samples])
         if self.noise:
@@ -107,13 +108,18 @@ def trainer(output: Path, model=None, collator=None, size: int = 48, callbacks=N
     )
 
 
+def trainer_of_dtype(output: Path, dtype: torch.dtype, **overrides) -> HubTrainer:
+    return trainer(output, tiny_pretraining_model().to(dtype), NoiseCollator(dtype=dtype), **overrides)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("output", type=Path)
     parser.add_argument("--overrides", default="{}", help="arguments of the trainer, JSON")
+    parser.add_argument("--dtype", default="float32")
     options = parser.parse_args()
     torch.set_num_threads(1)
-    run = trainer(options.output, **json.loads(options.overrides))
+    run = trainer_of_dtype(options.output, getattr(torch, options.dtype), **json.loads(options.overrides))
     run.train(resume_from_checkpoint=run.can_resume())
     if run.is_world_process_zero():
         run.model.save_pretrained(options.output / "final")
