@@ -1,0 +1,126 @@
+"""What all pictures share: colours of normalised images, sheets of panels, writing a file completely or not at all."""
+
+import os
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from matplotlib.axes import Axes
+from matplotlib.colors import Normalize
+from matplotlib.figure import Figure
+from torch import nn
+from transformers.image_utils import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
+
+PANEL_INCHES = 1.8
+HEAT_COLOURS = "inferno"
+
+# Normalisation of a channel: one value for all, or one per channel.
+ChannelValues = float | Sequence[float]
+
+
+def to_pictures(
+    pixel_values: torch.Tensor,
+    mean: ChannelValues = IMAGENET_DEFAULT_MEAN,
+    std: ChannelValues = IMAGENET_DEFAULT_STD,
+) -> np.ndarray:
+    """Undo the normalisation of images, for display.
+
+    Args:
+        pixel_values: normalised images `[B, C, H, W]`.
+        mean: mean that was subtracted, one value or one per channel, in units of [0, 1].
+        std: deviation that was divided by, likewise.
+
+    Returns:
+        Colours in [0, 1] (clipped) `[B, H, W, 3]`, or `[B, H, W]` in grey unless there are three channels: the one
+        channel, or the mean of several.
+
+    Raises:
+        ValueError: `pixel_values` is no batch of images, or `mean` or `std` has not one value per channel.
+    """
+    if pixel_values.ndim != 4:
+        raise ValueError(f"pixel_values must have shape [B, C, H, W], got {list(pixel_values.shape)}")
+    channels = pixel_values.shape[1]
+    pixels = pixel_values.detach().float().cpu()
+    pixels = pixels * _per_channel("std", std, channels) + _per_channel("mean", mean, channels)
+    pictures = pixels.permute(0, 2, 3, 1) if channels == 3 else pixels.mean(dim=1)
+    return pictures.clamp(0, 1).numpy()
+
+
+def _per_channel(name: str, values: ChannelValues, channels: int) -> torch.Tensor:
+    vector = torch.as_tensor(values, dtype=torch.float32).reshape(-1)
+    if len(vector) not in (1, channels):
+        raise ValueError(f"{name} has {len(vector)} values, but pixel_values has {channels} channels")
+    return vector.view(1, -1, 1, 1)
+
+
+def upscale(maps: torch.Tensor, size: tuple[int, int]) -> np.ndarray:
+    """Maps of patches `[B, rows, columns]` as maps of pixels `[B, height, width]`, bilinearly."""
+    maps = maps.detach().float().cpu()[:, None]
+    return nn.functional.interpolate(maps, size=size, mode="bilinear", align_corners=False)[:, 0].numpy()
+
+
+def new_sheet(rows: int, titles: Sequence[str], aspect: float = 1.0) -> tuple[Figure, np.ndarray]:
+    """Start a sheet of panels without frames.
+
+    Args:
+        rows: number of rows.
+        titles: one per column, written above the first row.
+        aspect: height of a panel divided by its width.
+
+    Returns:
+        The figure, which belongs to no window system and no global state, and its axes `[rows, columns]`.
+    """
+    figure = Figure(
+        figsize=(PANEL_INCHES * len(titles), PANEL_INCHES * (rows * aspect + 0.25)), dpi=150, layout="constrained"
+    )
+    axes = figure.subplots(rows, len(titles), squeeze=False)
+    for axis in axes.flat:
+        axis.set_axis_off()
+    for axis, title in zip(axes[0], titles, strict=True):
+        axis.set_title(title, fontsize=8)
+    return figure, axes
+
+
+def draw_picture(axis: Axes, picture: np.ndarray) -> None:
+    """Draw one picture of `to_pictures`."""
+    axis.imshow(picture, cmap="gray", vmin=0, vmax=1, interpolation="nearest")
+
+
+def draw_overlay(axis: Axes, picture: np.ndarray, heat: np.ndarray, scale: Normalize) -> None:
+    """Draw a picture in pale grey under a map `[H, W]` in colours; `scale` maps its values to [0, 1]."""
+    grey = picture.mean(axis=-1) if picture.ndim == 3 else picture
+    draw_picture(axis, grey)
+    axis.imshow(heat, cmap=HEAT_COLOURS, norm=scale, alpha=0.65, interpolation="nearest")
+
+
+def save_figure(figure: Figure, path: str | os.PathLike[str]) -> Path:
+    """Write a figure; the file is complete or absent, and replaces one of the same name only then.
+
+    Args:
+        figure: what to write.
+        path: file to write; its suffix (`.png`, `.pdf`, `.svg`, `.jpg` ...) is the format. Folders are created.
+
+    Returns:
+        The path of the file.
+
+    Raises:
+        ValueError: matplotlib writes no format of that suffix.
+    """
+    path = Path(path)
+    file_format = _file_format(figure, path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=f".{path.name}.", dir=path.parent) as folder:
+        written = Path(folder) / path.name
+        figure.savefig(written, format=file_format)
+        os.replace(written, path)
+    return path
+
+
+def _file_format(figure: Figure, path: Path) -> str:
+    known = figure.canvas.get_supported_filetypes()
+    file_format = path.suffix.lstrip(".").lower()
+    if file_format not in known:
+        raise ValueError(f"path must end in one of {', '.join(f'.{name}' for name in known)}, got {str(path)!r}")
+    return file_format
