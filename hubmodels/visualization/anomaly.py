@@ -1,15 +1,16 @@
 """Where an image is not what a masked autoencoder expects."""
 
+from __future__ import annotations
+
 import math
 import os
+from typing import TYPE_CHECKING
 
 import torch
 from matplotlib.cm import ScalarMappable
 from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
 from transformers.image_utils import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
-
-from hubmodels.modeling.mae import MAEForPreTraining
 
 from .figures import (
     HEAT_COLOURS,
@@ -22,6 +23,9 @@ from .figures import (
     upscale,
 )
 from .reconstruction import check_decoder
+
+if TYPE_CHECKING:
+    from hubmodels.modeling.mae import MAEForPreTraining
 
 
 def anomaly_map(

@@ -1,14 +1,18 @@
 """Sheets of reconstructions of a masked autoencoder."""
 
+from __future__ import annotations
+
 import os
+from typing import TYPE_CHECKING
 
 import torch
 from matplotlib.figure import Figure
 from transformers.image_utils import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 
-from hubmodels.modeling.mae import MAEForPreTraining
-
 from .figures import ChannelValues, draw_picture, new_sheet, save_figure, to_pictures
+
+if TYPE_CHECKING:
+    from hubmodels.modeling.mae import MAEForPreTraining
 
 
 def reconstruction_sheet(
