@@ -14,6 +14,7 @@ import re
 import tempfile
 import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import TypeVar
@@ -69,21 +70,29 @@ def publish(
         PublishError: If the repository exists and `update` is not set, the token is missing or refused, or the Hub
             cannot be reached or keeps failing.
         FileNotFoundError, ValueError: If `folder` cannot be published, as in `prepare_repository`.
+
+    Example:
+
+    ```python
+    >>> from hubmodels.publishing import publish
+
+    >>> publish("run/", "me/my-mae", private=True)  # doctest: +SKIP
+    'https://huggingface.co/me/my-mae/commit/3f1c...'
+    ```
     """
     validate_repo_id(repo_id)
     secret = token or get_token()
     if secret is None:
         raise PublishError("no token for the Hub: set HF_TOKEN, run `hf auth login` or pass token=...")
     api = HfApi(token=secret)
+    origin = _token_origin(token)
+    if "/" not in repo_id:
+        with _explained(api, repo_id, origin):
+            repo_id = f"{_retrying(api.whoami)['name']}/{repo_id}"
     with tempfile.TemporaryDirectory(prefix="hubmodels-publish-") as scratch:
         prepared = prepare_repository(folder, Path(scratch) / "repository", name=repo_id)
-        try:
-            full_id = repo_id if "/" in repo_id else f"{_retrying(api.whoami)['name']}/{repo_id}"
-            return _Publication(api, full_id, revision or "main").run(prepared, private, update)
-        except PublishError:
-            raise
-        except Exception as error:
-            raise PublishError(_explain(error, repo_id, api, token).replace(secret, "***")) from error
+        with _explained(api, repo_id, origin):
+            return _Publication(api, repo_id, revision or "main").run(prepared, private, update)
 
 
 class _Publication:
@@ -235,16 +244,19 @@ def _summary(error: BaseException) -> str:
     return f"{type(cause).__name__}: {text}"
 
 
-def _explain(error: Exception, repo_id: str, api: HfApi, token: str | None) -> str:
-    """Message of a `PublishError`: what failed, what to do, what state the Hub is in."""
-    aftermath = " ".join(getattr(error, "__notes__", ()))
-    if _status(_request_failure(error)) in (401, 403):
-        owner = repo_id.split("/")[0] if "/" in repo_id else "its owner"
-        return (
-            f"the Hub at {api.endpoint} refused the token {_token_origin(token)}: {_summary(error)} "
-            f"It must be valid and allowed to write to {owner}. {aftermath}"
-        ).strip()
-    return f"publishing {repo_id} to {api.endpoint} failed: {_summary(error)} {aftermath}".strip()
+@contextmanager
+def _explained(api: HfApi, repo_id: str, token_origin: str) -> Iterator[None]:
+    """Turn what the client raises into a `PublishError`: what failed, what to do, what state the Hub is in."""
+    try:
+        yield
+    except PublishError:
+        raise
+    except Exception as error:
+        message = f"publishing {repo_id} to {api.endpoint} failed: {_summary(error)}"
+        if _status(_request_failure(error)) in (401, 403):
+            message += f" The token {token_origin} was refused: it must be valid and allowed to write to {repo_id}."
+        message = " ".join([message, *getattr(error, "__notes__", ())])
+        raise PublishError(message.replace(str(api.token), "***")) from error
 
 
 def _token_origin(token: str | None) -> str:

@@ -2,6 +2,7 @@
 
 import ast
 import json
+from pathlib import Path
 
 import pytest
 from huggingface_hub import ModelCard
@@ -163,3 +164,15 @@ def test_nested_processor_configs_get_their_auto_map(folder, tmp_path):
     content = read_json(prepare_repository(folder, tmp_path / "out") / "processor_config.json")
     assert "auto_map" not in content
     assert content["image_processor"]["auto_map"] == {"AutoImageProcessor": "image_processing_mae.MAEImageProcessor"}
+
+
+def test_converted_official_weights_keep_their_licence(tmp_path):
+    from hubmodels.conversion import convert
+
+    official = Path(__file__).parents[1] / "golden" / "mae" / "finetune_cls_token_cutmix" / "checkpoint.pth"
+    folder = convert("mae", official, tmp_path / "converted", num_heads=4)
+    out = prepare_repository(folder, tmp_path / "out")
+    card = ModelCard.load(out / "README.md")
+    assert card.data.license == "cc-by-nc-4.0"
+    assert card.text == ModelCard.load(folder / "README.md").text
+    assert len(read_json(out / "config.json")["auto_map"]) == 5
