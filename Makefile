@@ -3,6 +3,7 @@ PYTHON ?= python3
 VENV ?= .venv
 OUTPUT ?= quickstart-output
 JOBS ?= 2
+RACES ?= mae_step
 
 BIN := $(VENV)/bin
 CREATED := $(VENV)/.created
@@ -54,7 +55,7 @@ test-slow: $(DEV)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m slow
 
 bench: $(BENCH)
-	$(BIN)/python -m benchmarks
+	@for race in $(RACES); do $(BIN)/python -m benchmarks.$$race || exit 1; done
 
 lint: $(DEV)
 	$(BIN)/ruff format --check .
