@@ -13,8 +13,8 @@ class MatmulBackwardAttention(torch.autograd.Function):
     Softmax attention with the flash kernel forward and plain matrix products backward.
 
     On CPU the backward of the bfloat16 flash kernel takes about twice the time of the same five products done by the
-    bfloat16 matrix units. The probabilities are computed again in the backward, so that nothing but query, key and value
-    is kept between the two.
+    bfloat16 matrix units. The probabilities are computed again in the backward, so that nothing but query, key and
+    value is kept between the two.
     """
 
     @staticmethod
@@ -93,7 +93,7 @@ class MAEAttention(ViTMAEAttention):
 
     @staticmethod
     def _can_fuse(projections) -> bool:
-        """Only plain Linear layers are fused; adapters, quantised layers and layers with hooks are called as they are."""
+        """Only plain Linear layers are fused; adapters, quantised layers and layers with hooks are called singly."""
         return all(type(p) is nn.Linear and not p._forward_hooks and not p._forward_pre_hooks for p in projections)
 
     def _uses_matmul_backward(self, query) -> bool:

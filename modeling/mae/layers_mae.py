@@ -103,10 +103,9 @@ class MAEEmbeddings(ViTMAEEmbeddings):
             )
 
     def initialize_weights(self):
-        """Sin-cos table, xavier-uniform patch projection (seen as a matrix), normal class token (official code)."""
+        """Sin-cos table and normal class token (official code)."""
         table = sincos_position_table(self.position_embeddings.shape[-1], self.config.grid_size)
         init.copy_(self.position_embeddings, table[None])
-        init.xavier_uniform_(self.patch_embeddings.projection.weight.view(self.config.hidden_size, -1))
         init.normal_(self.cls_token, std=self.config.initializer_range)
 
 

@@ -4,8 +4,6 @@ import torch
 from torch import nn
 from transformers import initialization as init
 from transformers.backbone_utils import BackboneMixin, filter_output_hidden_states
-from transformers.conversion_mapping import register_checkpoint_conversion_mapping
-from transformers.core_model_loading import WeightRenaming
 from transformers.modeling_outputs import BackboneOutput, ImageClassifierOutput
 from transformers.models.vit_mae.modeling_vit_mae import ViTMAEPreTrainedModel
 from transformers.utils.generic import can_return_tuple, merge_with_config_defaults
@@ -14,35 +12,12 @@ from transformers.utils.output_capturing import capture_outputs
 from .attention_mae import MAEAttention
 from .configuration_mae import MAEConfig
 from .layers_mae import MAEDecoder, MAEEmbeddings, MAELayer, gather_patches, split_into_patches
+from .legacy_mae import register_legacy_layouts
 from .masking_mae import PatchMask, sample_mask
 from .outputs_mae import MAEForPreTrainingOutput, MAEModelOutput, MAEReconstructionOutput
 from .positions_mae import resize_position_table, sincos_position_table
 
-
-class LegacyRenaming(WeightRenaming):
-    """A renaming of older checkpoint layouts that is read and never written: saving always uses the current names."""
-
-    def reverse_transform(self):
-        """A renaming that matches nothing."""
-        return WeightRenaming(r"(?!)", "")
-
-
-# Layouts on the Hub: that of facebook/vit-mae-* (`vit.encoder.layer.N...`), and `decoder.decoder_encoder.layer.N...`,
-# which transformers 5 writes for ViTMAE.
-register_checkpoint_conversion_mapping(
-    MAEConfig.model_type,
-    [
-        LegacyRenaming(r"decoder\.decoder_encoder\.layer\.", "decoder.decoder_layers."),
-        LegacyRenaming(r"(?<!\w)encoder\.layer\.", "layers."),
-        LegacyRenaming(r"attention\.attention\.query", "attention.q_proj"),
-        LegacyRenaming(r"attention\.attention\.key", "attention.k_proj"),
-        LegacyRenaming(r"attention\.attention\.value", "attention.v_proj"),
-        LegacyRenaming(r"attention\.output\.dense", "attention.o_proj"),
-        LegacyRenaming(r"intermediate\.dense", "mlp.fc1"),
-        LegacyRenaming(r"(?<!attention\.)output\.dense", "mlp.fc2"),
-    ],
-    overwrite=True,
-)
+register_legacy_layouts()
 
 
 class MAEPreTrainedModel(ViTMAEPreTrainedModel):
@@ -53,6 +28,8 @@ class MAEPreTrainedModel(ViTMAEPreTrainedModel):
     _no_split_modules = ["MAEEmbeddings", "MAELayer", "MAEDecoder"]
     _can_record_outputs = {"hidden_states": MAELayer, "attentions": MAEAttention}
     _trainable_positions = False
+    # Losses are means over the batch: `Trainer` must divide them itself when it accumulates gradients.
+    accepts_loss_kwargs = False
 
     @classmethod
     def from_pretrained(cls, *args, **kwargs):
@@ -83,10 +60,18 @@ class MAEPreTrainedModel(ViTMAEPreTrainedModel):
             module.initialize_weights()
         elif isinstance(module, MAEForImageClassification):
             init.trunc_normal_(module.classifier.weight, std=self.config.classifier_init_std)
-        elif not isinstance(
-            module, nn.Conv2d
-        ):  # the patch projection keeps torch's bias, MAEEmbeddings sets its weight
+        elif isinstance(module, nn.Conv2d):  # the patch projection: xavier as a matrix, torch's own bias
+            fan_in = module.weight[0].numel()
+            bound = (6 / (fan_in + module.out_channels)) ** 0.5
+            init.uniform_(module.weight, -bound, bound)
+            init.uniform_(module.bias, -(fan_in**-0.5), fan_in**-0.5)
+        else:
             super()._init_weights(module)
+
+    def _initialize_weights(self, module, is_custom_code: bool = False):
+        # transformers takes modules without parameters of their own for initialised in models outside of it, because
+        # such code might overwrite loaded weights; `_init_weights` does not: the functions of `init` leave them alone.
+        super()._initialize_weights(module, is_custom_code=False)
 
     def group_matcher(self, coarse: bool = False) -> dict:
         """Groups of parameters from input to output, in timm's convention, for layer-wise learning rate decay."""
@@ -516,7 +501,8 @@ class MAEForImageClassification(MAEPreTrainedModel):
         Args:
             pixel_values (`torch.Tensor` of shape `[B, C, H, W]`): normalised images.
             labels (`torch.Tensor`, *optional*): classes `[B]` (integers) or, after mixing, target distributions
-                `[B, num_labels]` (floats; the loss is `-sum(t * log_softmax)`).
+                `[B, num_labels]` (floats; the loss is `-sum(t * log_softmax)`). With `config.problem_type` set to
+                `"regression"` or `"multi_label_classification"` transformers' losses for these are used instead.
             interpolate_pos_encoding (`bool`, *optional*): accept image sizes other than the configured one.
             drop_path_uniform (`torch.Tensor` of shape `[layers, 2, B]`, *optional*): stochastic-depth draws in [0, 1).
 
@@ -544,6 +530,8 @@ class MAEForImageClassification(MAEPreTrainedModel):
             raise ValueError(
                 f"labels must have shape {tuple(logits.shape[:1])} or {tuple(logits.shape)}, got {tuple(labels.shape)}"
             )
+        if self.config.problem_type in ("regression", "multi_label_classification"):
+            return self.loss_function(labels.float(), logits.float(), self.config)
         return nn.functional.cross_entropy(logits.float(), labels if labels.ndim == 1 else labels.float())
 
 

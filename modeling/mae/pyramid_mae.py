@@ -3,6 +3,7 @@
 import torch
 from torch import nn
 from transformers import initialization as init
+from transformers.backbone_utils import filter_output_hidden_states
 from transformers.modeling_outputs import BackboneOutput
 from transformers.utils.generic import can_return_tuple
 
@@ -74,6 +75,7 @@ class MAEFeaturePyramid(MAEPreTrainedModel):
         return self.vit.embeddings.patch_embeddings
 
     @can_return_tuple
+    @filter_output_hidden_states
     def forward(self, pixel_values: torch.Tensor, **kwargs) -> BackboneOutput:
         """
         Args:
@@ -82,7 +84,6 @@ class MAEFeaturePyramid(MAEPreTrainedModel):
         Returns:
             Four feature maps `[B, D, H / s, W / s]` for the strides `s` of `self.strides`.
         """
-        kwargs["output_hidden_states"] = True
         outputs = self.vit(pixel_values, mask_ratio=0.0, interpolate_pos_encoding=True, **kwargs)
         patch = self.config.patch_size
         grid = (pixel_values.shape[-2] // patch, pixel_values.shape[-1] // patch)
