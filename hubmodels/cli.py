@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from rich.console import Console
     from rich.table import Table
 
+RECIPE_ROOT = Path(__file__).parent / "recipes"
 ERROR_EXIT_CODE = 2
 PIPE_WIDTH = 160  # columns of a table when the output is not a terminal
 
@@ -151,6 +152,7 @@ def _method_rows(method: catalog.Method) -> dict[str, str]:
         "licence": f"code {method.code_licence}; the authors' weights {method.weights_licence}",
         "module": method.module,
         "Auto classes": classes,
+        "recipes": "\n".join(sorted(path.stem for path in (RECIPE_ROOT / method.name).glob("*.yaml"))),
         "checkpoints": "\n".join(c.name for c in catalog.CHECKPOINTS if c.method == method.name),
     }
 

@@ -68,6 +68,8 @@ def test_info_of_a_method(invoke):
     assert "https://arxiv.org/abs/2111.06377" in output
     assert "AutoModelForPreTraining -> MAEForPreTraining" in output
     assert "mae_pretrain_vit_huge" in output
+    recipes = [path.stem for path in (Path(catalog.__file__).parent / "recipes" / "mae").glob("*.yaml")]
+    assert all(recipe in output for recipe in recipes)
 
 
 def test_info_of_a_checkpoint(invoke):
