@@ -90,7 +90,7 @@ class ImageDataset(Dataset):
             image = self._source.decode(index)
             if self._cache is not None:
                 self._cache.put(index, image)
-        item: dict[str, Any] = {"image": torch.from_numpy(image), "index": index}
+        item: dict[str, Any] = {"image": torch.tensor(image), "index": index}  # a copy: the cache stays as it is
         if self._all_labels is not None:
             item["label"] = int(self._all_labels[index])
         return item

@@ -20,7 +20,7 @@ from hubmodels.evaluation.classification import (
 )
 from hubmodels.evaluation.features import extract_features
 from hubmodels.evaluation.knn import knn_predict
-from hubmodels.evaluation.linear_probe import BASE_LRS, linear_probe
+from hubmodels.evaluation.linear_probe import linear_probe
 
 PROTOCOLS = ("finetuned", "knn", "linear")
 HELD_OUT_FRACTION = 0.2
@@ -70,7 +70,6 @@ def evaluate(
     k: int = 20,
     temperature: float = 0.07,
     batch_norm: bool = True,
-    base_lr: float | Sequence[float] = BASE_LRS,
     epochs: int = 90,
     batch_size: int = 256,
     num_workers: int = 0,
@@ -94,7 +93,6 @@ def evaluate(
         k: Neighbours of "knn".
         temperature: Temperature of "knn".
         batch_norm: Whether the linear probe has the BatchNorm.
-        base_lr: Base learning rate of the linear probe, or several to choose from.
         epochs: Epochs of the linear probe.
         batch_size: Images per forward pass, and features per step of the linear probe.
         num_workers: Worker processes that load the images.
@@ -146,13 +144,13 @@ def evaluate(
             test.labels,
             num_classes=train.num_classes,
             batch_norm=batch_norm,
-            base_lr=base_lr,
             epochs=epochs,
             batch_size=batch_size,
             seed=seed,
         )
         scores = probe.scores
-        settings.update(batch_norm=batch_norm, base_lr=probe.base_lr, epochs=epochs, batch_size=batch_size, seed=seed)
+        settings.update(batch_norm=batch_norm, epochs=epochs, batch_size=batch_size, seed=seed)
+        settings["trust_coefficient"] = probe.trust_coefficient
     report = classification_report(test.labels, scores, class_names)
     return Evaluation(str(folder), str(data), split_name or "all", protocol, settings, report)
 

@@ -12,10 +12,13 @@ from hubmodels.evaluation.knn import check_features
 from hubmodels.training.lars import LARS
 from hubmodels.training.schedules import warmup_cosine_lr
 
-# With cached features a run takes seconds, so the rate is searched. LARS moves the weights by about
-# lr * 0.001 / (1 - momentum) of their norm per step: the published 0.1, made for 7,000 steps of 16,384 images, is far
-# too small for a few hundred steps.
-BASE_LRS = (0.1, 1.0, 3.0, 10.0, 30.0, 100.0)
+# LARS moves the weights by about lr * trust / (1 - momentum) of their norm per step. The published coefficient 0.001,
+# made for thousands of steps of 16,384 images, leaves the head near its initial weights after a few hundred steps of
+# small data; with cached features a run takes seconds, so it is searched. (A larger learning rate instead would also
+# act on the bias, which LARS does not scale.)
+TRUST_COEFFICIENTS = (0.001, 0.01, 0.1, 0.3, 1.0)
+MIN_STEPS_PER_EPOCH = 32
+MIN_BATCH_SIZE = 8
 HEAD_INIT_STD = 0.01
 
 
@@ -26,13 +29,13 @@ class LinearProbeResult:
     Attributes:
         accuracy: Top-1 accuracy on the test features, in [0, 1].
         head: The trained head: BatchNorm1d without affine parameters (if asked for) and Linear.
-        base_lr: The base learning rate that was used.
+        trust_coefficient: The trust coefficient of LARS that was used.
         scores: Logits of the test features, float32 [M, num_classes].
     """
 
     accuracy: float
     head: nn.Sequential
-    base_lr: float
+    trust_coefficient: float
     scores: torch.Tensor
 
 
@@ -60,10 +63,11 @@ def train_head(
     head: nn.Sequential,
     features: torch.Tensor,
     labels: torch.Tensor,
-    base_lr: float,
+    lr: float,
     epochs: int,
     warmup_epochs: float,
     batch_size: int,
+    trust_coefficient: float = 0.001,
     weight_decay: float = 0.0,
     seed: int = 0,
 ) -> nn.Sequential:
@@ -73,10 +77,11 @@ def train_head(
         head: The head, trained in place.
         features: float32 [N, D].
         labels: int64 [N].
-        base_lr: Learning rate per 256 images of a batch.
+        lr: Peak learning rate.
         epochs: Passes over the features.
         warmup_epochs: Epochs of linear warm-up.
         batch_size: Features per step; the last, smaller batch of an epoch is left out.
+        trust_coefficient: Trust coefficient of LARS.
         weight_decay: Weight decay of LARS.
         seed: Seed of the order.
 
@@ -84,8 +89,7 @@ def train_head(
         The head, in evaluation mode.
     """
     batch_size = min(batch_size, len(features))
-    lr = base_lr * batch_size / 256
-    optimizer = LARS(head.parameters(), lr=lr, weight_decay=weight_decay)
+    optimizer = LARS(head.parameters(), lr=lr, weight_decay=weight_decay, trust_coefficient=trust_coefficient)
     steps = len(features) // batch_size
     head.train()
     for epoch in range(epochs):
@@ -106,7 +110,8 @@ def linear_probe(
     test_labels: torch.Tensor,
     num_classes: int | None = None,
     batch_norm: bool = True,
-    base_lr: float | Sequence[float] = BASE_LRS,
+    base_lr: float = 0.1,
+    trust_coefficient: float | Sequence[float] = TRUST_COEFFICIENTS,
     epochs: int = 90,
     warmup_epochs: float | None = None,
     batch_size: int = 256,
@@ -115,8 +120,8 @@ def linear_probe(
 ) -> LinearProbeResult:
     """Train a linear classifier on frozen features and test it.
 
-    Several base learning rates are compared on a fifth of the training features that is held out; the best one is
-    then used on all of them. The published setting is `base_lr=0.1, batch_size=16384` on ImageNet.
+    Several trust coefficients are compared on a fifth of the training features that is held out; the best one is then
+    used on all of them. The published setting for ImageNet is `trust_coefficient=0.001, batch_size=16384`.
 
     Args:
         train_features: float32 [N, D].
@@ -125,10 +130,12 @@ def linear_probe(
         test_labels: int64 [M].
         num_classes: Number of classes; None means the largest label plus one.
         batch_norm: Normalise the features by BatchNorm without affine parameters first, as published.
-        base_lr: Learning rate per 256 images of a batch, or several to choose from.
+        base_lr: Learning rate per 256 images of a batch.
+        trust_coefficient: Trust coefficient of LARS, or several to choose from.
         epochs: Passes over the features.
         warmup_epochs: Epochs of linear warm-up; None means a ninth of `epochs` (10 of 90).
-        batch_size: Features per step.
+        batch_size: Features per step. Small data takes smaller steps at the same learning rate, 32 of them per epoch
+            (but at least 8 features each).
         weight_decay: Weight decay of LARS.
         seed: Seed of the head's weights, the order and the held-out part.
 
@@ -147,20 +154,24 @@ def linear_probe(
     num_classes = num_classes or int(torch.cat([train_labels, test_labels]).max()) + 1
     warmup_epochs = epochs / 9 if warmup_epochs is None else warmup_epochs
 
-    def trained(features: torch.Tensor, labels: torch.Tensor, rate: float) -> nn.Sequential:
+    def trained(features: torch.Tensor, labels: torch.Tensor, trust: float) -> nn.Sequential:
         head = make_head(features.shape[1], num_classes, batch_norm, seed)
-        return train_head(head, features, labels, rate, epochs, warmup_epochs, batch_size, weight_decay, seed)
+        step_size = min(batch_size, max(MIN_BATCH_SIZE, len(features) // MIN_STEPS_PER_EPOCH))
+        lr = base_lr * batch_size / 256
+        return train_head(head, features, labels, lr, epochs, warmup_epochs, step_size, trust, weight_decay, seed)
 
-    rates = [base_lr] if isinstance(base_lr, int | float) else list(base_lr)
-    if len(rates) > 1:
+    if isinstance(trust_coefficient, int | float):
+        best = float(trust_coefficient)
+    else:
         order = torch.from_numpy(random_permutation(len(train_labels), seed))
         held_out, kept = order.tensor_split([max(1, len(order) // 5)])
-        heads = [trained(train_features[kept], train_labels[kept], rate) for rate in rates]
-        accuracies = [_accuracy(head, train_features[held_out], train_labels[held_out])[0] for head in heads]
-        rates = [rates[max(range(len(rates)), key=accuracies.__getitem__)]]
-    head = trained(train_features, train_labels, rates[0])
+        heads = {trust: trained(train_features[kept], train_labels[kept], trust) for trust in trust_coefficient}
+        best = max(
+            heads, key=lambda trust: _accuracy(heads[trust], train_features[held_out], train_labels[held_out])[0]
+        )
+    head = trained(train_features, train_labels, best)
     accuracy, scores = _accuracy(head, test_features, test_labels)
-    return LinearProbeResult(accuracy, head, rates[0], scores)
+    return LinearProbeResult(accuracy, head, best, scores)
 
 
 @torch.no_grad()

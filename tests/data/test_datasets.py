@@ -169,8 +169,27 @@ def test_streaming_in_workers_yields_every_image_once(stream, workers):
     assert sorted((item["index"], int(item["image"][0, 0, 0])) for item in items) == [(i, i) for i in range(COUNT)]
 
 
-def test_shuffled_stream(stream):
-    shuffled = stream.shuffle(seed=1, buffer_size=COUNT)
+def test_hub_data_sets(monkeypatch):
+    splits = {"train": table(), "test": table().select(range(4))}
+    monkeypatch.setattr(datasets, "get_dataset_split_names", lambda source, config_name: list(splits))
+    monkeypatch.setattr(datasets, "load_dataset", lambda source, config, split, streaming: splits[split])
+    assert len(load_image_dataset("someone/pictures")) == COUNT
+    assert len(load_image_dataset("someone/pictures", split="test")) == 4
+    with pytest.raises(MissingSplitError, match="someone/pictures has no split 'val'; its splits are train, test"):
+        load_image_dataset("someone/pictures", split="val")
+
+
+def test_unreachable_hub_data_set(monkeypatch):
+    def unreachable(source, config_name):
+        raise ConnectionError("no network")
+
+    monkeypatch.setattr(datasets, "get_dataset_split_names", unreachable)
+    with pytest.raises(FileNotFoundError, match="could be opened on the Hub: no network"):
+        load_image_dataset("someone/pictures")
+
+
+def test_shuffled_stream():
+    shuffled = load_image_dataset(table().to_iterable_dataset()).shuffle(seed=1, buffer_size=COUNT)
     first = values_of(shuffled)
     assert first == values_of(shuffled) and first != list(range(COUNT)) and sorted(first) == list(range(COUNT))
     shuffled.set_epoch(1)

@@ -148,6 +148,13 @@ def test_images_are_decoded_once(write_images):
         assert all(torch.equal(dataset[i]["image"], first[i]) for i in range(4))
 
 
+def test_items_are_copies(write_images):
+    for dataset in (load_image_dataset(write_images({"a.png": (8, 8)})), load_image_dataset("fashion-mnist-small")):
+        before = dataset[0]["image"].clone()
+        dataset[0]["image"].fill_(3)
+        assert torch.equal(dataset[0]["image"], before)
+
+
 def test_cache_keeps_one_shape_and_its_limit(write_images):
     folder = write_images({"a.png": (8, 8), "b.png": (9, 8)})
     dataset = load_image_dataset(folder)

@@ -1,0 +1,147 @@
+"""Evaluation of saved models by one call."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hubmodels.modeling.mae import MAEConfig, MAEForImageClassification, MAEForPreTraining, MAEImageProcessor
+from PIL import Image
+
+import hubmodels
+from hubmodels.data import EvalTransform, load_image_dataset
+from hubmodels.evaluation import evaluate, evaluate_classifier
+
+CONFIG = {
+    "image_size": 16,
+    "patch_size": 8,
+    "hidden_size": 32,
+    "num_attention_heads": 2,
+    "num_hidden_layers": 1,
+    "intermediate_size": 32,
+    "decoder_hidden_size": 16,
+    "decoder_num_attention_heads": 2,
+    "decoder_num_hidden_layers": 1,
+}
+COLOURS = {"blue": (0, 0, 200), "green": (0, 200, 0), "red": (200, 0, 0)}
+
+
+def save(model: torch.nn.Module, folder: Path) -> Path:
+    model.save_pretrained(folder)
+    MAEImageProcessor(size={"shortest_edge": 16}, crop_size={"height": 16, "width": 16}).save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def pretrained(tmp_path_factory) -> Path:
+    torch.manual_seed(0)
+    return save(MAEForPreTraining(MAEConfig(**CONFIG)), tmp_path_factory.mktemp("pretrained"))
+
+
+@pytest.fixture(scope="module")
+def photos(tmp_path_factory) -> Path:
+    """Thirty noisy pictures each of blue, green and red, in train/ and test/."""
+    root = tmp_path_factory.mktemp("photos")
+    rng = np.random.default_rng(0)
+    for split, count in (("train", 20), ("test", 10)):
+        for name, colour in COLOURS.items():
+            folder = root / split / name
+            folder.mkdir(parents=True)
+            for number in range(count):
+                pixels = np.array(colour) + rng.integers(0, 50, (16, 16, 3))
+                Image.fromarray(pixels.astype(np.uint8)).save(folder / f"{number}.png")
+    return root
+
+
+def colour_classifier(id2label: dict[int, str]) -> MAEForImageClassification:
+    """A classifier that reads the colour: its encoder passes the mean of each channel on."""
+    model = MAEForImageClassification(MAEConfig(**CONFIG, id2label=id2label))
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.zero_()
+        projection = model.vit.embeddings.patch_embeddings.projection.weight
+        for channel in range(3):
+            projection[channel, channel] = 1.0
+        model.fc_norm.weight.fill_(1.0)
+        order = {"red": 0, "green": 1, "blue": 2}
+        for label in range(3):
+            model.classifier.weight[label, order.get(id2label[label], 2 - label)] = 1.0
+    return model
+
+
+@pytest.mark.parametrize("protocol", ["knn", "linear"])
+def test_frozen_features(pretrained, photos, protocol, tmp_path):
+    outcome = evaluate(pretrained, photos, protocol=protocol, epochs=10, k=5, progress=False)
+    assert outcome.report.accuracy > 0.95 and outcome.report.images == 30
+    assert outcome.split == "test" and outcome.settings["train_images"] == 60
+    assert [result.name for result in outcome.report.classes] == list(COLOURS)
+    outcome.save(tmp_path / "outcome.json")
+    saved = json.loads((tmp_path / "outcome.json").read_text())
+    assert saved["protocol"] == protocol and saved["report"]["accuracy"] == outcome.report.accuracy
+
+
+def test_the_package_offers_it():
+    assert hubmodels.evaluate is evaluate
+
+
+def test_without_a_test_split_a_fifth_is_held_out(pretrained, photos):
+    outcome = evaluate(pretrained, photos / "train", protocol="knn", k=5, progress=False)
+    assert outcome.report.images == 12 and outcome.settings["train_images"] == 48
+    assert outcome.split == "20% of train held out, seed 0"
+    assert [result.images for result in outcome.report.classes] == [4, 4, 4]
+
+
+@pytest.mark.parametrize("names", [("blue", "green", "red"), ("red", "green", "blue")])
+def test_classes_are_matched_by_name(photos, names, tmp_path):
+    folder = save(colour_classifier(dict(enumerate(names))), tmp_path)
+    report = evaluate(folder, photos, progress=False).report
+    assert report.accuracy == 1.0
+    assert [result.name for result in report.classes] == list(names)
+
+
+def test_a_model_without_class_names_is_matched_by_number(photos, tmp_path):
+    folder = save(colour_classifier({i: f"LABEL_{i}" for i in range(3)}), tmp_path)
+    report = evaluate(folder, photos / "train", progress=False).report
+    assert report.accuracy == 1.0 and report.images == 60
+    assert [result.name for result in report.classes] == list(COLOURS)
+
+
+@pytest.mark.parametrize(
+    ("names", "message"),
+    [
+        (("red", "green", "yellow"), "classes of the data that the model does not know: blue"),
+        (("a", "b"), "the model has 2 classes, the data 3"),
+    ],
+)
+def test_classes_that_differ(photos, names, message, tmp_path):
+    folder = save(MAEForImageClassification(MAEConfig(**CONFIG, id2label=dict(enumerate(names)))), tmp_path)
+    with pytest.raises(ValueError, match=message):
+        evaluate(folder, photos, progress=False)
+
+
+def test_a_model_without_classifier_is_refused(pretrained, photos):
+    with pytest.raises(ValueError, match=r"holds no trained classifier \(its weights lack classifier.bias"):
+        evaluate(pretrained, photos, progress=False)
+
+
+def test_unlabelled_data_is_refused(pretrained, photos):
+    with pytest.raises(ValueError, match="has no labels; evaluation needs one folder per class"):
+        evaluate(pretrained, photos / "train" / "red", protocol="knn", progress=False)
+
+
+def test_missing_split_and_unknown_protocol(pretrained, photos):
+    with pytest.raises(ValueError, match="has no split 'val'; its splits are test, train"):
+        evaluate(pretrained, photos, protocol="knn", split="val", progress=False)
+    with pytest.raises(ValueError, match="protocol must be one of finetuned, knn, linear, got 'probe'"):
+        evaluate(pretrained, photos, protocol="probe")
+
+
+def test_classifier_on_items(photos):
+    model = colour_classifier(dict(enumerate(COLOURS))).train()
+    dataset = load_image_dataset(photos, split="test")
+    transform = EvalTransform(16, crop_fraction=1.0)
+    assert evaluate_classifier(model, dataset, transform, batch_size=7, progress=False).accuracy == 1.0
+    assert model.training
+    with pytest.raises(ValueError, match="the data has no labels"):
+        evaluate_classifier(model, load_image_dataset(photos / "test" / "red"), transform, progress=False)
