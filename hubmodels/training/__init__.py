@@ -23,6 +23,8 @@ from hubmodels.training.checkpoints import (
 from hubmodels.training.lars import LARS
 from hubmodels.training.parameter_groups import create_optimizer, parameter_groups
 from hubmodels.training.random_state import EpochSampler, preserved_random_state
+from hubmodels.training.recipe import Recipe, RecipeError, recipe_names
+from hubmodels.training.run import TrainingResult, train
 from hubmodels.training.schedules import fractional_epoch, warmup_cosine_lr, warmup_cosine_scheduler
 from hubmodels.training.trainer import HubTrainer
 
@@ -39,6 +41,9 @@ __all__ = [
     "NonFiniteGuard",
     "NonFiniteLossError",
     "OnlineProbe",
+    "Recipe",
+    "RecipeError",
+    "TrainingResult",
     "checkpoint_defect",
     "clean_leftovers",
     "complete_checkpoints",
@@ -49,7 +54,9 @@ __all__ = [
     "parameter_groups",
     "preserved_random_state",
     "read_jsonl",
+    "recipe_names",
     "rotate_checkpoints",
+    "train",
     "warmup_cosine_lr",
     "warmup_cosine_scheduler",
 ]

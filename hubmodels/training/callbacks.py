@@ -178,7 +178,7 @@ class JsonlLogger(HubCallback):
 class OnlineProbe(HubCallback):
     """Measures the frozen features on a labelled split during pre-training, so that a bad run is seen early.
 
-    Logs `knn_accuracy` and `linear_accuracy` (per cent) and `feature_std` (see `CollapseGuard`). The random numbers of
+    Logs `knn_accuracy` and `linear_accuracy` (in [0, 1]) and `feature_std` (see `CollapseGuard`). The random numbers of
     the training are left as they were.
 
     Args:
@@ -231,8 +231,10 @@ class OnlineProbe(HubCallback):
 
         was_training = model.training
         with preserved_random_state():
-            train = extract_features(model, self.train_dataset, self.transform, batch_size=self.batch_size)
-            test = extract_features(model, self.test_dataset, self.transform, batch_size=self.batch_size)
+            train, test = (
+                extract_features(model, dataset, self.transform, batch_size=self.batch_size, progress=False)
+                for dataset in (self.train_dataset, self.test_dataset)
+            )
             logs = {"knn_accuracy": knn_accuracy(*train, *test, k=self.k), "feature_std": feature_std(test[0])}
             if self.linear_epochs:
                 logs["linear_accuracy"] = linear_probe(*train, *test, epochs=self.linear_epochs).accuracy

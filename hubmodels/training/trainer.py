@@ -14,7 +14,7 @@ from transformers import PreTrainedModel, Trainer, TrainerCallback, set_seed
 from transformers.integrations import TensorBoardCallback
 from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_callback import ExportableState
-from transformers.trainer_utils import has_length
+from transformers.trainer_utils import has_length, suppress_progress_bars
 
 from hubmodels.training.arguments import HubTrainingArguments
 from hubmodels.training.callbacks import (
@@ -264,7 +264,8 @@ class HubTrainer(Trainer):
         if self.args.should_save:
             staging.mkdir(parents=True)
         self._wait_for_everyone()
-        self.save_model(str(staging), _internal_call=True)
+        with suppress_progress_bars():
+            self.save_model(str(staging), _internal_call=True)
         if not self.args.save_only_model:
             self._save_optimizer_and_scheduler(str(staging))
             self._save_scaler(str(staging))
@@ -312,9 +313,10 @@ class HubTrainer(Trainer):
             return
         # The stock trainer reads the file without the name conversions that save_pretrained applied, and only warns
         # about what it could not place: a model with converted names would resume with untrained parts.
-        restored, report = type(model).from_pretrained(
-            resume_from_checkpoint, config=model.config, dtype=model.dtype, output_loading_info=True
-        )
+        with suppress_progress_bars():
+            restored, report = type(model).from_pretrained(
+                resume_from_checkpoint, config=model.config, dtype=model.dtype, output_loading_info=True
+            )
         absent = sorted(report["missing_keys"]) + sorted(str(key) for key in report["mismatched_keys"])
         if absent:
             raise ValueError(f"cannot resume from {resume_from_checkpoint}: it lacks the weights {absent}")

@@ -1,0 +1,339 @@
+"""The pieces of a run, made from a recipe: data, transforms, model, processor, arguments."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from importlib import import_module
+from itertools import count
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch.utils.data import Dataset, IterableDataset
+from transformers import PreTrainedConfig, PreTrainedModel, set_seed
+
+from hubmodels.catalog import get_method
+from hubmodels.data import (
+    EvalTransform,
+    FinetuneTransform,
+    ImageDataset,
+    ImageTransform,
+    LinearProbeTransform,
+    PretrainTransform,
+    load_image_dataset,
+)
+from hubmodels.data.splits import MissingSplitError
+from hubmodels.training.arguments import HubTrainingArguments
+from hubmodels.training.recipe import Recipe, RecipeError
+
+HELD_OUT_FRACTION = 0.2
+# What a run that starts from another model takes from that model and not from the recipe.
+SHAPE_KEYS = (
+    "image_size",
+    "patch_size",
+    "num_channels",
+    "hidden_size",
+    "num_hidden_layers",
+    "num_attention_heads",
+    "intermediate_size",
+    "decoder_hidden_size",
+    "decoder_num_hidden_layers",
+    "decoder_num_attention_heads",
+    "decoder_intermediate_size",
+)
+
+
+@dataclass(frozen=True)
+class RunData:
+    """Data of a run.
+
+    Attributes:
+        train: Training images.
+        test: Labelled images to measure on, or None.
+        images_per_epoch: Images in an epoch.
+        note: Where `test` comes from, for the plan.
+    """
+
+    train: Dataset
+    test: ImageDataset | None
+    images_per_epoch: int
+    note: str
+
+    @property
+    def class_names(self) -> list[str]:
+        """Names of the classes; empty for unlabelled data."""
+        return self.train.class_names
+
+
+class RepeatedStream(IterableDataset):
+    """A stream read again and again; every pass has its own order and its own random numbers.
+
+    Args:
+        stream: A `StreamingImageDataset`.
+        seed: Seed of the order.
+    """
+
+    def __init__(self, stream: Any, seed: int):
+        self.stream = stream.shuffle(seed)
+        self.class_names = stream.class_names
+
+    def __iter__(self) -> Iterator[dict[str, Any]]:
+        for reading in count():
+            self.stream.set_epoch(reading)
+            for item in self.stream:
+                yield {**item, "index": (reading << 32) + item["index"]}
+
+
+def load_data(recipe: Recipe) -> RunData:
+    """Load the images of a recipe.
+
+    Args:
+        recipe: The recipe; `data.source` must be given.
+
+    Returns:
+        The data. A labelled task on data without a test split holds out a seeded fifth of the training images.
+
+    Raises:
+        RecipeError: If there is no source, or a labelled task gets unlabelled data.
+        ValueError: As in `load_image_dataset`.
+    """
+    data = recipe.data
+    if data.source is None:
+        raise RecipeError("there is no data: give data.source, on the command line --data FOLDER")
+    columns = {"image_column": data.image_column, "label_column": data.label_column}
+    train = load_image_dataset(data.source, data.train_split, streaming=data.streaming, **columns)
+    if recipe.task != "pretrain" and not train.class_names:
+        raise RecipeError(f"the task {recipe.task} needs labels, and {data.source} has none: one folder per class")
+    test, note = _test_split(recipe, columns), "test split"
+    if data.streaming:
+        return RunData(RepeatedStream(train, recipe.run.seed), test, data.size, note if test else "none")
+    if test is None and recipe.task != "pretrain":
+        test, train = train.split(HELD_OUT_FRACTION, recipe.run.seed)
+        note = f"{HELD_OUT_FRACTION:.0%} of the training images, held out"
+    if data.size is not None:
+        train = train.subset(data.size, recipe.run.seed)
+    return RunData(train, test, len(train), note if test is not None else "none")
+
+
+def _test_split(recipe: Recipe, columns: dict[str, Any]) -> ImageDataset | None:
+    asked = recipe.data.test_split
+    for split in (asked,) if asked is not None else ("test", "validation"):
+        try:
+            test = load_image_dataset(recipe.data.source, split, **columns)
+        except MissingSplitError:
+            if asked is not None:
+                raise
+            continue
+        return test if test.class_names else None
+    return None
+
+
+def method_class(method: str, auto_class: str) -> type:
+    """Class of a method behind a transformers Auto class.
+
+    Args:
+        method: Name of the method.
+        auto_class: Such as "AutoModelForPreTraining".
+
+    Returns:
+        The class.
+
+    Raises:
+        RecipeError: If the method has none.
+    """
+    record = get_method(method)
+    if auto_class not in record.auto_classes:
+        raise RecipeError(f"{method} has no {auto_class}; it has {', '.join(record.auto_classes)}")
+    return getattr(import_module(record.module), record.auto_classes[auto_class])
+
+
+def build_model(recipe: Recipe, class_names: list[str]) -> PreTrainedModel:
+    """Build, or load, the model of a recipe, and freeze what its task does not train.
+
+    Args:
+        recipe: The recipe.
+        class_names: Classes of a labelled task.
+
+    Returns:
+        The model.
+
+    Raises:
+        RecipeError: If the config does not know a key of `model`, or `init_from` holds no encoder that fits.
+    """
+    set_seed(recipe.run.seed)
+    auto_class = "AutoModelForPreTraining" if recipe.task == "pretrain" else "AutoModelForImageClassification"
+    model_class = method_class(recipe.method, auto_class)
+    settings = _checked_settings(recipe)
+    if recipe.task != "pretrain":
+        settings |= {
+            "num_labels": len(class_names),
+            "id2label": dict(enumerate(class_names)),
+            "label2id": {name: index for index, name in enumerate(class_names)},
+        }
+    if recipe.init_from is None:
+        model = model_class(method_class(recipe.method, "AutoConfig")(**settings))
+    else:
+        model = _load_model(model_class, recipe.init_from, settings)
+    if recipe.task == "linear_probe":
+        model.freeze_encoder()
+    elif recipe.task == "partial_finetune":
+        model.freeze_all_but_last_blocks(recipe.trainable_blocks)
+    return model
+
+
+def _checked_settings(recipe: Recipe) -> dict[str, Any]:
+    known = method_class(recipe.method, "AutoConfig")().to_dict()
+    unknown = sorted(set(recipe.model) - set(known))
+    if unknown:
+        raise RecipeError(f"unknown key model.{', model.'.join(unknown)} (keys here: {', '.join(sorted(known))})")
+    return dict(recipe.model)
+
+
+def _load_model(model_class: type, source: str, settings: dict[str, Any]) -> PreTrainedModel:
+    size = settings.pop("image_size", None)
+    model, report = model_class.from_pretrained(
+        source, ignore_mismatched_sizes=True, output_loading_info=True, **settings
+    )
+    lacking = [key for key in report["missing_keys"] if key.startswith(f"{model.base_model_prefix}.")]
+    lacking += [str(key) for key in report["mismatched_keys"] if "classifier" not in str(key)]
+    if lacking:
+        raise RecipeError(f"init_from = {source} holds no encoder that fits: {', '.join(sorted(lacking)[:6])}")
+    if size is not None and size != model.config.image_size:
+        model.resize_position_embeddings(size)
+    return model.float()
+
+
+def take_shape_of(recipe: Recipe, model: PreTrainedModel) -> None:
+    """Write the shape of a model into the `model` section of its recipe, so that the recipe tells it.
+
+    Args:
+        recipe: The recipe, changed in place.
+        model: Its model.
+    """
+    config = model.config.to_dict()
+    shape = {key: config[key] for key in SHAPE_KEYS if key in config}
+    if recipe.task != "pretrain":
+        shape = {key: value for key, value in shape.items() if not key.startswith("decoder_")}
+    shape = {key: list(value) if isinstance(value, tuple) else value for key, value in shape.items()}
+    recipe.model = {**recipe.model, **shape}
+
+
+def build_transforms(recipe: Recipe, config: PreTrainedConfig) -> tuple[ImageTransform, EvalTransform]:
+    """Make the transforms of training and of evaluation.
+
+    Args:
+        recipe: The recipe.
+        config: Config of the model.
+
+    Returns:
+        Both transforms.
+    """
+    section = recipe.transform
+    common = {"num_channels": config.num_channels, "mean": section.mean, "std": section.std}
+    cropping = {"scale": section.crop_scale, "flip": section.flip, **common}
+    if recipe.task == "pretrain":
+        train = PretrainTransform(config.image_size, **cropping)
+    elif recipe.task == "linear_probe":
+        train = LinearProbeTransform(config.image_size, **cropping)
+    else:
+        train = FinetuneTransform(
+            config.image_size,
+            auto_augment=section.auto_augment,
+            random_erasing=section.random_erasing,
+            crop_padding=section.crop_padding,
+            **cropping,
+        )
+    return train, EvalTransform(config.image_size, crop_fraction=section.eval_crop_fraction, **common)
+
+
+def build_processor(recipe: Recipe, transform: EvalTransform) -> Any:
+    """Make the image processor that does to a picture what evaluation does.
+
+    Args:
+        recipe: The recipe.
+        transform: Its evaluation transform.
+
+    Returns:
+        The processor, to be saved with the model.
+    """
+    height, width = transform.size
+    short_edge = int(min(height, width) / transform.crop_fraction)
+    return method_class(recipe.method, "AutoImageProcessor")(
+        size={"shortest_edge": short_edge},
+        crop_size={"height": height, "width": width},
+        image_mean=list(transform.mean),
+        image_std=list(transform.std),
+    )
+
+
+def training_arguments(
+    recipe: Recipe, data: RunData, output: Path, processes: int, device_batch_size: int, workers: int
+) -> HubTrainingArguments:
+    """Translate a recipe into arguments of the trainer.
+
+    Args:
+        recipe: The recipe.
+        data: Its data.
+        output: Folder of checkpoints and logs.
+        processes: Processes that train together.
+        device_batch_size: Images in a forward pass.
+        workers: Processes that load images, for each process.
+
+    Returns:
+        The arguments.
+    """
+    schedule, optimizer, regularization, run = recipe.schedule, recipe.optimizer, recipe.regularization, recipe.run
+    steps_per_epoch = data.images_per_epoch // schedule.batch_size
+    steps = schedule.epochs * steps_per_epoch
+    # At least an epoch lies between two checkpoints, or 100 steps where epochs are long.
+    cadence = max(1, steps // max(run.checkpoints, 1), min(steps_per_epoch, 100))
+    precision = resolved_precision(run.precision)
+    return HubTrainingArguments(
+        output_dir=str(output),
+        # A stream has no length: one long epoch, in which the warm-up takes the same share.
+        max_steps=steps if recipe.data.streaming else -1,
+        num_train_epochs=1 if recipe.data.streaming else schedule.epochs,
+        warmup_epochs=schedule.warmup_epochs / (schedule.epochs if recipe.data.streaming else 1),
+        min_lr=schedule.min_learning_rate,
+        per_device_train_batch_size=device_batch_size,
+        per_device_eval_batch_size=max(device_batch_size, 1),
+        gradient_accumulation_steps=schedule.batch_size // (device_batch_size * processes),
+        optimizer=optimizer.name,
+        optimizer_kwargs=dict(optimizer.options),
+        base_learning_rate=optimizer.base_learning_rate,
+        weight_decay=optimizer.weight_decay,
+        layer_decay=optimizer.layer_decay,
+        max_grad_norm=optimizer.clip_grad_norm,
+        mixup=regularization.mixup,
+        cutmix=regularization.cutmix,
+        label_smoothing=regularization.label_smoothing,
+        ema_decay=regularization.ema_decay,
+        seed=run.seed,
+        bf16=precision == "bf16",
+        fp16=precision == "fp16",
+        use_cpu=not torch.cuda.is_available(),
+        dataloader_num_workers=workers,
+        dataloader_pin_memory=torch.cuda.is_available(),
+        save_strategy="steps" if run.checkpoints else "no",
+        save_steps=cadence,
+        save_total_limit=run.keep_checkpoints,
+        eval_strategy="steps" if data.test is not None else "no",
+        eval_steps=cadence,
+        logging_steps=max(1, min(steps_per_epoch // 5, 50)),
+        tensorboard=run.tensorboard,
+        report_to="none",
+        accelerator_config={"dispatch_batches": False},
+    )
+
+
+def resolved_precision(precision: str) -> str:
+    """The precision that "auto" stands for on this machine.
+
+    Args:
+        precision: "auto", or a precision.
+
+    Returns:
+        "fp32", "bf16" or "fp16".
+    """
+    if precision != "auto":
+        return precision
+    return "bf16" if torch.cuda.is_available() and torch.cuda.is_bf16_supported() else "fp32"

@@ -1,0 +1,316 @@
+"""One call from pictures to a trained model."""
+
+import os
+import shutil
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import timm
+import torch
+from accelerate import PartialState
+from accelerate.utils import broadcast_object_list
+from rich.console import Console
+from rich.markup import escape
+from rich.prompt import Confirm
+from transformers import EvalPrediction, PreTrainedModel, TrainerCallback
+from transformers.trainer_utils import suppress_progress_bars
+
+from hubmodels.data import EvalTransform, ImageCollator, load_image_dataset
+from hubmodels.training.assembly import (
+    SHAPE_KEYS,
+    RunData,
+    build_model,
+    build_processor,
+    build_transforms,
+    load_data,
+    resolved_precision,
+    take_shape_of,
+    training_arguments,
+)
+from hubmodels.training.callbacks import CollapseGuard, OnlineProbe
+from hubmodels.training.planning import (
+    Plan,
+    choose_recipe,
+    first_samples,
+    make_plan,
+    measure,
+    plan_table,
+    with_fitting_batch,
+)
+from hubmodels.training.recipe import Recipe, RecipeError
+from hubmodels.training.trainer import HubTrainer
+
+RECIPE_FILE = "recipe.yaml"
+SHEET_FILE = "reconstructions.png"
+SHEET_IMAGES = 8
+
+
+@dataclass(frozen=True)
+class TrainingResult:
+    """What `train` made.
+
+    Attributes:
+        folder: The run's folder; `from_pretrained` loads it.
+        metrics: Last measurements, by name.
+    """
+
+    folder: Path
+    metrics: dict[str, float]
+
+
+def train(
+    method: str = "mae",
+    data: str | Path | None = None,
+    output: str | Path | None = None,
+    backbone: str | None = None,
+    recipe: str | Path | Recipe | None = None,
+    overrides: Sequence[str] = (),
+    yes: bool = True,
+) -> TrainingResult:
+    """Train a model: plan, training, loadable folder, pictures of what it learned.
+
+    The same call with the same output continues a run that was stopped, and ends with the same weights. It also runs in
+    several processes (`accelerate launch`, `torchrun`).
+
+    Args:
+        method: Name of the method.
+        data: What to train on, see `hubmodels.data.load_image_dataset`; replaces `data.source` of the recipe.
+        output: Folder of the run; default `runs/RECIPE`. A folder that holds anything but this run is refused.
+        backbone: Encoder: a folder or Hub id with weights to start from, or the name of a timm ViT, whose shape is
+            taken.
+        recipe: YAML file, name of a packaged recipe, or a `Recipe`. None chooses a pre-training recipe that fits the
+            pictures and the machine.
+        overrides: Values of the recipe to change, `section.key=value`.
+        yes: Start without asking. If False and a person is at the terminal, the plan is to be confirmed.
+
+    Returns:
+        The folder and the last measurements.
+
+    Raises:
+        RecipeError: If the recipe, an override or the data do not fit; the message says what would.
+        FileExistsError: If the output holds something else.
+
+    Example:
+
+        >>> result = train("mae", data="photos/", output="run/")
+        >>> model = AutoModelForPreTraining.from_pretrained(result.folder)
+    """
+    state = PartialState(cpu=not torch.cuda.is_available())
+    console = Console(highlight=False, soft_wrap=False, quiet=not state.is_main_process)
+    recipe, title = _resolve_recipe(method, data, backbone, recipe, overrides)
+    output = Path(output) if output is not None else Path("runs", title.replace("/", "-"))
+    run_data = load_data(recipe)
+    model = build_model(recipe, run_data.class_names)
+    take_shape_of(recipe, model)
+    transforms = build_transforms(recipe, model.config)
+    if _check_output(output, recipe):
+        console.print(f"{output} already holds this run, complete", markup=False)
+        return TrainingResult(output, {})
+    collators = _collators(recipe, model, *transforms)
+    plan = _plan(recipe, run_data, model, collators[0], state)
+    console.print(plan_table(recipe, escape(title), run_data, model, plan, state.device, output))
+    if not yes and state.num_processes == 1 and sys.stdin.isatty() and not Confirm.ask("Start?", console=console):
+        raise RecipeError("not started")
+
+    state.wait_for_everyone()
+    if state.is_main_process:
+        _write_recipe(output, recipe)
+    state.wait_for_everyone()
+    trainer = HubTrainer(
+        model,
+        training_arguments(recipe, run_data, output, plan.processes, plan.device_batch_size, plan.workers),
+        data_collator=collators[0],
+        eval_data_collator=collators[1],
+        train_dataset=run_data.train,
+        eval_dataset=run_data.test,
+        compute_metrics=None if recipe.task == "pretrain" else accuracy,
+        callbacks=_callbacks(recipe, run_data, transforms[1]),
+    )
+    trainer.train(resume_from_checkpoint=trainer.can_resume())
+    metrics = _last_metrics(trainer.state.log_history)
+    if state.is_main_process:
+        with trainer.averaged_weights():
+            if recipe.task == "pretrain":
+                _draw(trainer.model, recipe, run_data, transforms[1], output)
+            _save(trainer.model, build_processor(recipe, transforms[1]), output)
+        for name, value in metrics.items():
+            console.print(f"{name}: {value:.4g}", markup=False)
+        console.print(f"model: {output}\nnext: {next_command(recipe, run_data, output)}", markup=False)
+    state.wait_for_everyone()
+    return TrainingResult(output, metrics)
+
+
+def accuracy(prediction: EvalPrediction) -> dict[str, float]:
+    """Top-1 accuracy.
+
+    Args:
+        prediction: Logits [N, classes] and labels [N].
+
+    Returns:
+        `accuracy`, in [0, 1].
+    """
+    return {"accuracy": float(np.mean(prediction.predictions.argmax(-1) == prediction.label_ids))}
+
+
+def next_command(recipe: Recipe, data: RunData, output: Path) -> str:
+    """The command that a user will want after a run.
+
+    Args:
+        recipe: The recipe.
+        data: Its data.
+        output: Folder of the run.
+
+    Returns:
+        The command.
+    """
+    source = recipe.data.source
+    if recipe.task == "pretrain" and not data.class_names:
+        return f"hubmodels train small_finetune --backbone {output} --data LABELLED_FOLDER --out {output}-finetuned"
+    protocol = " --protocol knn" if recipe.task == "pretrain" else ""
+    return f"hubmodels evaluate {output} --data {source}{protocol}"
+
+
+def _resolve_recipe(
+    method: str,
+    data: str | Path | None,
+    backbone: str | None,
+    recipe: str | Path | Recipe | None,
+    overrides: Sequence[str],
+) -> tuple[Recipe, str]:
+    """The recipe with all that the call changes in it, and its name."""
+    if recipe is None:
+        if data is None:
+            raise RecipeError(f"give the pictures to train on, data=FOLDER, or a recipe that names them, for {method}")
+        pictures = load_image_dataset(data)
+        title = choose_recipe(min(pictures.typical_size()), torch.cuda.is_available())
+        chosen = with_fitting_batch(Recipe.load(title, method=method), len(pictures))
+    elif isinstance(recipe, Recipe):
+        chosen, title = recipe, f"{recipe.method}_{recipe.task}"
+    else:
+        chosen, title = Recipe.load(recipe, method=method), Path(str(recipe)).stem
+    chosen = Recipe.from_dict(chosen.to_dict(), overrides)
+    if data is not None:
+        chosen.data.source = str(data)
+    if backbone is not None:
+        overridden = {override.partition("=")[0].strip() for override in overrides}
+        _use_backbone(chosen, backbone, [key for key in SHAPE_KEYS if f"model.{key}" not in overridden])
+    return chosen, title
+
+
+def _use_backbone(recipe: Recipe, backbone: str, replaced: Sequence[str]) -> None:
+    """Let a recipe start from a model, or take the shape of a timm model; `replaced` are the keys it may set."""
+    if Path(backbone).exists() or not timm.is_model(backbone):
+        recipe.init_from = backbone
+        recipe.model = {key: value for key, value in recipe.model.items() if key not in replaced}
+        return
+    with torch.device("meta"):
+        encoder = timm.create_model(backbone, pretrained=False)
+    if not isinstance(encoder, timm.models.VisionTransformer):
+        raise RecipeError(f"backbone = {backbone} is no plain ViT, which this method needs; see timm.list_models")
+    shape = {
+        "image_size": encoder.patch_embed.img_size[0],
+        "patch_size": encoder.patch_embed.patch_size[0],
+        "hidden_size": encoder.embed_dim,
+        "num_hidden_layers": len(encoder.blocks),
+        "num_attention_heads": encoder.blocks[0].attn.num_heads,
+        "intermediate_size": encoder.blocks[0].mlp.fc1.out_features,
+    }
+    recipe.model |= {key: value for key, value in shape.items() if key in replaced}
+
+
+def _check_output(output: Path, recipe: Recipe) -> bool:
+    """Whether the output already holds the finished run; refuses an output that holds something else."""
+    if output.exists() and not output.is_dir():
+        raise FileExistsError(f"{output} is a file; output must be a folder")
+    if not output.exists() or not any(output.iterdir()):
+        return False
+    if not (output / RECIPE_FILE).is_file():
+        raise FileExistsError(f"{output} is not empty and holds no run; give another output folder")
+    differences = Recipe.load(output / RECIPE_FILE).differences(recipe)
+    if differences:
+        listed = "; ".join(f"{key}: {there!r} there, {here!r} asked" for key, (there, here) in differences.items())
+        raise FileExistsError(f"{output} holds a run of another recipe ({listed}); give another output folder")
+    return (output / "config.json").is_file()
+
+
+def _write_recipe(output: Path, recipe: Recipe) -> None:
+    output.mkdir(parents=True, exist_ok=True)
+    partial = output / f".{RECIPE_FILE}.partial"
+    partial.write_text(recipe.to_yaml(), encoding="utf-8")
+    os.replace(partial, output / RECIPE_FILE)
+
+
+def _collators(
+    recipe: Recipe, model: PreTrainedModel, train: Any, evaluation: EvalTransform
+) -> tuple[ImageCollator, ImageCollator]:
+    patches = None
+    if recipe.task == "pretrain":
+        rows, columns = model.config.grid_size
+        patches = rows * columns
+    return tuple(
+        ImageCollator(transform, recipe.run.seed, train=training, noise_length=patches)
+        for transform, training in ((train, True), (evaluation, False))
+    )
+
+
+def _plan(recipe: Recipe, data: RunData, model: PreTrainedModel, collator: ImageCollator, state: PartialState) -> Plan:
+    """Measured by the main process, followed by all."""
+    plan = [None]
+    if state.is_main_process:
+        samples = first_samples(data, min(16, recipe.schedule.batch_size))
+        measurement = measure(model, collator, samples, state.device, resolved_precision(recipe.run.precision))
+        plan = [make_plan(recipe, data, measurement, state.num_processes, state.device)]
+    return broadcast_object_list(plan)[0]
+
+
+def _callbacks(recipe: Recipe, data: RunData, transform: EvalTransform) -> list[TrainerCallback]:
+    probe = recipe.probe
+    if recipe.task != "pretrain" or not probe.every_epochs or data.test is None or recipe.data.streaming:
+        return []
+    train, test = (
+        dataset.subset(min(probe.images, len(dataset)), recipe.run.seed) for dataset in (data.train, data.test)
+    )
+    if not train.class_names:
+        return []
+    neighbours = min(probe.k, len(train))
+    return [
+        CollapseGuard(),
+        OnlineProbe(train, test, transform, probe.every_epochs, neighbours, probe.linear_epochs),
+    ]
+
+
+def _last_metrics(log_history: list[dict[str, float]]) -> dict[str, float]:
+    names = ("loss", "train_loss", "eval_loss", "eval_accuracy", "knn_accuracy", "linear_accuracy")
+    return {name: entry[name] for name in names for entry in log_history if name in entry}
+
+
+def _save(model: PreTrainedModel, processor: Any, output: Path) -> None:
+    """Write model and processor beside, then move them in; `config.json` comes last, without it nothing loads."""
+    partial = output / ".model.partial"
+    shutil.rmtree(partial, ignore_errors=True)
+    with suppress_progress_bars():
+        model.save_pretrained(partial)
+    processor.save_pretrained(partial)
+    for path in sorted(partial.iterdir(), key=lambda path: path.name == "config.json"):
+        os.replace(path, output / path.name)
+    partial.rmdir()
+
+
+def _draw(model: PreTrainedModel, recipe: Recipe, data: RunData, transform: EvalTransform, output: Path) -> None:
+    from hubmodels.visualization import reconstruction_sheet
+
+    pictures = first_samples(RunData(data.test or data.train, None, 0, ""), SHEET_IMAGES)
+    collator = _collators(recipe, model, transform, transform)[1]
+    batch = {key: value.to(model.device) for key, value in collator(pictures).items()}
+    reconstruction_sheet(
+        model,
+        batch["pixel_values"],
+        output / SHEET_FILE,
+        mean=list(transform.mean),
+        std=list(transform.std),
+        noise=batch["noise"],
+    )
