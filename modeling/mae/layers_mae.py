@@ -74,11 +74,8 @@ class MAEEmbeddings(ViTMAEEmbeddings):
             return sincos_position_table(table.shape[-1], grid, table.dtype, table.device)[None]
         return resize_position_table(self.position_embeddings, own_grid, grid)
 
-    def forward(
-        self, pixel_values: torch.Tensor, mask: PatchMask | None, interpolate_pos_encoding: bool = False
-    ) -> torch.Tensor:
+    def forward(self, pixel_values: torch.Tensor, mask: PatchMask | None = None) -> torch.Tensor:
         """Returns the tokens `[B, 1 + K, D]` of the kept patches, or of all of them in natural order without `mask`."""
-        self._check(pixel_values, interpolate_pos_encoding)
         positions = self.position_table(*pixel_values.shape[-2:])
         tokens = self.patch_embeddings(pixel_values, None if mask is None else mask.ids_keep)
         patch_positions = positions[:, 1:]
@@ -88,8 +85,17 @@ class MAEEmbeddings(ViTMAEEmbeddings):
         cls_token = (self.cls_token + positions[:, :1]).expand(tokens.shape[0], -1, -1)
         return torch.cat([cls_token, tokens], dim=1)
 
-    def _check(self, pixel_values, interpolate_pos_encoding):
-        channels, height, width = pixel_values.shape[-3:]
+    def check_pixel_values(self, pixel_values: torch.Tensor, interpolate_pos_encoding: bool) -> None:
+        """
+        Checks that images fit the configuration.
+
+        Raises:
+            ValueError: if they are no `[B, C, H, W]`, have other channels or a size that the patches do not divide, or
+                (without `interpolate_pos_encoding`) another size than the configured one.
+        """
+        if pixel_values.ndim != 4:
+            raise ValueError(f"pixel_values must have shape [B, C, H, W], got {list(pixel_values.shape)}")
+        channels, height, width = pixel_values.shape[1:]
         patch = self.config.patch_size
         if channels != self.config.num_channels:
             raise ValueError(f"pixel_values: expected {self.config.num_channels} channels, got {channels}")

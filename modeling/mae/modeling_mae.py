@@ -6,6 +6,8 @@ from transformers import initialization as init
 from transformers.backbone_utils import BackboneMixin, filter_output_hidden_states
 from transformers.modeling_outputs import BackboneOutput, ImageClassifierOutput
 from transformers.models.vit_mae.modeling_vit_mae import ViTMAEPreTrainedModel
+from transformers.processing_utils import Unpack
+from transformers.utils import TransformersKwargs
 from transformers.utils.generic import can_return_tuple, merge_with_config_defaults
 from transformers.utils.output_capturing import capture_outputs
 
@@ -162,7 +164,7 @@ class MAEModel(MAEPreTrainedModel):
         generator: torch.Generator | None = None,
         interpolate_pos_encoding: bool | None = None,
         drop_path_uniform: torch.Tensor | None = None,
-        **kwargs,
+        **kwargs: Unpack[TransformersKwargs],
     ) -> MAEModelOutput:
         """
         Args:
@@ -181,8 +183,9 @@ class MAEModel(MAEPreTrainedModel):
         """
         if pixel_values is None:
             raise ValueError("pixel_values is required")
-        if noise is not None or bool_masked_pos is not None or mask_ratio is None:
-            mask_ratio = self.config.mask_ratio if mask_ratio is None else mask_ratio
+        self.embeddings.check_pixel_values(pixel_values, bool(interpolate_pos_encoding))
+        if mask_ratio is None:
+            mask_ratio = self.config.mask_ratio
         if not 0 <= mask_ratio < 1:
             raise ValueError(f"mask_ratio must be in [0, 1), got {mask_ratio}")
         mask = None
@@ -199,7 +202,7 @@ class MAEModel(MAEPreTrainedModel):
                 generator=generator,
                 device=pixel_values.device,
             )
-        hidden_states = self.embeddings(pixel_values, mask, bool(interpolate_pos_encoding))
+        hidden_states = self.embeddings(pixel_values, mask)
         for index, layer in enumerate(self.layers):
             uniform = None if drop_path_uniform is None else drop_path_uniform[index]
             hidden_states = layer(hidden_states, drop_path_uniform=uniform, **kwargs)
@@ -250,7 +253,7 @@ class MAEForPreTraining(MAEPreTrainedModel):
         return_loss: bool = True,
         return_logits: bool | None = None,
         output_hidden_states: bool | None = None,
-        **kwargs,
+        **kwargs: Unpack[TransformersKwargs],
     ) -> MAEForPreTrainingOutput:
         """
         Args:
@@ -333,7 +336,7 @@ class MAEForPreTraining(MAEPreTrainedModel):
         Raises:
             ValueError: if the channels or the size do not fit the configuration.
         """
-        self.vit.embeddings._check(pixel_values, True)
+        self.vit.embeddings.check_pixel_values(pixel_values, True)
         return split_into_patches(pixel_values, self.config.patch_size).flatten(3).flatten(1, 2)
 
     def unpatchify(
@@ -495,7 +498,7 @@ class MAEForImageClassification(MAEPreTrainedModel):
         labels: torch.Tensor | None = None,
         interpolate_pos_encoding: bool | None = None,
         drop_path_uniform: torch.Tensor | None = None,
-        **kwargs,
+        **kwargs: Unpack[TransformersKwargs],
     ) -> ImageClassifierOutput:
         """
         Args:
@@ -561,7 +564,7 @@ class MAEBackbone(BackboneMixin, MAEPreTrainedModel):
 
     @can_return_tuple
     @filter_output_hidden_states
-    def forward(self, pixel_values: torch.Tensor, **kwargs) -> BackboneOutput:
+    def forward(self, pixel_values: torch.Tensor, **kwargs: Unpack[TransformersKwargs]) -> BackboneOutput:
         """
         Args:
             pixel_values (`torch.Tensor` of shape `[B, C, H, W]`): images of any size the patch size divides.

@@ -5,6 +5,8 @@ from torch import nn
 from transformers import initialization as init
 from transformers.backbone_utils import filter_output_hidden_states
 from transformers.modeling_outputs import BackboneOutput
+from transformers.processing_utils import Unpack
+from transformers.utils import TransformersKwargs
 from transformers.utils.generic import can_return_tuple
 
 from .configuration_mae import MAEConfig
@@ -76,7 +78,7 @@ class MAEFeaturePyramid(MAEPreTrainedModel):
 
     @can_return_tuple
     @filter_output_hidden_states
-    def forward(self, pixel_values: torch.Tensor, **kwargs) -> BackboneOutput:
+    def forward(self, pixel_values: torch.Tensor, **kwargs: Unpack[TransformersKwargs]) -> BackboneOutput:
         """
         Args:
             pixel_values (`torch.Tensor` of shape `[B, C, H, W]`): images of any size the patch size divides.
