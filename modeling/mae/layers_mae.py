@@ -37,6 +37,11 @@ def gather_tokens(tokens: torch.Tensor, ids: torch.Tensor) -> torch.Tensor:
     return tokens.expand(ids.shape[0], -1, -1).gather(1, ids[..., None].expand(-1, -1, tokens.shape[-1]))
 
 
+def at_least_float32(tensor: torch.Tensor) -> torch.Tensor:
+    """Half precision as float32, everything else as it is."""
+    return tensor.to(torch.promote_types(tensor.dtype, torch.float32))
+
+
 class MAEPatchEmbeddings(ViTMAEPatchEmbeddings):
     """Patch projection; with a mask only the kept patches are projected (equal up to rounding, 75 % less work)."""
 

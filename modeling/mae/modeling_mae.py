@@ -13,7 +13,7 @@ from transformers.utils.output_capturing import capture_outputs
 
 from .attention_mae import MAEAttention
 from .configuration_mae import MAEConfig
-from .layers_mae import MAEDecoder, MAEEmbeddings, MAELayer, gather_patches, split_into_patches
+from .layers_mae import MAEDecoder, MAEEmbeddings, MAELayer, at_least_float32, gather_patches, split_into_patches
 from .legacy_mae import register_legacy_layouts
 from .masking_mae import PatchMask, sample_mask
 from .outputs_mae import MAEForPreTrainingOutput, MAEModelOutput, MAEReconstructionOutput
@@ -312,18 +312,19 @@ class MAEForPreTraining(MAEPreTrainedModel):
         return PatchMask(ids, ids[:, :0], ids, torch.zeros(ids.shape, device=ids.device))
 
     def _loss(self, predictions, patches, mask, masked_only) -> torch.Tensor:
-        """Mean squared error over the removed patches, in float32 whatever the model's dtype (paper, section 3)."""
+        """Mean squared error over the removed patches, in float32 if the model's dtype is lower (paper, section 3)."""
+        predictions = at_least_float32(predictions)
         if masked_only:
             target = self._target(gather_patches(patches, mask.ids_masked).flatten(2))
-            return nn.functional.mse_loss(predictions.float(), target)
+            return nn.functional.mse_loss(predictions, target)
         target = self._target(patches.flatten(3).flatten(1, 2))
-        per_patch = (predictions.float() - target).square().mean(dim=-1)
+        per_patch = (predictions - target).square().mean(dim=-1)
         return (per_patch * mask.mask).sum() / mask.mask.sum()
 
     @torch.no_grad()
     def _target(self, patches: torch.Tensor) -> torch.Tensor:
         """Pixels, or with `norm_pix_loss` pixels normalised by the (unbiased) statistics of their own patch."""
-        patches = patches.float()
+        patches = at_least_float32(patches)
         if self.config.norm_pix_loss:
             variance, mean = torch.var_mean(patches, dim=-1, keepdim=True)
             patches = (patches - mean) / (variance + 1e-6).sqrt()
