@@ -66,6 +66,9 @@ def test_pickling(transform):
 @pytest.mark.parametrize("transform", TRANSFORMS, ids=IDS)
 def test_global_generators_and_inputs_are_left_alone(transform):
     batch = images()
+    random.seed(123)
+    np.random.seed(123)
+    torch.manual_seed(123)
     before, states = batch.clone(), (random.getstate(), np.random.get_state()[1].copy(), torch.get_rng_state())
     transform(batch, uniforms(0, 0, np.arange(6), transform.draws))
     assert torch.equal(batch, before)
