@@ -73,6 +73,17 @@ def test_python_examples_import_what_exists(name, code):
             assert not missing, f"{node.module} has no {missing}"
 
 
+def test_fine_tuning_example_runs(tmp_path, monkeypatch):
+    """The README's example with the plain Trainer, for one step in place of its epochs."""
+    code = next(code for _, code in python_blocks() if "trainer.train()" in code)
+    shortened = code.replace("num_train_epochs=15", "max_steps=1, report_to='none'")
+    assert shortened != code
+    monkeypatch.chdir(tmp_path)
+    exec(compile(shortened, "README.md", "exec"), {})
+    assert (tmp_path / "classifier" / "model.safetensors").is_file()
+    assert (tmp_path / "classifier" / "preprocessor_config.json").is_file()
+
+
 def test_packaged_checkpoints_in_the_readme_exist():
     for name in re.findall(r'packaged_path\("([^"]+)"\)', text_of(ROOT / "README.md")):
         assert catalog.packaged_path(name).is_dir()
