@@ -100,7 +100,7 @@ def train(
         >>> model = AutoModelForPreTraining.from_pretrained(result.folder)
     """
     state = PartialState(cpu=not torch.cuda.is_available())
-    console = Console(highlight=False, soft_wrap=False, quiet=not state.is_main_process)
+    console = Console(highlight=False, quiet=not state.is_main_process)
     recipe, title = _resolve_recipe(method, data, backbone, recipe, overrides)
     output = Path(output) if output is not None else Path("runs", title.replace("/", "-"))
     run_data = load_data(recipe)
@@ -139,7 +139,8 @@ def train(
             _save(trainer.model, build_processor(recipe, transforms[1]), output)
         for name, value in metrics.items():
             console.print(f"{name}: {value:.4g}", markup=False)
-        console.print(f"model: {output}\nnext: {next_command(recipe, run_data, output)}", markup=False)
+        closing = f"model: {output}\nnext: {next_command(recipe, run_data, output)}"
+        console.print(closing, markup=False, soft_wrap=True)
     state.wait_for_everyone()
     return TrainingResult(output, metrics)
 

@@ -1,0 +1,182 @@
+"""Recipes: the published numbers, overrides, and errors that help."""
+
+import pytest
+import yaml
+from hubmodels.modeling.mae import MAEConfig
+
+from hubmodels.training import Recipe, RecipeError, recipe_names
+
+PRETRAIN = {
+    "optimizer.name": "adamw",
+    "optimizer.base_learning_rate": 1.5e-4,
+    "optimizer.weight_decay": 0.05,
+    "optimizer.options": {"betas": [0.9, 0.95]},
+    "schedule.batch_size": 4096,
+    "schedule.epochs": 1600,
+    "schedule.warmup_epochs": 40,
+    "schedule.min_learning_rate": 0,
+    "optimizer.clip_grad_norm": 0,
+    "model.mask_ratio": 0.75,
+    "model.norm_pix_loss": True,
+    "transform.crop_scale": [0.2, 1.0],
+}
+FINETUNE = {
+    "optimizer.options": {"betas": [0.9, 0.999]},
+    "optimizer.weight_decay": 0.05,
+    "schedule.batch_size": 1024,
+    "schedule.warmup_epochs": 5,
+    "schedule.min_learning_rate": 1e-6,
+    "regularization.mixup": 0.8,
+    "regularization.cutmix": 1.0,
+    "regularization.label_smoothing": 0.1,
+    "transform.auto_augment": "rand-m9-mstd0.5-inc1",
+    "transform.random_erasing": 0.25,
+    "model.pooling": "mean",
+    "model.classifier_init_std": 2e-5,
+}
+LINEAR_PROBE = {
+    "optimizer.name": "lars",
+    "optimizer.base_learning_rate": 0.1,
+    "optimizer.weight_decay": 0,
+    "optimizer.options": {"momentum": 0.9, "trust_coefficient": 0.001},
+    "schedule.batch_size": 16384,
+    "schedule.warmup_epochs": 10,
+    "schedule.min_learning_rate": 0,
+    "model.pooling": "cls",
+    "model.probe_batch_norm": True,
+    "model.classifier_init_std": 0.01,
+    "transform.crop_scale": [0.08, 1.0],
+}
+SCRATCH = {
+    "optimizer.base_learning_rate": 1e-4,
+    "optimizer.weight_decay": 0.3,
+    "optimizer.options": {"betas": [0.9, 0.95]},
+    "optimizer.layer_decay": None,
+    "schedule.batch_size": 4096,
+    "schedule.warmup_epochs": 20,
+    "regularization.ema_decay": 0.9999,
+    "regularization.mixup": 0.8,
+    "regularization.cutmix": 1.0,
+}
+PUBLISHED = {
+    "paper_pretrain_base": PRETRAIN | {"model.hidden_size": 768},
+    "paper_pretrain_large": PRETRAIN | {"model.hidden_size": 1024, "model.num_hidden_layers": 24},
+    "paper_pretrain_huge": PRETRAIN | {"model.hidden_size": 1280, "model.patch_size": 14},
+    "paper_finetune_base": FINETUNE
+    | {"optimizer.base_learning_rate": 5e-4, "optimizer.layer_decay": 0.65, "schedule.epochs": 100}
+    | {"model.drop_path_rate": 0.1},
+    "paper_finetune_large": FINETUNE
+    | {"optimizer.base_learning_rate": 1e-3, "optimizer.layer_decay": 0.75, "schedule.epochs": 50}
+    | {"model.drop_path_rate": 0.2},
+    "paper_finetune_huge": FINETUNE
+    | {"optimizer.base_learning_rate": 1e-3, "optimizer.layer_decay": 0.75, "schedule.epochs": 50}
+    | {"model.drop_path_rate": 0.3},
+    "paper_linear_probe_base": LINEAR_PROBE | {"schedule.epochs": 90},
+    "paper_linear_probe_large": LINEAR_PROBE | {"schedule.epochs": 50},
+    "paper_linear_probe_huge": LINEAR_PROBE | {"schedule.epochs": 50},
+    "paper_scratch_base": SCRATCH | {"schedule.epochs": 300, "model.drop_path_rate": 0.1},
+    "paper_scratch_large": SCRATCH | {"schedule.epochs": 200, "model.drop_path_rate": 0.2},
+    "paper_scratch_huge": SCRATCH | {"schedule.epochs": 200, "model.drop_path_rate": 0.2},
+}
+
+
+def value_of(recipe, key):
+    value = recipe.to_dict()
+    for part in key.split("."):
+        value = value[part]
+    return value
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_paper_recipes_hold_the_published_numbers(name):
+    recipe = Recipe.load(name)
+    assert {key: value_of(recipe, key) for key in PUBLISHED[name]} == PUBLISHED[name]
+
+
+def test_every_paper_recipe_is_checked():
+    assert {name for name in recipe_names("mae") if "/paper_" in name} == {f"mae/{name}" for name in PUBLISHED}
+
+
+@pytest.mark.parametrize("name", recipe_names())
+def test_packaged_recipes_are_whole(name):
+    recipe = Recipe.load(name)
+    assert set(recipe.model) <= set(MAEConfig().to_dict())
+    MAEConfig(**recipe.model)
+    assert Recipe.from_dict(yaml.safe_load(recipe.to_yaml())) == recipe
+
+
+def test_names_with_and_without_the_method_and_files(tmp_path):
+    recipe = Recipe.load("small_pretrain")
+    assert Recipe.load("mae/small_pretrain") == recipe
+    path = tmp_path / "mine.yaml"
+    path.write_text(recipe.to_yaml())
+    assert Recipe.load(path) == recipe
+
+
+def test_overrides_are_typed():
+    overrides = [
+        "schedule.epochs=3",
+        "optimizer.base_learning_rate=1e-3",
+        "data.size=0.1",
+        "schedule.warmup_epochs=1",
+        "model.image_size=[32, 48]",
+        "init_from=run/",
+        "optimizer.layer_decay=null",
+    ]
+    recipe = Recipe.load("small_finetune", overrides)
+    assert recipe.schedule.epochs == 3
+    assert recipe.optimizer.base_learning_rate == 1e-3
+    assert recipe.data.size == 0.1
+    assert isinstance(recipe.schedule.warmup_epochs, float)
+    assert recipe.model["image_size"] == [32, 48]
+    assert recipe.init_from == "run/"
+    assert recipe.optimizer.layer_decay is None
+    assert Recipe.load("small_finetune", ["data.size=100"]).data.size == 100
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("schedule.epoch=3", "unknown key schedule.epoch, did you mean epochs"),
+        ("shedule.epochs=3", "unknown key shedule, did you mean schedule"),
+        ("schedule.epochs=many", "schedule.epochs must be a whole number, got 'many'"),
+        ("schedule.epochs=2.5", "schedule.epochs must be a whole number, got 2.5"),
+        ("schedule.epochs=0", "schedule.epochs must be at least 1, got 0"),
+        ("schedule.warmup_epochs=51", r"schedule.warmup_epochs must be in \[0, schedule.epochs = 50\], got 51"),
+        ("optimizer=lars", "optimizer is a section with keys of its own, got 'lars'"),
+        ("schedule.epochs.n=3", "epochs is a value, not a section"),
+        ("task=pretraining", "task must be one of pretrain, finetune, .*, got 'pretraining'"),
+        ("transform.crop_scale=0.5", "transform.crop_scale must be a list, got 0.5"),
+        ("transform.crop_scale=[0.5, x]", r"transform.crop_scale\[1\] must be a number, got 'x'"),
+        ("run.tensorboard=1", "run.tensorboard must be true or false, got 1"),
+        ("model=3", "model must hold keys and values, got 3"),
+        ("trainable_blocks=2", "trainable_blocks goes with the task partial_finetune"),
+        ("data.streaming=true", "data.streaming needs the number of images in data.size"),
+        ("schedule.epochs", "has the form key=value, got 'schedule.epochs'"),
+        ("schedule.epochs=[1", "is not valid YAML"),
+    ],
+)
+def test_overrides_that_do_not_fit(override, message):
+    with pytest.raises(RecipeError, match=message):
+        Recipe.load("small_pretrain", [override])
+
+
+def test_recipes_that_are_not_there_or_no_recipes(tmp_path):
+    with pytest.raises(RecipeError, match="no recipe 'smal_pretrain', did you mean mae/small_pretrain"):
+        Recipe.load("smal_pretrain")
+    with pytest.raises(RecipeError, match="no recipe file"):
+        Recipe.load(tmp_path / "none.yaml")
+    path = tmp_path / "bad.yaml"
+    for text, message in (("a: [", "not valid YAML"), ("- 1", "must hold keys"), ("method: mae", "missing key task")):
+        path.write_text(text)
+        with pytest.raises(RecipeError, match=message):
+            Recipe.load(path)
+
+
+def test_how_a_run_is_carried_out_does_not_make_it_another():
+    recipe = Recipe.load("small_pretrain")
+    assert recipe.differences(Recipe.load("small_pretrain", ["run.workers=4", "run.checkpoints=3"])) == {}
+    assert recipe.differences(Recipe.load("small_pretrain", ["run.seed=1", "optimizer.options.eps=1.0e-7"])) == {
+        "run.seed": (0, 1),
+        "optimizer.options.eps": (None, 1e-7),
+    }

@@ -1,0 +1,331 @@
+"""`train`: from pictures to a loadable folder."""
+
+import json
+import os
+import subprocess
+import sys
+
+import datasets
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import load_file
+from transformers import AutoImageProcessor, AutoModelForImageClassification, AutoModelForPreTraining, TrainerCallback
+
+import hubmodels
+from hubmodels.training import Recipe, RecipeError, read_jsonl, train
+from hubmodels.training import run as run_module
+from hubmodels.training.assembly import RepeatedStream, RunData, build_transforms, load_data
+from hubmodels.training.planning import (
+    Measurement,
+    choose_recipe,
+    make_plan,
+    readable_time,
+    with_fitting_batch,
+)
+
+TINY = [
+    "model.image_size=16",
+    "model.patch_size=4",
+    "model.hidden_size=16",
+    "model.num_hidden_layers=2",
+    "model.num_attention_heads=2",
+    "model.intermediate_size=32",
+    "schedule.epochs=3",
+    "schedule.batch_size=8",
+    "schedule.warmup_epochs=1",
+    "run.tensorboard=false",
+]
+TINY_PRETRAIN = [
+    *TINY,
+    "model.decoder_hidden_size=16",
+    "model.decoder_num_hidden_layers=1",
+    "model.decoder_num_attention_heads=2",
+    "model.decoder_intermediate_size=32",
+    "probe.every_epochs=1",
+    "probe.k=3",
+    "probe.linear_epochs=2",
+]
+
+
+@pytest.fixture(scope="module")
+def pictures(tmp_path_factory):
+    """Two classes, train and test, 18 x 20 pixels."""
+    folder = tmp_path_factory.mktemp("pictures")
+    generator = np.random.default_rng(0)
+    for split, count in (("train", 12), ("test", 6)):
+        for label, name in enumerate(("dark", "light")):
+            (folder / split / name).mkdir(parents=True)
+            for index in range(count):
+                pixels = generator.integers(0, 128, (18, 20, 3)) + 127 * label
+                Image.fromarray(pixels.astype(np.uint8)).save(folder / split / name / f"{index}.png")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def pretrained(pictures, tmp_path_factory):
+    output = tmp_path_factory.mktemp("runs") / "pretrained"
+    return train(data=pictures, output=output, recipe="small_pretrain", overrides=TINY_PRETRAIN)
+
+
+def weights(folder):
+    return load_file(folder / "model.safetensors")
+
+
+def assert_same_bits(first, second):
+    assert first.keys() == second.keys()
+    assert [name for name in first if not torch.equal(first[name], second[name])] == []
+
+
+def test_pretraining_ends_with_a_loadable_folder_a_sheet_and_a_log(pretrained):
+    model = AutoModelForPreTraining.from_pretrained(pretrained.folder)
+    assert model.config.hidden_size == 16
+    processor = AutoImageProcessor.from_pretrained(pretrained.folder)
+    batch = processor(Image.new("RGB", (40, 30)), return_tensors="pt")
+    assert batch["pixel_values"].shape == (1, 3, 16, 16)
+    assert Image.open(pretrained.folder / "reconstructions.png").size[0] > 100
+    log = read_jsonl(pretrained.folder / "log.jsonl")
+    assert [line["epoch"] for line in log if "knn_accuracy" in line] == [1, 2, 3]
+    assert {"eval_loss", "knn_accuracy", "linear_accuracy", "train_loss"} <= pretrained.metrics.keys()
+    assert not any(path.name.startswith(".") for path in pretrained.folder.iterdir())
+    Recipe.load(pretrained.folder / "recipe.yaml")
+
+
+def test_the_same_call_again_leaves_a_finished_run_alone(pretrained, pictures):
+    before = (pretrained.folder / "model.safetensors").stat().st_mtime_ns
+    train(data=pictures, output=pretrained.folder, recipe="small_pretrain", overrides=TINY_PRETRAIN)
+    assert (pretrained.folder / "model.safetensors").stat().st_mtime_ns == before
+
+
+def test_an_output_that_holds_something_else_is_refused(pretrained, pictures, tmp_path):
+    arguments = {"data": pictures, "recipe": "small_pretrain"}
+    with pytest.raises(FileExistsError, match=r"another recipe \(schedule.epochs: 3 there, 4 asked\)"):
+        train(**arguments, output=pretrained.folder, overrides=[*TINY_PRETRAIN, "schedule.epochs=4"])
+    (tmp_path / "thesis.txt").write_text("mine")
+    with pytest.raises(FileExistsError, match="not empty and holds no run"):
+        train(**arguments, output=tmp_path, overrides=TINY_PRETRAIN)
+    with pytest.raises(FileExistsError, match="is a file"):
+        train(**arguments, output=tmp_path / "thesis.txt", overrides=TINY_PRETRAIN)
+    assert [path.name for path in tmp_path.iterdir()] == ["thesis.txt"]
+
+
+def stopped_at_step_5(monkeypatch, **arguments):
+    class Stop(TrainerCallback):
+        def on_step_end(self, args, state, control, **kwargs):
+            if state.global_step == 5:
+                raise KeyboardInterrupt
+
+    make_callbacks = run_module._callbacks
+    with monkeypatch.context() as patch:
+        patch.setattr(run_module, "_callbacks", lambda *parts: [*make_callbacks(*parts), Stop()])
+        train(**arguments)
+
+
+def test_a_stopped_run_continues_to_the_same_weights(pretrained, pictures, tmp_path, monkeypatch):
+    arguments = {"data": pictures, "output": tmp_path / "run", "recipe": "small_pretrain", "overrides": TINY_PRETRAIN}
+    with pytest.raises(KeyboardInterrupt):
+        stopped_at_step_5(monkeypatch, **arguments)
+    assert not (tmp_path / "run" / "config.json").exists()
+    assert (tmp_path / "run" / "checkpoint-3").is_dir()
+    result = train(**arguments)
+    assert_same_bits(weights(result.folder), weights(pretrained.folder))
+    steps = [line["step"] for line in read_jsonl(result.folder / "log.jsonl") if "loss" in line]
+    assert steps == list(range(1, 10))
+
+
+@pytest.mark.parametrize(
+    ("recipe", "trained"),
+    [
+        ("small_finetune", {"vit.layers.0", "vit.layers.1", "vit.embeddings", "fc_norm", "classifier"}),
+        ("small_partial_finetune", {"vit.layers.1", "fc_norm", "classifier"}),
+        ("small_linear_probe", {"classifier"}),
+    ],
+)
+def test_labelled_tasks_start_from_a_run_and_train_what_they_say(pretrained, pictures, tmp_path, recipe, trained):
+    extra = ["trainable_blocks=1"] if recipe == "small_partial_finetune" else []
+    # The shape comes from the backbone: the recipe's own 128-wide encoder does not fit and is not asked for.
+    schedule = [override for override in TINY if not override.startswith("model.")]
+    head = [] if recipe == "small_linear_probe" else ["transform.crop_padding=null", "model.classifier_init_std=0.02"]
+    result = train(
+        recipe=recipe,
+        data=pictures,
+        output=tmp_path / "run",
+        backbone=str(pretrained.folder),
+        overrides=[*schedule, *head, *extra, "optimizer.base_learning_rate=0.3"],
+    )
+    assert 0 <= result.metrics["eval_accuracy"] <= 1
+    model = AutoModelForImageClassification.from_pretrained(result.folder)
+    assert model.config.id2label == {0: "dark", 1: "light"}
+    before, after = weights(pretrained.folder), weights(result.folder)
+    changed = {name for name in after if name not in before or not torch.equal(before[name], after[name])}
+    changed = {name for name in changed if not name.startswith("probe_norm")}
+    for name in changed:
+        assert any(name.startswith(part) for part in trained), name
+    for part in trained:
+        assert any(name.startswith(part) for name in changed), part
+
+
+def test_one_call_chooses_the_recipe_and_prints_the_plan_first(pictures, tmp_path, capsys):
+    """The recipe's own small model, for one short epoch."""
+    result = hubmodels.train(
+        "mae",
+        data=pictures / "train",
+        output=tmp_path / "run",
+        overrides=["schedule.epochs=1", "schedule.warmup_epochs=0", "run.tensorboard=false"],
+    )
+    printed = capsys.readouterr().out
+    plan, rest = printed.split("'loss'", 1)
+    for row in ("small_pretrain", "24 images", "estimated memory", "estimated time", "random weights"):
+        assert row in plan
+    assert f"next: hubmodels evaluate {result.folder}" in rest
+    assert Recipe.load(result.folder / "recipe.yaml").schedule.batch_size == 4
+
+
+def test_recipes_chosen_for_pictures_and_machine():
+    assert choose_recipe(28, has_gpu=False) == "small_pretrain"
+    assert choose_recipe(96, has_gpu=True) == "photos_96_pretrain"
+    assert choose_recipe(600, has_gpu=False) == "photos_96_pretrain"
+    assert choose_recipe(600, has_gpu=True) == "photos_224_pretrain"
+    assert with_fitting_batch(Recipe.load("photos_224_pretrain"), 100_000).schedule.batch_size == 512
+    assert with_fitting_batch(Recipe.load("photos_224_pretrain"), 100).schedule.batch_size == 16
+
+
+def test_the_batch_is_divided_among_processes_and_passes(monkeypatch):
+    from hubmodels.training import planning
+
+    monkeypatch.setattr(planning, "_free_memory", lambda device: 10 * 2**30)
+    cost = Measurement(seconds=0.01, loading_seconds=0.001, activation_bytes=2**26, fixed_bytes=2**30)
+    recipe = Recipe.load("paper_finetune_base", ["run.workers=0", "schedule.epochs=10"])
+    data = RunData([], None, 10_240, "")
+    plan = make_plan(recipe, data, cost, processes=2, device=torch.device("cpu"))
+    assert plan.device_batch_size * plan.accumulation * plan.processes == 1024
+    assert plan.device_batch_size == 32  # (6 GB / 2 - 1 GB) / 64 MB
+    assert plan.seconds == pytest.approx(10 * 10_240 / 2 * 0.011)
+    assert plan.memory_bytes == 2**30 + 32 * 2**26
+    recipe.run.device_batch_size = 100
+    assert make_plan(recipe, data, cost, 2, torch.device("cpu")).device_batch_size == 64
+    with pytest.raises(RecipeError, match="cannot be divided among 3 processes"):
+        make_plan(recipe, data, cost, 3, torch.device("cpu"))
+    with pytest.raises(RecipeError, match=r"set schedule\.batch_size to at most 500"):
+        make_plan(recipe, RunData([], None, 500, ""), cost, 1, torch.device("cpu"))
+    recipe.schedule.batch_size = 6
+    with pytest.raises(RecipeError, match="gives 3 images a process: mixup and cutmix need an even number"):
+        make_plan(recipe, data, cost, 2, torch.device("cpu"))
+
+
+def test_durations_read_well():
+    assert [readable_time(seconds) for seconds in (40, 720, 3.5 * 3600, 3 * 86400)] == [
+        "40 s",
+        "12 min",
+        "3.5 h",
+        "3.0 days",
+    ]
+
+
+def test_errors_say_what_would_fit(pictures, pretrained, tmp_path):
+    with pytest.raises(RecipeError, match="give the pictures to train on"):
+        train("mae", output=tmp_path / "run")
+    with pytest.raises(RecipeError, match=r"there is no data: give data\.source"):
+        train(recipe="small_pretrain", output=tmp_path / "run")
+    flat = pictures / "train" / "dark"
+    with pytest.raises(RecipeError, match=r"needs labels, and .* has none"):
+        train(recipe="small_finetune", data=flat, output=tmp_path / "run")
+    with pytest.raises(RecipeError, match=r"unknown key model.hidden \(keys here: .*hidden_size"):
+        train(recipe="small_pretrain", data=flat, output=tmp_path / "run", overrides=["model.hidden=3"])
+    with pytest.raises(RecipeError, match="is no plain ViT"):
+        train(recipe="small_pretrain", data=flat, output=tmp_path / "run", backbone="resnet18")
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_timm_name_gives_the_shape():
+    recipe, _ = run_module._resolve_recipe(
+        "mae", "pictures/", "vit_small_patch16_224", "photos_224_pretrain", ["model.num_hidden_layers=2"]
+    )
+    assert recipe.init_from is None
+    assert recipe.model["hidden_size"] == 384
+    assert recipe.model["num_attention_heads"] == 6
+    assert recipe.model["num_hidden_layers"] == 2
+    assert recipe.model["decoder_hidden_size"] == 256
+
+
+def test_labelled_data_without_a_test_split_holds_some_out(pictures):
+    recipe = Recipe.load("small_finetune", [f"data.source={pictures / 'train'}"])
+    data = load_data(recipe)
+    train_indices = {data.train[i]["index"] for i in range(len(data.train))}
+    test_indices = {data.test[i]["index"] for i in range(len(data.test))}
+    assert not train_indices & test_indices
+    assert len(train_indices | test_indices) == 24
+    assert data.note == "20% of the training images, held out"
+
+
+def test_the_processor_does_what_evaluation_does(pictures):
+    recipe = Recipe.load("photos_96_finetune", [f"data.source={pictures}", "model.image_size=16"])
+    config = type("Config", (), {"image_size": 16, "num_channels": 3})()
+    _, evaluation = build_transforms(recipe, config)
+    processor = run_module.build_processor(recipe, evaluation)
+    picture = np.random.default_rng(1).integers(0, 256, (18, 20, 3), dtype=np.uint8)
+    image = torch.from_numpy(picture).permute(2, 0, 1)
+    expected = processor(image, return_tensors="pt")["pixel_values"]
+    torch.testing.assert_close(evaluation([image], None), expected, atol=0.04, rtol=0)
+
+
+def test_a_stream_differs_from_pass_to_pass():
+    class Stream:
+        class_names = ()
+
+        def shuffle(self, seed):
+            return self
+
+        def set_epoch(self, epoch):
+            self.epoch = epoch
+
+        def __iter__(self):
+            return iter([{"index": index, "epoch": self.epoch} for index in range(3)])
+
+    iterator = iter(RepeatedStream(Stream(), seed=0))
+    items = [next(iterator) for _ in range(7)]
+    assert len({item["index"] for item in items}) == 7
+    assert [item["epoch"] for item in items] == [0, 0, 0, 1, 1, 1, 2]
+
+
+def test_streams_train_and_resume(pictures, tmp_path, monkeypatch):
+    # `datasets` waits that many seconds at the end of a pass over a shuffled Parquet stream.
+    monkeypatch.setattr(datasets.config, "SLEEP_TIME_ON_THREADS_SHUTDOWN", 0.01)
+    files = sorted((pictures / "train").rglob("*.png"))
+    features = datasets.Features({"image": datasets.Image()})
+    table = datasets.Dataset.from_dict({"image": [{"bytes": file.read_bytes()} for file in files]}, features)
+    (tmp_path / "table").mkdir()
+    table.to_parquet(tmp_path / "table" / "train.parquet")
+    streaming = [*TINY_PRETRAIN, "data.streaming=true", "data.size=24", "run.checkpoints=9"]
+    arguments = {"data": tmp_path / "table", "recipe": "small_pretrain", "overrides": streaming}
+    whole = train(**arguments, output=tmp_path / "whole")
+    with pytest.raises(KeyboardInterrupt):
+        stopped_at_step_5(monkeypatch, **arguments, output=tmp_path / "parts")
+    parts = train(**arguments, output=tmp_path / "parts")
+    assert_same_bits(weights(whole.folder), weights(parts.folder))
+    assert [line["step"] for line in read_jsonl(parts.folder / "log.jsonl") if "loss" in line] == list(range(1, 10))
+
+
+@pytest.mark.slow
+def test_the_same_recipe_file_under_accelerate_launch(pictures, tmp_path):
+    one = train(data=pictures, output=tmp_path / "one", recipe="small_pretrain", overrides=TINY_PRETRAIN)
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text((one.folder / "recipe.yaml").read_text())
+    script = tmp_path / "launch.py"
+    script.write_text(f"import hubmodels; hubmodels.train(recipe={str(recipe)!r}, output={str(tmp_path / 'two')!r})\n")
+    command = [sys.executable, "-m", "accelerate.commands.launch", "--cpu", "--num_processes", "2"]
+    command += ["--num_cpu_threads_per_process", "1", "--main_process_port", "0", str(script)]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr[-4000:]
+    expected, actual = weights(one.folder), weights(tmp_path / "two")
+    for name in expected:
+        if not name.endswith("k_proj.bias"):  # their true gradient is 0, Adam makes steps of its rounding noise
+            torch.testing.assert_close(actual[name], expected[name], atol=1e-5, rtol=0)
+    losses = [
+        [line["loss"] for line in read_jsonl(folder / "log.jsonl") if "loss" in line]
+        for folder in (one.folder, tmp_path / "two")
+    ]
+    assert losses[0] == pytest.approx(losses[1], abs=1e-5)
+    assert json.loads((tmp_path / "two" / "config.json").read_text())["model_type"] == "mae"
