@@ -1,0 +1,107 @@
+"""Race of one MAE pre-training step: hubmodels, transformers' ViTMAEForPreTraining (sdpa) and lightly.
+
+python -m benchmarks.mae_step [--rounds 5] [--steps 3] [--batch 8]
+
+ViT-S/16 at 224 pixels, decoder 512 x 8, mask ratio 0.75, forward + backward + fused AdamW, two threads, the same weights,
+images and masks for all. Every contender lives in a process of its own (so that peak memory is its own) and they take
+turns, a few steps each, round after round: a ratio compares neighbours in time. The losses of the first step are compared
+before anything is timed.
+"""
+
+import argparse
+import json
+import statistics
+import subprocess
+import sys
+from pathlib import Path
+
+from benchmarks.report import machine_line, write_section
+
+CONTENDERS = ("hubmodels", "transformers", "lightly")
+DTYPES = ("float32", "bfloat16")
+
+
+class Worker:
+    """A contender in a process of its own, told line by line to run some steps."""
+
+    def __init__(self, contender: str, dtype: str, batch: int):
+        command = [sys.executable, "-m", "benchmarks.mae_step_worker", contender, dtype, str(batch)]
+        self.process = subprocess.Popen(
+            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, cwd=Path(__file__).parents[1]
+        )
+        self.ready = self._read()
+        self.seconds: list[float] = []
+
+    def _read(self) -> dict:
+        line = self.process.stdout.readline()
+        if not line:
+            raise RuntimeError(f"the worker {self.process.args} ended with {self.process.wait()}")
+        return json.loads(line)
+
+    def run(self, steps: int) -> None:
+        """Runs some steps and keeps the seconds per step."""
+        self.process.stdin.write(f"{steps}\n")
+        self.process.stdin.flush()
+        self.seconds.append(self._read()["seconds"] / steps)
+
+    def close(self) -> dict:
+        """Ends the process and returns its last report (peak memory)."""
+        self.process.stdin.close()
+        report = self._read()
+        self.process.wait()
+        return report
+
+
+def race(dtype: str, rounds: int, steps: int, batch: int) -> list[str]:
+    """Runs all contenders in turn in one dtype; returns the rows of the table."""
+    workers = {name: Worker(name, dtype, batch) for name in CONTENDERS}
+    losses = {name: worker.ready["loss"] for name, worker in workers.items()}
+    limit = 1e-5 if dtype == "float32" else 2e-2
+    if max(losses.values()) - min(losses.values()) > limit:
+        raise RuntimeError(f"the contenders do not compute the same loss: {losses}")
+    for _ in range(rounds):
+        for worker in workers.values():
+            worker.run(steps)
+    peak = workers["hubmodels"].ready["peak_gflops"]
+    reports = {name: worker.close() for name, worker in workers.items()}
+    ours = workers["hubmodels"].seconds
+    rows = []
+    for name, worker in workers.items():
+        median = statistics.median(worker.seconds)
+        ratios = sorted(theirs / own for theirs, own in zip(worker.seconds, ours, strict=True))
+        flops = workers["hubmodels"].ready["stock_gflop"] / median / peak
+        rows.append(
+            f"| {name} | {dtype} | {batch / median:.2f} | {batch / max(worker.seconds):.2f} to "
+            f"{batch / min(worker.seconds):.2f} | {statistics.median(ratios):.3f} ({ratios[0]:.3f} to {ratios[-1]:.3f}) | "
+            f"{reports[name]['peak_mib']:.0f} | {reports[name]['step_mib']:.0f} | {flops:.0%} |"
+        )
+    return rows
+
+
+def main() -> None:
+    """Runs the race and writes its section of the results."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--steps", type=int, default=3)
+    parser.add_argument("--batch", type=int, default=8)
+    arguments = parser.parse_args()
+    rows = [row for dtype in DTYPES for row in race(dtype, arguments.rounds, arguments.steps, arguments.batch)]
+    table = [
+        f"ViT-S/16 at 224, batch {arguments.batch}, mask ratio 0.75, forward + backward + fused AdamW, 2 threads; "
+        f"{arguments.rounds} rounds of {arguments.steps} steps in turn.",
+        "Seconds of a contender over ours: above 1 means that ours is faster. Memory is the peak of the whole process, and "
+        "what the steps added to it. The last column: useful operations of the plain step (every patch decoded) per second, "
+        "over the matrix-product peak measured in the same process.",
+        "",
+        "| model | dtype | images/s (median) | images/s (range) | time / ours (median, range) | peak MiB | steps MiB | "
+        "of peak |",
+        "| --- | --- | --- | --- | --- | --- | --- | --- |",
+        *rows,
+        "",
+        machine_line("torch", "transformers", "lightly", "timm"),
+    ]
+    write_section("MAE pre-training step", "python -m benchmarks.mae_step", table)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,38 @@
+"""Writes the sections of benchmarks/results.md, one per benchmark, each with the command that made it."""
+
+import os
+import platform
+import re
+from importlib.metadata import version
+from pathlib import Path
+
+RESULTS = Path(__file__).parent / "results.md"
+HEADER = (
+    "# Results\n\nEvery section is written by the command under its title; running it again replaces the section.\n"
+)
+
+
+def processor() -> str:
+    """Name of the processor, as the system gives it."""
+    try:
+        return re.search(r"model name\s*: (.+)", Path("/proc/cpuinfo").read_text()).group(1)
+    except (OSError, AttributeError):
+        return platform.processor() or platform.machine()
+
+
+def machine_line(*packages: str) -> str:
+    """Processor, cores and versions of some packages."""
+    versions = ", ".join(f"{name} {version(name)}" for name in packages)
+    return f"{processor()}, {os.cpu_count()} cores; Python {platform.python_version()}, {versions}."
+
+
+def write_section(title: str, command: str, lines: list[str]) -> None:
+    """Replaces the section `title` of the results (or adds it) and prints it."""
+    section = f"## {title}\n\n`{command}`\n\n" + "\n".join(lines).strip() + "\n"
+    text = RESULTS.read_text() if RESULTS.exists() else HEADER
+    sections = re.split(r"(?m)^(?=## )", text)
+    kept = [part.strip() + "\n" for part in sections if not part.startswith(f"## {title}\n")]
+    temporary = RESULTS.with_suffix(".partial")
+    temporary.write_text("\n".join([*kept, section]))
+    os.replace(temporary, RESULTS)
+    print(section)
