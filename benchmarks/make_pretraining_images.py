@@ -2,8 +2,8 @@
 
 python benchmarks/make_pretraining_images.py OUT.parquet --size 32 SOURCE[:SPLIT] ...
 
-A source is anything that `hubmodels.load_image_dataset` reads, or a Fashion-MNIST `images-idx3-ubyte.gz` file. Images become
-RGB; smaller ones are padded with zeros, larger ones resized (short side, bicubic) and cropped at the centre.
+A source is anything that `hubmodels.load_image_dataset` reads, or a Fashion-MNIST `images-idx3-ubyte.gz` file. Images
+become RGB; smaller ones are padded with zeros, larger ones resized (short side, bicubic) and cropped at the centre.
 """
 
 import argparse

@@ -114,14 +114,9 @@ def main(output: str | os.PathLike[str] = "quickstart-output", seeds: Sequence[i
 def draw_reconstructions(source: Path, dataset: ImageDataset, path: Path) -> None:
     """Draws reconstructions of the first six images of `dataset` with the packaged checkpoint `source` to `path`."""
     model = AutoModelForPreTraining.from_pretrained(source)
-    transform = EvalTransform(model.config.image_size, pad=padding(model, dataset), crop_fraction=1.0)
+    transform = EvalTransform(model.config.image_size, crop_fraction=1.0)
     pixel_values = transform([dataset[index]["image"] for index in range(6)])
     reconstruction_sheet(model, pixel_values, path, generator=torch.Generator().manual_seed(0))
-
-
-def padding(model: PreTrainedModel, dataset: ImageDataset) -> int:
-    """Zeros around the images of `dataset` that bring them to the model's size."""
-    return (model.config.image_height_width[0] - dataset[0]["image"].shape[-1]) // 2
 
 
 def compare(
@@ -153,13 +148,15 @@ def new_classifier(source: Path, dataset: ImageDataset, seed: int, pretrained: b
     return model if pretrained else type(model)(model.config)
 
 
-def finetune(model: PreTrainedModel, train: ImageDataset, test: ImageDataset, seed: int, run: Path) -> float:
+def finetune(
+    model: PreTrainedModel, train: ImageDataset, test: ImageDataset, seed: int, run: Path, epochs: int = EPOCHS
+) -> float:
     """Trains `model` with the plain Trainer of transformers; returns the test accuracy in per cent."""
-    size, pad = model.config.image_size, padding(model, train)
-    augment = PretrainTransform(size, scale=(0.6, 1.0), pad=pad)
+    size = model.config.image_size
+    augment = PretrainTransform(size, scale=(0.6, 1.0))
     arguments = TrainingArguments(
         output_dir=str(run),
-        num_train_epochs=EPOCHS,
+        num_train_epochs=epochs,
         per_device_train_batch_size=BATCH_SIZE,
         learning_rate=LEARNING_RATE,
         weight_decay=0.05,
@@ -173,7 +170,7 @@ def finetune(model: PreTrainedModel, train: ImageDataset, test: ImageDataset, se
     )
     collator = ImageCollator(augment, seed=seed, train=True)
     Trainer(model=model, args=arguments, train_dataset=train, data_collator=collator).train()
-    report = evaluate_classifier(model.eval(), test, EvalTransform(size, pad=pad, crop_fraction=1.0))
+    report = evaluate_classifier(model.eval(), test, EvalTransform(size, crop_fraction=1.0))
     return 100 * report.accuracy
 
 
