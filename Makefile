@@ -45,7 +45,8 @@ $(BENCH): pyproject.toml | $(CREATED)
 	$(call install,.[bench])
 
 quickstart: $(RUNTIME)
-	@start=$$(date +%s); $(BIN)/hubmodels quickstart --output $(OUTPUT) \
+	@output=$(OUTPUT); number=2; while [ -e "$$output" ]; do output=$(OUTPUT)-$$number; number=$$((number + 1)); done; \
+	start=$$(date +%s); $(BIN)/hubmodels quickstart --output "$$output" \
 	&& echo "quickstart took $$(( $$(date +%s) - start )) s"
 
 test: $(DEV)

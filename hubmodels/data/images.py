@@ -4,7 +4,7 @@ import re
 from collections.abc import Iterator, Sequence
 from importlib import resources
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, overload
 
 import numpy as np
 import torch
@@ -268,6 +268,31 @@ class StreamingImageDataset(IterableDataset):
         if self._label_column is not None:
             item["label"] = int(batch[self._label_column][0])
         return item
+
+
+@overload
+def load_image_dataset(
+    source: Any,
+    split: str | None = None,
+    streaming: Literal[False] = False,
+    image_column: str | None = None,
+    label_column: str | None = None,
+    decode_size: int | None = None,
+    config: str | None = None,
+) -> ImageDataset: ...
+
+
+@overload
+def load_image_dataset(
+    source: Any,
+    split: str | None = None,
+    *,
+    streaming: bool,
+    image_column: str | None = None,
+    label_column: str | None = None,
+    decode_size: int | None = None,
+    config: str | None = None,
+) -> ImageDataset | StreamingImageDataset: ...
 
 
 def load_image_dataset(

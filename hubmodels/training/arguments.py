@@ -2,6 +2,7 @@
 
 import inspect
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from transformers import SchedulerType, TrainingArguments
@@ -65,7 +66,7 @@ class HubTrainingArguments(TrainingArguments):
     max_grad_norm: float = 0.0
     logging_nan_inf_filter: bool = False
     dataloader_drop_last: bool = True
-    remove_unused_columns: bool | None = False
+    remove_unused_columns: bool = False
     ddp_find_unused_parameters: bool | None = False
     restore_callback_states_from_checkpoint: bool = True
 
@@ -79,6 +80,12 @@ class HubTrainingArguments(TrainingArguments):
         super().__post_init__()
         if self.base_learning_rate is not None:
             self.learning_rate = self.base_learning_rate * self.effective_batch_size / 256
+
+    @property
+    def run_folder(self) -> Path:
+        """`output_dir` as a path."""
+        assert self.output_dir is not None  # TrainingArguments has set it
+        return Path(self.output_dir)
 
     @property
     def effective_batch_size(self) -> int:

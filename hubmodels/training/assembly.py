@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch.utils.data import Dataset, IterableDataset
+from torch.utils.data import IterableDataset
 from transformers import PreTrainedConfig, PreTrainedModel, set_seed
 
 from hubmodels.catalog import get_method
@@ -53,7 +53,7 @@ class RunData:
         note: Where `test` comes from, for the plan.
     """
 
-    train: Dataset
+    train: Any
     test: ImageDataset | None
     images_per_epoch: int
     note: str
@@ -99,12 +99,13 @@ def load_data(recipe: Recipe) -> RunData:
     data = recipe.data
     if data.source is None:
         raise RecipeError("there is no data: give data.source, on the command line --data FOLDER")
-    columns = {"image_column": data.image_column, "label_column": data.label_column}
-    train = load_image_dataset(data.source, data.train_split, streaming=data.streaming, **columns)
+    columns: dict[str, Any] = {"image_column": data.image_column, "label_column": data.label_column}
+    train: Any = load_image_dataset(data.source, data.train_split, streaming=data.streaming, **columns)
     if recipe.task != "pretrain" and not train.class_names:
         raise RecipeError(f"the task {recipe.task} needs labels, and {data.source} has none: one folder per class")
     test, note = _test_split(recipe, columns), "test split"
     if data.streaming:
+        assert isinstance(data.size, int)  # Recipe has checked it
         return RunData(RepeatedStream(train, recipe.run.seed), test, data.size, note if test else "none")
     if test is None and recipe.task != "pretrain":
         test, train = train.split(HELD_OUT_FRACTION, recipe.run.seed)
@@ -188,7 +189,7 @@ def _checked_settings(recipe: Recipe) -> dict[str, Any]:
     return dict(recipe.model)
 
 
-def _load_model(model_class: type, source: str, settings: dict[str, Any]) -> PreTrainedModel:
+def _load_model(model_class: Any, source: str, settings: dict[str, Any]) -> PreTrainedModel:
     size = settings.pop("image_size", None)
     model, report = model_class.from_pretrained(
         source, ignore_mismatched_sizes=True, output_loading_info=True, **settings

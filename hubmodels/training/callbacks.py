@@ -7,7 +7,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from timm.utils import ModelEmaV3
@@ -78,9 +78,11 @@ class ExponentialMovingAverage(HubCallback):
             self.average = ModelEmaV3(model, decay=self.decay)
 
     def on_step_end(self, args, state, control, model=None, **kwargs):
+        assert self.average is not None  # made when training began
         self.average.update(model, step=state.global_step)
 
     def state_dict(self):
+        assert self.average is not None
         return {"average": self.average.module.state_dict()}
 
     def load_state_dict(self, state):
@@ -232,7 +234,10 @@ class OnlineProbe(HubCallback):
         was_training = model.training
         with preserved_random_state():
             train, test = (
-                extract_features(model, dataset, self.transform, batch_size=self.batch_size, progress=False)
+                cast(
+                    tuple[torch.Tensor, torch.Tensor],
+                    extract_features(model, dataset, self.transform, batch_size=self.batch_size, progress=False),
+                )
                 for dataset in (self.train_dataset, self.test_dataset)
             )
             logs = {"knn_accuracy": knn_accuracy(*train, *test, k=self.k), "feature_std": feature_std(test[0])}

@@ -78,11 +78,11 @@ class LARS(Optimizer):
         for group in self.param_groups:
             for parameter in group["params"]:
                 if parameter.grad is not None:
-                    self._update(parameter, group)
+                    self._update(parameter, parameter.grad, group)
         return loss
 
-    def _update(self, parameter: torch.Tensor, group: dict[str, Any]) -> None:
-        update = parameter.grad
+    def _update(self, parameter: torch.Tensor, gradient: torch.Tensor, group: dict[str, Any]) -> None:
+        update = gradient
         if parameter.ndim > 1:
             update = update.add(parameter, alpha=group["weight_decay"])
             parameter_norm, update_norm = parameter.norm(), update.norm()

@@ -1,7 +1,7 @@
 """Parameter groups and optimisers: weight decay, layer-wise learning rates, any optimiser of timm."""
 
 import inspect
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -36,7 +36,7 @@ def parameter_groups(
     """
     if layer_decay is not None and not 0 < layer_decay <= 1:
         raise ValueError(f"layer_decay must be in (0, 1], got {layer_decay}")
-    excluded = model.no_weight_decay() if hasattr(model, "no_weight_decay") else set()
+    excluded: set[str] = getattr(model, "no_weight_decay", set)()
     if layer_decay is None or layer_decay == 1:
         groups = timm_weight_decay_groups(model, weight_decay, no_weight_decay_list=excluded)
     elif not hasattr(model, "group_matcher"):
@@ -86,7 +86,7 @@ def create_optimizer(
     return create_optimizer_v2(groups, opt=name, lr=learning_rate, weight_decay=weight_decay, **options)
 
 
-def optimizer_class_of(name: str) -> type:
+def optimizer_class_of(name: str) -> Callable[..., Any]:
     """Class behind an optimiser name.
 
     Args:

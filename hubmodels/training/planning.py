@@ -117,7 +117,8 @@ def measure(
         started = time.perf_counter()
         batch = {key: value.to(device) for key, value in collate(samples).items()}
         collating = time.perf_counter() - started
-        copy = deepcopy(model).to(device).train()
+        copy: Any = deepcopy(model)
+        copy.to(device).train()
         dtype = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(precision)
         autocast = torch.autocast(device.type, dtype) if dtype is not None else nullcontext()
         saved = _SavedTensors(copy)

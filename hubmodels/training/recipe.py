@@ -361,7 +361,7 @@ def _build(kind: type, values: Any, prefix: str) -> Any:
 
 def _convert(value: Any, annotation: Any, key: str) -> Any:
     """Check a value against a type; whole numbers become floats where those are asked for."""
-    if is_dataclass(annotation):
+    if isinstance(annotation, type) and is_dataclass(annotation):
         return _build(annotation, value, f"{key}.")
     origin, arguments = typing.get_origin(annotation), typing.get_args(annotation)
     if origin is Literal:

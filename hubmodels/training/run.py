@@ -154,7 +154,7 @@ def accuracy(prediction: EvalPrediction) -> dict[str, float]:
     Returns:
         `accuracy`, in [0, 1].
     """
-    return {"accuracy": float(np.mean(prediction.predictions.argmax(-1) == prediction.label_ids))}
+    return {"accuracy": float(np.mean(np.asarray(prediction.predictions).argmax(-1) == prediction.label_ids))}
 
 
 def next_command(recipe: Recipe, data: RunData, output: Path) -> str:
@@ -212,13 +212,14 @@ def _use_backbone(recipe: Recipe, backbone: str, replaced: Sequence[str]) -> Non
         encoder = timm.create_model(backbone, pretrained=False)
     if not isinstance(encoder, timm.models.VisionTransformer):
         raise RecipeError(f"backbone = {backbone} is no plain ViT, which this method needs; see timm.list_models")
+    block: Any = encoder.blocks[0]
     shape = {
         "image_size": encoder.patch_embed.img_size[0],
         "patch_size": encoder.patch_embed.patch_size[0],
         "hidden_size": encoder.embed_dim,
         "num_hidden_layers": len(encoder.blocks),
-        "num_attention_heads": encoder.blocks[0].attn.num_heads,
-        "intermediate_size": encoder.blocks[0].mlp.fc1.out_features,
+        "num_attention_heads": block.attn.num_heads,
+        "intermediate_size": block.mlp.fc1.out_features,
     }
     recipe.model |= {key: value for key, value in shape.items() if key in replaced}
 
@@ -252,15 +253,15 @@ def _collators(
     if recipe.task == "pretrain":
         rows, columns = model.config.grid_size
         patches = rows * columns
-    return tuple(
-        ImageCollator(transform, recipe.run.seed, train=training, noise_length=patches)
-        for transform, training in ((train, True), (evaluation, False))
+    return (
+        ImageCollator(train, recipe.run.seed, train=True, noise_length=patches),
+        ImageCollator(evaluation, recipe.run.seed, train=False, noise_length=patches),
     )
 
 
 def _plan(recipe: Recipe, data: RunData, model: PreTrainedModel, collator: ImageCollator, state: PartialState) -> Plan:
     """Measured by the main process, followed by all."""
-    plan = [None]
+    plan: list[Any] = [None]
     if state.is_main_process:
         samples = first_samples(data, min(16, recipe.schedule.batch_size))
         measurement = measure(model, collator, samples, state.device, resolved_precision(recipe.run.precision))

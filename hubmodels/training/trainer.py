@@ -14,7 +14,7 @@ from transformers import PreTrainedModel, Trainer, TrainerCallback, set_seed
 from transformers.integrations import TensorBoardCallback
 from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_callback import ExportableState
-from transformers.trainer_utils import has_length, suppress_progress_bars
+from transformers.trainer_utils import TrainOutput, has_length, suppress_progress_bars
 
 from hubmodels.training.arguments import HubTrainingArguments
 from hubmodels.training.callbacks import (
@@ -66,6 +66,8 @@ class HubTrainer(Trainer):
     """
 
     args: HubTrainingArguments
+    model: PreTrainedModel
+    train_dataset: Any
 
     def __init__(
         self,
@@ -104,15 +106,20 @@ class HubTrainer(Trainer):
 
     def can_resume(self) -> bool:
         """Whether `output_dir` holds a complete checkpoint."""
-        return last_complete_checkpoint(self.args.output_dir) is not None
+        return last_complete_checkpoint(self.args.run_folder) is not None
 
-    def train(self, resume_from_checkpoint: str | bool | None = None, **kwargs: Any) -> Any:
+    def train(
+        self,
+        resume_from_checkpoint: str | bool | None = None,
+        trial: Any = None,
+        ignore_keys_for_eval: list[str] | None = None,
+    ) -> TrainOutput:
         """Train, or continue a run.
 
         Args:
             resume_from_checkpoint: True continues from the newest complete checkpoint of `output_dir`; a path continues
                 from that one; None or False starts anew.
-            **kwargs: Further arguments of `transformers.Trainer.train`.
+            trial, ignore_keys_for_eval: As in `transformers.Trainer.train`.
 
         Returns:
             `transformers.trainer_utils.TrainOutput`.
@@ -121,11 +128,11 @@ class HubTrainer(Trainer):
             ValueError: If there is no complete checkpoint to resume from; the message says what is wrong with each.
         """
         if self.args.should_save:
-            clean_leftovers(self.args.output_dir)
+            clean_leftovers(self.args.run_folder)
         self._wait_for_everyone()
         if resume_from_checkpoint:
             resume_from_checkpoint = str(self._checkpoint_to_resume(resume_from_checkpoint))
-        return super().train(resume_from_checkpoint=resume_from_checkpoint or None, **kwargs)
+        return super().train(resume_from_checkpoint or None, trial, ignore_keys_for_eval)
 
     def set_epoch(self, epoch: int) -> None:
         """Tell the sampler and the collator which epoch begins.
@@ -169,8 +176,10 @@ class HubTrainer(Trainer):
             return super().create_scheduler(num_training_steps, optimizer)
         epochs = num_training_steps / self.steps_per_epoch if args.max_steps > 0 else args.num_train_epochs
         warmup = args.warmup_epochs or args.get_warmup_steps(num_training_steps) / self.steps_per_epoch
+        optimizer = optimizer or self.optimizer
+        assert optimizer is not None
         self.lr_scheduler = warmup_cosine_scheduler(
-            optimizer or self.optimizer,
+            optimizer,
             args.learning_rate,
             args.min_lr,
             warmup,
@@ -283,7 +292,7 @@ class HubTrainer(Trainer):
         self._wait_for_everyone()
 
     def _save_callback_states(self, folder: Path) -> None:
-        exportable = [
+        exportable: list[Any] = [
             callback
             for callback in [*self.callback_handler.callbacks, self.control]
             if isinstance(callback, ExportableState)
@@ -295,15 +304,16 @@ class HubTrainer(Trainer):
 
     def _checkpoint_to_resume(self, requested: str | bool) -> Path:
         if requested is not True:
-            defect = checkpoint_defect(Path(requested))
+            folder = Path(str(requested))
+            defect = checkpoint_defect(folder)
             if defect is not None:
                 raise ValueError(f"cannot resume from {requested}: {defect}")
-            return Path(requested)
-        checkpoint = last_complete_checkpoint(self.args.output_dir)
+            return folder
+        checkpoint = last_complete_checkpoint(self.args.run_folder)
         if checkpoint is None:
-            defects = defective_checkpoints(self.args.output_dir)
+            defects = defective_checkpoints(self.args.run_folder)
             found = "; ".join(f"{path.name}: {defect}" for path, defect in defects.items()) or "there is none"
-            raise ValueError(f"no complete checkpoint in {self.args.output_dir} to resume from ({found})")
+            raise ValueError(f"no complete checkpoint in {self.args.run_folder} to resume from ({found})")
         return checkpoint
 
     def _load_from_checkpoint(self, resume_from_checkpoint, model=None):
@@ -314,9 +324,10 @@ class HubTrainer(Trainer):
         # The stock trainer reads the file without the name conversions that save_pretrained applied, and only warns
         # about what it could not place: a model with converted names would resume with untrained parts.
         with suppress_progress_bars():
-            restored, report = type(model).from_pretrained(
+            loaded: Any = type(model).from_pretrained(
                 resume_from_checkpoint, config=model.config, dtype=model.dtype, output_loading_info=True
             )
+        restored, report = loaded
         absent = sorted(report["missing_keys"]) + sorted(str(key) for key in report["mismatched_keys"])
         if absent:
             raise ValueError(f"cannot resume from {resume_from_checkpoint}: it lacks the weights {absent}")
@@ -359,9 +370,9 @@ def _standard_callbacks(args: HubTrainingArguments) -> list[TrainerCallback]:
     if args.stop_on_nonfinite:
         callbacks.append(NonFiniteGuard())
     if args.jsonl_log:
-        callbacks.append(JsonlLogger(Path(args.output_dir, "log.jsonl")))
+        callbacks.append(JsonlLogger(args.run_folder / "log.jsonl"))
     if args.tensorboard:
         tensorboard = TensorBoardCallback()
-        tensorboard.logging_dir = str(Path(args.output_dir, "tensorboard"))
+        tensorboard.logging_dir = str(args.run_folder / "tensorboard")
         callbacks.append(tensorboard)
     return callbacks
