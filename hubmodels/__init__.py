@@ -1,6 +1,7 @@
 """hubmodels: published methods as exact, composable transformers models.
 
-Importing the package registers every method with the transformers Auto classes; all names below are loaded on first use.
+Importing the package registers every method with the transformers Auto classes; all names below are loaded on first
+use.
 
 ```python
 >>> import hubmodels

@@ -136,6 +136,7 @@ def compare(
     for start, values in accuracies.items():
         table.add_row(start, f"{statistics.mean(values):.1f} %", ", ".join(f"{value:.1f}" for value in values))
     console.print(table)
+    assert best is not None  # one per seed was trained
     return best
 
 

@@ -1,11 +1,11 @@
 """Makes the transformers Auto classes and `pipeline` know every method of the catalog, without importing either.
 
-transformers resolves a `model_type` lazily: tables of *names* (`CONFIG_MAPPING_NAMES`, `MODEL_MAPPING_NAMES` ...) say which
-class it is, and `transformers.models.MODEL_TYPE` is imported when the class is needed. We add our names to these tables as
-soon as the module that holds them has been imported, and answer the import of `transformers.models.METHOD` with our own
-module. So `import hubmodels` takes milliseconds, the order of imports does not matter, and a method's code is loaded at its
-first use. (`AutoModel.register` would need the classes themselves, and importing them from within transformers' own imports
-is a cycle.)
+transformers resolves a `model_type` lazily: tables of *names* (`CONFIG_MAPPING_NAMES`, `MODEL_MAPPING_NAMES` ...) say
+which class it is, and `transformers.models.MODEL_TYPE` is imported when the class is needed. We add our names to these
+tables as soon as the module that holds them has been imported, and answer the import of `transformers.models.METHOD`
+with our own module. So `import hubmodels` takes milliseconds, the order of imports does not matter, and a method's code
+is loaded at its first use. (`AutoModel.register` would need the classes themselves, and importing them from within
+transformers' own imports is a cycle.)
 """
 
 from __future__ import annotations
