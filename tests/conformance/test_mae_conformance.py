@@ -15,6 +15,7 @@ from hubmodels.modeling.mae import (
     MAEImageProcessor,
     MAEModel,
 )
+from PIL import Image
 from safetensors.torch import load_file, save_file
 
 from tests.conformance.suites import (
@@ -22,6 +23,7 @@ from tests.conformance.suites import (
     FeatureMapConformance,
     ImageProcessorConformance,
     ModelConformance,
+    PipelineConformance,
     uniform,
 )
 
@@ -135,3 +137,22 @@ class TestMAEImageProcessor(ImageProcessorConformance, unittest.TestCase):
         "image_mean": [0.5, 0.5, 0.5],
         "image_std": [0.5, 0.5, 0.5],
     }
+
+
+class MAEPipelineConformance(PipelineConformance):
+    processor = MAEImageProcessor(size={"shortest_edge": 18}, crop_size={"height": 16, "width": 16})
+
+    def make_example(self, seed):
+        return Image.fromarray((uniform(20, 24 + seed, 3, seed=seed) * 255).to(torch.uint8).numpy())
+
+
+class TestMAEImageClassificationPipeline(MAEPipelineConformance, unittest.TestCase):
+    task = "image-classification"
+    model_class = MAEForImageClassification
+    config = small_config(classifier_init_std=1.0)
+
+
+class TestMAEImageFeatureExtractionPipeline(MAEPipelineConformance, unittest.TestCase):
+    task = "image-feature-extraction"
+    model_class = MAEModel
+    config = small_config(mask_ratio=0.0)
