@@ -95,8 +95,8 @@ def main() -> None:
     table = [
         f"ViT-S/16 at 224, batch {arguments.batch}, mask ratio 0.75, forward + backward + fused AdamW, 2 threads; "
         f"{arguments.rounds} rounds of {arguments.steps} steps in turn.",
-        "Time / ours: above 1 means that ours is faster, round by round. Memory: the peak of the whole process, and what",
-        "the steps added to it. Of peak: useful operations of the plain step (every patch decoded) per second, over the",
+        "Time / ours: above 1 means that ours is faster, round by round. Memory: the peak of the whole process, and",
+        "what the steps added to it. Of peak: operations of the plain step (every patch decoded) per second, over the",
         "matrix-product peak measured in the same process.",
         "",
         "| model | dtype | images/s: median (range) | time / ours: median (range) | peak MiB | steps MiB | of peak |",

@@ -119,9 +119,25 @@ class MAEPreTrainedModel(ViTMAEPreTrainedModel):
                 module.decoder_pos_embed = nn.Parameter(new, requires_grad=False)
         self.config.image_size = image_size if isinstance(image_size, int) else (height, width)
 
+    def get_input_embeddings(self) -> nn.Module:
+        """The patch projection."""
+        return self._embeddings().patch_embeddings
+
     def get_position_embeddings(self) -> nn.Parameter:
         """Encoder position table `[1, 1 + L, D]`."""
-        return next(m for m in self.modules() if isinstance(m, MAEEmbeddings)).position_embeddings
+        return self._embeddings().position_embeddings
+
+    def _embeddings(self) -> MAEEmbeddings:
+        return next(module for module in self.modules() if isinstance(module, MAEEmbeddings))
+
+    def _grid(self, pixel_values: torch.Tensor) -> tuple[int, int]:
+        """Rows and columns of patches of images `[B, C, H, W]`."""
+        height, width = pixel_values.shape[-2:]
+        return height // self.config.patch_size, width // self.config.patch_size
+
+    def _feature_map(self, tokens: torch.Tensor, pixel_values: torch.Tensor) -> torch.Tensor:
+        """Tokens `[B, 1 + L, D]` as a map `[B, D, rows, columns]`, without the class token."""
+        return tokens[:, 1:].transpose(1, 2).unflatten(2, self._grid(pixel_values)).contiguous()
 
 
 class MAEModel(MAEPreTrainedModel):
@@ -139,19 +155,18 @@ class MAEModel(MAEPreTrainedModel):
     ```
     """
 
+    # The encoder of a pre-training model or classifier is loaded without what comes after it.
+    _keys_to_ignore_on_load_unexpected = [r"^decoder\.", r"^fc_norm\.", r"^classifier\.", r"^probe_norm\."]
+
     def __init__(self, config: MAEConfig, add_final_norm: bool = True):
         super().__init__(config)
         self.embeddings = MAEEmbeddings(config)
         last = max(config.num_hidden_layers - 1, 1)
         rates = [config.drop_path_rate * index / last for index in range(config.num_hidden_layers)]
         self.layers = nn.ModuleList([MAELayer(config, rate) for rate in rates])
-        has_norm = add_final_norm
-        self.layernorm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps) if has_norm else nn.Identity()
+        norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+        self.layernorm = norm if add_final_norm else nn.Identity()
         self.post_init()
-
-    def get_input_embeddings(self) -> nn.Module:
-        """The patch projection."""
-        return self.embeddings.patch_embeddings
 
     @merge_with_config_defaults
     @capture_outputs(tie_last_hidden_states=False)
@@ -190,11 +205,9 @@ class MAEModel(MAEPreTrainedModel):
             raise ValueError(f"mask_ratio must be in [0, 1), got {mask_ratio}")
         mask = None
         if mask_ratio > 0 or bool_masked_pos is not None:
-            patch = self.config.patch_size
-            grid = (pixel_values.shape[-2] // patch, pixel_values.shape[-1] // patch)
             mask = sample_mask(
                 pixel_values.shape[0],
-                grid,
+                self._grid(pixel_values),
                 mask_ratio,
                 self.config.mask_sampling,
                 noise=noise,
@@ -232,10 +245,6 @@ class MAEForPreTraining(MAEPreTrainedModel):
         self.vit.embeddings.fixed_positions = True
         self.decoder = MAEDecoder(config, num_patches=self.vit.embeddings.patch_embeddings.num_patches)
         self.post_init()
-
-    def get_input_embeddings(self) -> nn.Module:
-        """The patch projection."""
-        return self.vit.embeddings.patch_embeddings
 
     def no_weight_decay(self) -> set[str]:
         """Nothing but vectors is exempt in pre-training: class and mask token are decayed (official code)."""
@@ -411,13 +420,12 @@ class MAEForPreTraining(MAEPreTrainedModel):
         size = tuple(pixel_values.shape[-2:])
         mask_image = self.unpatchify(output.mask[..., None].expand_as(target), size)
         reconstruction = self.unpatchify(predictions, size)
-        grid = (size[0] // self.config.patch_size, size[1] // self.config.patch_size)
         return MAEReconstructionOutput(
             mask_image=mask_image,
             masked=pixel_values * (1 - mask_image),
             reconstruction=reconstruction,
             pasted=pixel_values * (1 - mask_image) + reconstruction * mask_image,
-            error=(predictions - target).square().mean(dim=-1).unflatten(1, grid),
+            error=(predictions - target).square().mean(dim=-1).unflatten(1, self._grid(pixel_values)),
         )
 
 
@@ -456,10 +464,6 @@ class MAEForImageClassification(MAEPreTrainedModel):
         self.classifier = nn.Linear(config.hidden_size, config.num_labels)
         self._set_trainable_positions()
         self.post_init()
-
-    def get_input_embeddings(self) -> nn.Module:
-        """The patch projection."""
-        return self.vit.embeddings.patch_embeddings
 
     def freeze_encoder(self) -> None:
         """Freezes all but the classifier (linear probe); the encoder then runs without autograd."""
@@ -559,10 +563,6 @@ class MAEBackbone(BackboneMixin, MAEPreTrainedModel):
         self.vit = MAEModel(config, add_final_norm=False)
         self.post_init()
 
-    def get_input_embeddings(self) -> nn.Module:
-        """The patch projection."""
-        return self.vit.embeddings.patch_embeddings
-
     @can_return_tuple
     @filter_output_hidden_states
     def forward(self, pixel_values: torch.Tensor, **kwargs: Unpack[TransformersKwargs]) -> BackboneOutput:
@@ -574,10 +574,8 @@ class MAEBackbone(BackboneMixin, MAEPreTrainedModel):
             One feature map `[B, D, H / p, W / p]` per entry of `out_features`.
         """
         outputs = self.vit(pixel_values, mask_ratio=0.0, interpolate_pos_encoding=True, **kwargs)
-        patch = self.config.patch_size
-        grid = (pixel_values.shape[-2] // patch, pixel_values.shape[-1] // patch)
         feature_maps = tuple(
-            states[:, 1:].transpose(1, 2).unflatten(2, grid).contiguous()
+            self._feature_map(states, pixel_values)
             for stage, states in zip(self.stage_names, outputs.hidden_states, strict=True)
             if stage in self.out_features
         )

@@ -72,10 +72,6 @@ class MAEFeaturePyramid(MAEPreTrainedModel):
         else:
             super()._init_weights(module)
 
-    def get_input_embeddings(self) -> nn.Module:
-        """The patch projection."""
-        return self.vit.embeddings.patch_embeddings
-
     @can_return_tuple
     @filter_output_hidden_states
     def forward(self, pixel_values: torch.Tensor, **kwargs: Unpack[TransformersKwargs]) -> BackboneOutput:
@@ -87,11 +83,7 @@ class MAEFeaturePyramid(MAEPreTrainedModel):
             Four feature maps `[B, D, H / s, W / s]` for the strides `s` of `self.strides`.
         """
         outputs = self.vit(pixel_values, mask_ratio=0.0, interpolate_pos_encoding=True, **kwargs)
-        patch = self.config.patch_size
-        grid = (pixel_values.shape[-2] // patch, pixel_values.shape[-1] // patch)
-        maps = [
-            outputs.hidden_states[index][:, 1:].transpose(1, 2).unflatten(2, grid) for index in self.config.out_indices
-        ]
+        maps = [self._feature_map(outputs.hidden_states[index], pixel_values) for index in self.config.out_indices]
         return BackboneOutput(
             feature_maps=tuple(scale(feature_map) for scale, feature_map in zip(self.scales, maps, strict=True)),
             hidden_states=outputs.hidden_states,
