@@ -72,10 +72,12 @@ class Conformance:
         tables = {**cls.self_skips, **cls.skips}
         return next((reason for pattern, reason in tables.items() if fnmatchcase(test, pattern)), None)
 
-    def test_suite_is_complete(self):
-        """transformers' suites are there, and every listed skip names a test of theirs."""
+    def setUp(self):
         if UNAVAILABLE:
             self.fail(UNAVAILABLE)
+
+    def test_suite_is_complete(self):
+        """transformers' suites are there (see `setUp`), and every listed skip names a test of theirs."""
         stale = [pattern for pattern in {**self.self_skips, **self.skips} if not self.names_matching(pattern)]
         self.assertFalse(stale, "these listed skips name no test of the suite (any more)")
 
@@ -152,6 +154,7 @@ class ModelConformance(Conformance, ModelTesterMixin):
         return (self.model_class,)
 
     def setUp(self):
+        super().setUp()
         self.model_tester = ModelTester(self)
 
     def _prepare_for_class(self, inputs_dict, model_class, return_labels=False):
@@ -234,6 +237,7 @@ class ImageProcessorConformance(Conformance, ImageProcessingTestMixin):
     test_cast_dtype = True
 
     def setUp(self):
+        super().setUp()
         classes = {"torchvision": self.processor_class}
 
         class Tester(ImageProcessingTester):
