@@ -413,7 +413,7 @@ class MAEForPreTraining(MAEPreTrainedModel):
             )
         finally:
             self.train(was_training)
-        target, predictions = self.patchify(pixel_values).float(), output.logits.float()
+        target, predictions = at_least_float32(self.patchify(pixel_values)), at_least_float32(output.logits)
         if self.config.norm_pix_loss if denormalise is None else denormalise:
             variance, mean = torch.var_mean(target, dim=-1, keepdim=True)
             predictions = predictions * (variance + 1e-6).sqrt() + mean
@@ -540,7 +540,8 @@ class MAEForImageClassification(MAEPreTrainedModel):
             )
         if self.config.problem_type in ("regression", "multi_label_classification"):
             return self.loss_function(labels.float(), logits.float(), self.config)
-        return nn.functional.cross_entropy(logits.float(), labels if labels.ndim == 1 else labels.float())
+        logits = at_least_float32(logits)
+        return nn.functional.cross_entropy(logits, labels if labels.ndim == 1 else labels.to(logits.dtype))
 
 
 class MAEBackbone(BackboneMixin, MAEPreTrainedModel):

@@ -53,5 +53,6 @@ def resize_position_table(table: torch.Tensor, old_grid: tuple[int, int], new_gr
     if old_grid == new_grid:
         return table
     patches = table[:, 1:].reshape(1, *old_grid, -1).permute(0, 3, 1, 2)
-    patches = nn.functional.interpolate(patches.float(), size=new_grid, mode="bicubic", align_corners=False)
+    patches = patches.to(torch.promote_types(patches.dtype, torch.float32))
+    patches = nn.functional.interpolate(patches, size=new_grid, mode="bicubic", align_corners=False)
     return torch.cat([table[:, :1], patches.flatten(2).transpose(1, 2).to(table.dtype)], dim=1)
