@@ -52,6 +52,15 @@ def attention_gradients(
     return torch.matmul(grad_scores, key), torch.matmul(grad_scores.transpose(-1, -2), query), grad_value
 
 
+def is_plain(module: nn.Module, module_type: type[nn.Module]) -> bool:
+    """
+    Whether the weights of a layer may be used without calling it: it is exactly of `module_type` (no adapter, no
+    quantised layer), has no hooks, and nobody replaced its forward (as offloading does).
+    """
+    hooks = (module._forward_pre_hooks, module._forward_hooks, module._backward_pre_hooks, module._backward_hooks)
+    return type(module) is module_type and "forward" not in module.__dict__ and not any(hooks)
+
+
 class MAEAttention(ViTMAEAttention):
     """
     Multi-head self-attention of a MAE layer.
@@ -95,18 +104,13 @@ class MAEAttention(ViTMAEAttention):
         if query_states is not None:
             inputs = (query_states, hidden_states, hidden_states)
             heads = [projection(states) for projection, states in zip(projections, inputs, strict=True)]
-        elif self._can_fuse(projections):
+        elif all(is_plain(projection, nn.Linear) for projection in projections):
             weight = torch.cat([projection.weight for projection in projections])
             bias = torch.cat([projection.bias for projection in projections]) if self.q_proj.bias is not None else None
             heads = nn.functional.linear(hidden_states, weight, bias).chunk(3, dim=-1)
         else:
             heads = [projection(hidden_states) for projection in projections]
         return [states.unflatten(-1, (-1, self.head_dim)).transpose(1, 2) for states in heads]
-
-    @staticmethod
-    def _can_fuse(projections) -> bool:
-        """Only plain Linear layers are fused; adapters, quantised layers and layers with hooks are called singly."""
-        return all(type(p) is nn.Linear and not p._forward_hooks and not p._forward_pre_hooks for p in projections)
 
     def _uses_matmul_backward(self, query) -> bool:
         return (

@@ -12,7 +12,7 @@ from transformers.models.vit_mae.modeling_vit_mae import (
     ViTMAEPatchEmbeddings,
 )
 
-from .attention_mae import MAEAttention
+from .attention_mae import MAEAttention, is_plain
 from .configuration_mae import MAEConfig
 from .masking_mae import PatchMask
 from .positions_mae import resize_position_table, sincos_position_table
@@ -49,6 +49,8 @@ class MAEPatchEmbeddings(ViTMAEPatchEmbeddings):
         """Embeds all patches `[B, L, D]`, or those of `ids_keep` as `[B, K, D]`."""
         if ids_keep is None:
             return super().forward(pixel_values)
+        if not is_plain(self.projection, nn.Conv2d):
+            return gather_tokens(super().forward(pixel_values), ids_keep)
         patches = split_into_patches(pixel_values, self.patch_size[0]).permute(0, 1, 2, 5, 3, 4)
         kept = gather_patches(patches, ids_keep).flatten(2)
         return nn.functional.linear(kept, self.projection.weight.flatten(1), self.projection.bias)

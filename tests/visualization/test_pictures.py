@@ -226,6 +226,16 @@ def test_anomaly_sheet_has_one_scale(model, pixel_values):
     assert len(limits) == 1
 
 
+def test_a_new_picture_is_moved_into_place(model, pixel_values, tmp_path):
+    """Whoever has the old file open keeps it whole: it is replaced, not written over."""
+    path, other_name = tmp_path / "sheet.png", tmp_path / "old.png"
+    reconstruction_sheet(model, pixel_values[:1], path)
+    other_name.hardlink_to(path)
+    old = path.read_bytes()
+    reconstruction_sheet(model, pixel_values, path)
+    assert other_name.read_bytes() == old != path.read_bytes()
+
+
 def test_a_failed_write_leaves_the_old_file(model, pixel_values, tmp_path, monkeypatch):
     path = tmp_path / "sheet.png"
     figure = reconstruction_sheet(model, pixel_values, path)
