@@ -72,9 +72,8 @@ def new_sheet(rows: int, titles: Sequence[str], aspect: float = 1.0) -> tuple[Fi
     Returns:
         The figure, which belongs to no window system and no global state, and its axes `[rows, columns]`.
     """
-    figure = Figure(
-        figsize=(PANEL_INCHES * len(titles), PANEL_INCHES * (rows * aspect + 0.25)), dpi=150, layout="constrained"
-    )
+    size = (PANEL_INCHES * len(titles), PANEL_INCHES * rows * aspect + 0.4)
+    figure = Figure(figsize=size, dpi=150, layout="compressed")
     axes = figure.subplots(rows, len(titles), squeeze=False)
     for axis in axes.flat:
         axis.set_axis_off()
@@ -113,7 +112,7 @@ def save_figure(figure: Figure, path: str | os.PathLike[str]) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=f".{path.name}.", dir=path.parent) as folder:
         written = Path(folder) / path.name
-        figure.savefig(written, format=file_format)
+        figure.savefig(written, format=file_format, bbox_inches="tight")
         os.replace(written, path)
     return path
 
