@@ -9,14 +9,14 @@ from __future__ import annotations
 import json
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
-from .catalog import CHECKPOINTS, Checkpoint, Method, Metric, packaged_path
+from .catalog import CHECKPOINT_ROOT, CHECKPOINTS, Checkpoint, Method, Metric
 
 CARD_NAME = "README.md"
 EVALUATION_FILE = "eval_results.json"  # what transformers' `Trainer.save_metrics("eval", ...)` writes
@@ -67,24 +67,52 @@ class CardFacts:
         """Facts that a saved folder carries.
 
         A folder shipped with the package has its catalog record. In any other, the metadata of its README.md names
-        the base model, and `eval_results.json` (written by `Trainer.save_metrics`) gives the figures; its key
-        `eval_dataset`, if it is there, names the data.
+        licence, base model and data sets, and `eval_results.json` (written by `Trainer.save_metrics`) gives the
+        figures; its key `eval_dataset`, if it is there, names the data.
 
         Raises:
             ValueError: If `eval_results.json` is not a JSON object.
         """
         folder = Path(folder).resolve()
-        for checkpoint in CHECKPOINTS:
-            if checkpoint.is_packaged and folder == packaged_path(checkpoint.name).resolve():
-                return cls.from_checkpoint(checkpoint)
+        checkpoint = _packaged_in(folder)
+        if checkpoint is not None:
+            return cls.from_checkpoint(checkpoint)
         card, results = folder / CARD_NAME, folder / EVALUATION_FILE
-        base_model = (
-            _parse_card(card.read_text(encoding="utf-8-sig")).data.get("base_model") if card.is_file() else None
-        )
+        data = _parse_card(card.read_text(encoding="utf-8-sig")).data if card.is_file() else ModelCardData()
+        base_model, licence, datasets = (data.get(key) for key in ("base_model", "license", "datasets"))
         return cls(
+            licence=licence if isinstance(licence, str) else None,
             base_model=base_model if isinstance(base_model, str) else None,
+            datasets=tuple(datasets) if isinstance(datasets, list) else (),
             metrics=_evaluation_metrics(results) if results.is_file() else (),
         )
+
+    @classmethod
+    def of_descendant(cls, base: str | Path | None, datasets: Sequence[str] = ()) -> CardFacts:
+        """Facts of a model that was trained from the weights of another and has their licence.
+
+        Args:
+            base: Folder, Hub id or catalog name of the weights it started from; None for random weights.
+            datasets: Names of the data sets it was trained on.
+
+        Returns:
+            The facts; the licence is `unknown` where neither the catalog nor a card tells that of the base.
+        """
+        if base is None:
+            return cls(licence=OWN_LICENCE, datasets=tuple(datasets))
+        folder = Path(base)
+        if not folder.is_dir():
+            known = {checkpoint.name: checkpoint.licence for checkpoint in CHECKPOINTS}
+            return cls(known.get(str(base), "unknown"), str(base), tuple(datasets))
+        checkpoint = _packaged_in(folder.resolve())
+        if checkpoint is not None:
+            return cls(checkpoint.licence, checkpoint.name, tuple(datasets))
+        return cls(cls.from_folder(folder).licence or "unknown", folder.resolve().name, tuple(datasets))
+
+    def metadata(self) -> str:
+        """These facts as the text of a README.md without words of its own; publishing adds the rest."""
+        data = ModelCardData(license=self.licence, base_model=self.base_model, datasets=list(self.datasets) or None)
+        return f"---\n{data.to_yaml()}\n---\n"
 
     def resolved_licence(self) -> str:
         """Licence of the weights: the stated one, else the base model's, else our own."""
@@ -92,6 +120,12 @@ class CardFacts:
             return self.licence
         known = {checkpoint.name: checkpoint.licence for checkpoint in CHECKPOINTS}
         return known.get(self.base_model or "", OWN_LICENCE)
+
+
+def _packaged_in(folder: Path) -> Checkpoint | None:
+    """The record of the packaged checkpoint that lies in `folder`."""
+    packaged = (checkpoint for checkpoint in CHECKPOINTS if checkpoint.is_packaged)
+    return next((checkpoint for checkpoint in packaged if folder == CHECKPOINT_ROOT / checkpoint.source), None)
 
 
 def _evaluation_metrics(path: Path) -> tuple[Metric, ...]:
@@ -174,6 +208,8 @@ def build_card(
 def complete_card(text: str, generated: ModelCard) -> str:
     """Add to a user's card the metadata it lacks; its text and the metadata it has stay as they are.
 
+    A card without any text gets the generated one.
+
     Args:
         text: Content of the user's README.md.
         generated: The card to take missing metadata from.
@@ -182,6 +218,8 @@ def complete_card(text: str, generated: ModelCard) -> str:
         ValueError: If the metadata block of `text` is not a YAML mapping.
     """
     card, defaults = _parse_card(text), vars(generated.data)
+    if not card.text.strip():
+        card.text = f"\n{generated.text.strip()}\n"
     for key, value in defaults.items():
         if value is not None and key not in ("tags", "eval_results", "model_name") and card.data.get(key) is None:
             card.data[key] = value

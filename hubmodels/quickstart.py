@@ -30,6 +30,7 @@ from transformers import (
 from hubmodels.catalog import packaged_path
 from hubmodels.data import EvalTransform, ImageCollator, ImageDataset, PretrainTransform, load_image_dataset
 from hubmodels.evaluation import evaluate_classifier
+from hubmodels.model_card import CARD_NAME, CardFacts
 from hubmodels.publishing import prepare_repository
 from hubmodels.visualization import reconstruction_sheet
 
@@ -92,7 +93,7 @@ def main(output: str | os.PathLike[str] = "quickstart-output", seeds: Sequence[i
         best = compare(source, train, test, seeds, work, console)
 
         console.rule("3. Publishing and loading back without hubmodels")
-        save(best, source, work / "model", train.class_names)
+        save(best, source, work / "model")
         repository = prepare_repository(work / "model", work / "repository", name="mae-small-fashion-mnist")
         difference = load_elsewhere(best, repository, test, Path(temporary))
         console.print(
@@ -175,10 +176,11 @@ def finetune(
     return 100 * report.accuracy
 
 
-def save(model: PreTrainedModel, source: Path, folder: Path, class_names: Sequence[str]) -> None:
-    """Saves the classifier with the image processor of `source`."""
+def save(model: PreTrainedModel, source: Path, folder: Path) -> None:
+    """Saves the classifier with the image processor of `source`, and says where it comes from."""
     model.save_pretrained(folder)
     AutoImageProcessor.from_pretrained(source).save_pretrained(folder)
+    (folder / CARD_NAME).write_text(CardFacts.of_descendant(source, [DATASET]).metadata(), encoding="utf-8")
 
 
 def load_elsewhere(model: PreTrainedModel, repository: Path, dataset: ImageDataset, scratch: Path) -> float:

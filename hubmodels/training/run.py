@@ -20,6 +20,7 @@ from transformers import EvalPrediction, PreTrainedModel, TrainerCallback
 from transformers.trainer_utils import suppress_progress_bars
 
 from hubmodels.data import EvalTransform, ImageCollator, load_image_dataset
+from hubmodels.model_card import CARD_NAME, CardFacts
 from hubmodels.training.assembly import (
     SHAPE_KEYS,
     RunData,
@@ -136,7 +137,8 @@ def train(
         with trainer.averaged_weights():
             if recipe.task == "pretrain":
                 _draw(trainer.model, recipe, run_data, transforms[1], output)
-            _save(trainer.model, build_processor(recipe, transforms[1]), output)
+            facts = CardFacts.of_descendant(recipe.init_from, _data_names(recipe))
+            _save(trainer.model, build_processor(recipe, transforms[1]), facts, output)
         for name, value in metrics.items():
             console.print(f"{name}: {value:.4g}", markup=False)
         closing = f"model: {output}\nnext: {next_command(recipe, run_data, output)}"
@@ -290,13 +292,20 @@ def _last_metrics(log_history: list[dict[str, float]]) -> dict[str, float]:
     return {name: entry[name] for name in names for entry in log_history if name in entry}
 
 
-def _save(model: PreTrainedModel, processor: Any, output: Path) -> None:
-    """Write model and processor beside, then move them in; `config.json` comes last, without it nothing loads."""
+def _data_names(recipe: Recipe) -> list[str]:
+    """What a card says of the data: of a local path only its last part."""
+    source = str(recipe.data.source)
+    return [Path(source).resolve().name if Path(source).exists() else source]
+
+
+def _save(model: PreTrainedModel, processor: Any, facts: CardFacts, output: Path) -> None:
+    """Write model, processor and origin beside, then move them in; `config.json` last, without it nothing loads."""
     partial = output / ".model.partial"
     shutil.rmtree(partial, ignore_errors=True)
     with suppress_progress_bars():
         model.save_pretrained(partial)
     processor.save_pretrained(partial)
+    (partial / CARD_NAME).write_text(facts.metadata(), encoding="utf-8")
     for path in sorted(partial.iterdir(), key=lambda path: path.name == "config.json"):
         os.replace(path, output / path.name)
     partial.rmdir()

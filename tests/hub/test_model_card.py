@@ -93,3 +93,30 @@ def test_facts_of_a_folder_come_from_its_evaluation_and_card(tmp_path):
     (tmp_path / "eval_results.json").write_text("[1]")
     with pytest.raises(ValueError, match="expected a JSON object"):
         CardFacts.from_folder(tmp_path)
+
+
+def test_descendant_has_the_licence_of_its_base(tmp_path):
+    official = tmp_path / "mae-base"
+    official.mkdir()
+    (official / "README.md").write_text("---\nlicense: cc-by-nc-4.0\n---\n\n# Converted\n")
+    facts = CardFacts.of_descendant(official, ["photos"])
+    assert (facts.licence, facts.base_model, facts.datasets) == ("cc-by-nc-4.0", "mae-base", ("photos",))
+    run = tmp_path / "run"
+    run.mkdir()
+    (run / "README.md").write_text(facts.metadata())
+    assert CardFacts.from_folder(run) == facts
+    assert CardFacts.of_descendant(run).licence == "cc-by-nc-4.0"
+
+
+def test_descendant_of_unknown_weights_claims_no_licence(tmp_path):
+    assert CardFacts.of_descendant(None).licence == "apache-2.0"
+    assert CardFacts.of_descendant("someone/weights").licence == "unknown"
+    assert CardFacts.of_descendant("mae_pretrain_vit_base").licence == "cc-by-nc-4.0"
+    assert CardFacts.of_descendant(tmp_path).licence == "unknown"
+
+
+def test_card_without_text_gets_the_generated_text():
+    generated = build_card("me/model", {"architectures": ["MAEModel"]}, get_method("mae"))
+    card = complete_card(CardFacts("cc-by-nc-4.0", "mae-base", ("photos",)).metadata(), generated)
+    assert "license: cc-by-nc-4.0" in card and "base_model: mae-base" in card
+    assert "# model" in card and "from_pretrained" in card
