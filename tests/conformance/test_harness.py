@@ -7,9 +7,10 @@ from concurrent.futures import ThreadPoolExecutor
 from types import SimpleNamespace
 
 import pytest
+from hubmodels.modeling.mae import MAEConfig, MAEModel
 
 from tests.conformance import conftest, suites, transformers_suites
-from tests.conformance.suites import Conformance
+from tests.conformance.suites import Conformance, ModelConformance
 from tests.conformance.transformers_suites import SuitesUnavailable, fetch
 
 
@@ -112,3 +113,24 @@ def test_an_unlisted_skip_fails(name, outcome):
         hook.send(report)
     assert report.outcome == outcome
     assert ("for a reason" if outcome == "skipped" else "no reason") in str(report.longrepr)
+
+
+def test_a_pass_without_a_model_is_a_skip():
+    class Case(ModelConformance, unittest.TestCase):
+        model_class = MAEModel
+        config = MAEConfig(
+            image_size=8, patch_size=4, hidden_size=8, num_hidden_layers=1, num_attention_heads=1, intermediate_size=8
+        )
+
+        def test_empty(self):
+            pass
+
+        def test_with_model(self):
+            self.model_class(self.config)
+
+    outcomes = {}
+    for name in ("test_empty", "test_with_model"):
+        result = Case(name).run()
+        assert not result.failures + result.errors
+        outcomes[name] = [reason for _, reason in result.skipped]
+    assert outcomes == {"test_empty": ["ends without having built a model"], "test_with_model": []}

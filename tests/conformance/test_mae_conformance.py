@@ -18,6 +18,7 @@ from hubmodels.modeling.mae import (
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
+from tests.conformance.skips import BASE_MODEL, MODEL_SELF_SKIPS, NO_BASE_MODEL, NO_CLASSIFIER, NO_LOSS
 from tests.conformance.suites import (
     BackboneConformance,
     FeatureMapConformance,
@@ -94,39 +95,43 @@ class MaskedMAEConformance(MAEConformance):
 
 class TestMAEModel(MaskedMAEConformance, unittest.TestCase):
     model_class = MAEModel
+    self_skips = MODEL_SELF_SKIPS | BASE_MODEL | NO_LOSS | NO_CLASSIFIER
 
 
 class TestMAEForPreTraining(MaskedMAEConformance, unittest.TestCase):
     model_class = MAEForPreTraining
     num_hidden_states_types = 2
+    self_skips = MODEL_SELF_SKIPS | NO_BASE_MODEL | NO_CLASSIFIER
 
 
 class TestMAEForImageClassificationMean(MAEConformance, unittest.TestCase):
     model_class = MAEForImageClassification
+    self_skips = MODEL_SELF_SKIPS | NO_BASE_MODEL
 
 
 class TestMAEForImageClassificationCls(MAEConformance, unittest.TestCase):
     model_class = MAEForImageClassification
+    self_skips = MODEL_SELF_SKIPS | NO_BASE_MODEL
     config = small_config(pooling="cls")
 
 
 class TestMAEForImageClassificationProbe(MAEConformance, unittest.TestCase):
     model_class = MAEForImageClassification
+    self_skips = MODEL_SELF_SKIPS | NO_BASE_MODEL
     config = small_config(pooling="cls", probe_batch_norm=True)
 
 
 class TestMAEBackbone(BackboneConformance, MAEConformance, unittest.TestCase):
     model_class = MAEBackbone
     config = small_config(out_features=["stage1", "stage2"])
+    self_skips = MODEL_SELF_SKIPS | NO_BASE_MODEL | NO_LOSS | NO_CLASSIFIER
 
 
 class TestMAEFeaturePyramid(FeatureMapConformance, MAEConformance, unittest.TestCase):
     model_class = MAEFeaturePyramid
     config = small_config(num_hidden_layers=4)
-    skips = FeatureMapConformance.skips | {
-        "test_num_layers_is_small": "a pyramid reads four layers",
-        "test_training*": "a pyramid has no loss; see test_gradients_reach_every_parameter",
-    }
+    self_skips = MODEL_SELF_SKIPS | NO_BASE_MODEL | NO_CLASSIFIER
+    skips = FeatureMapConformance.skips | NO_LOSS | {"test_num_layers_is_small": "a pyramid reads four layers"}
 
 
 class TestMAEImageProcessor(ImageProcessorConformance, unittest.TestCase):
