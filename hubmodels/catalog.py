@@ -236,7 +236,22 @@ def _official_mae_files(size: _MAESize) -> tuple[Checkpoint, ...]:
     )
 
 
+MAE_SMALL_32 = Checkpoint(
+    name="mae-small-32",
+    method=MAE.name,
+    task="image-feature-extraction",
+    modality=MAE.modality,
+    parameters=1_320_304,
+    licence="apache-2.0",
+    source="mae-small-32",
+    base_model=None,
+    datasets=("cifar10", "clothing-dataset-small", "fashion-mnist"),
+    paper=MAE.paper,
+    notes="Small encoder and decoder for images of 32 pixels, trained on a CPU; the default of `hubmodels quickstart`.",
+)
+
 CHECKPOINTS: tuple[Checkpoint, ...] = (
+    MAE_SMALL_32,
     *(checkpoint for size in _MAE_SIZES for checkpoint in _official_mae_files(size)),
     _official_mae(
         "mae_visualize_vit_large_ganloss",

@@ -1,4 +1,5 @@
-"""Attention of MAE layers: one fused query-key-value projection, and a bfloat16 CPU path with a fast backward."""
+"""Attention of MAE layers, with separate queries where only some rows are wanted and a fast bfloat16 backward on
+CPU."""
 
 from collections.abc import Callable
 
@@ -12,13 +13,13 @@ class MatmulBackwardAttention(torch.autograd.Function):
     """
     Softmax attention with the flash kernel forward and plain matrix products backward.
 
-    On CPU the backward of the bfloat16 flash kernel takes about twice the time of the same five products done one after
-    the other, for as many images at once as the cache holds. As in the kernel, what has the size of the attention
-    matrix is float32 until it meets queries, keys and values again. The probabilities are computed again, so that
-    nothing but query, key and value is kept from the forward.
+    On CPU the backward of the bfloat16 flash kernel takes more than twice the time of the same five products done one
+    after the other by the bfloat16 matrix units, for as many images at once as the cache holds. Products are rounded to
+    bfloat16, as in eager attention. The probabilities are computed again, so that nothing but query, key and value is
+    kept from the forward.
     """
 
-    # Elements of the attention matrices that are worked on at once: 4 MB in float32.
+    # Elements of the attention matrices that are worked on at once: 2 MB in bfloat16.
     CHUNK_ELEMENTS = 2**20
 
     @staticmethod
@@ -44,12 +45,14 @@ def attention_gradients(
     query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, grad_output: torch.Tensor, scaling: float
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """Gradients of softmax attention with respect to query, key and value, all `[B, heads, L, head_dim]`."""
-    scores = torch.matmul(query.float() * scaling, key.float().transpose(-1, -2))
-    probabilities = torch.softmax(scores, dim=-1)
-    grad_value = torch.matmul(probabilities.to(value.dtype).transpose(-1, -2), grad_output)
-    grad_probabilities = torch.matmul(grad_output.float() * scaling, value.float().transpose(-1, -2))
-    grad_scores = torch._softmax_backward_data(grad_probabilities, probabilities, -1, torch.float32).to(query.dtype)
-    return torch.matmul(grad_scores, key), torch.matmul(grad_scores.transpose(-1, -2), query), grad_value
+    scaled_query = query * scaling
+    probabilities = torch.softmax(torch.matmul(scaled_query, key.transpose(-1, -2)), dim=-1)
+    grad_value = torch.matmul(probabilities.transpose(-1, -2), grad_output)
+    grad_probabilities = torch.matmul(grad_output, value.transpose(-1, -2))
+    grad_scores = torch._softmax_backward_data(grad_probabilities, probabilities, -1, probabilities.dtype)
+    grad_query = torch.matmul(grad_scores, key) * scaling
+    grad_key = torch.matmul(grad_scores.transpose(-1, -2), scaled_query)
+    return grad_query, grad_key, grad_value
 
 
 def is_plain(module: nn.Module, module_type: type[nn.Module]) -> bool:
@@ -65,8 +68,8 @@ class MAEAttention(ViTMAEAttention):
     """
     Multi-head self-attention of a MAE layer.
 
-    The weights are those of transformers' ViTMAE (`q_proj`, `k_proj`, `v_proj`, `o_proj`); the three projections run as
-    one matrix product. The kernel is chosen by `config._attn_implementation` (sdpa, eager, flash, flex).
+    The weights are those of transformers' ViTMAE (`q_proj`, `k_proj`, `v_proj`, `o_proj`). The kernel is chosen by
+    `config._attn_implementation` (sdpa, eager, flash, flex).
     """
 
     def forward(
@@ -85,7 +88,11 @@ class MAEAttention(ViTMAEAttention):
         Returns:
             The attended values `[B, Q, D]` and, with eager attention, the probabilities `[B, heads, Q, L]`.
         """
-        query, key, value = self._project(hidden_states, query_states)
+        queries = self.q_proj(hidden_states if query_states is None else query_states)
+        query, key, value = (
+            states.unflatten(-1, (-1, self.head_dim)).transpose(1, 2)
+            for states in (queries, self.k_proj(hidden_states), self.v_proj(hidden_states))
+        )
         if attention_mask is None and self._uses_matmul_backward(query):
             output, weights = MatmulBackwardAttention.apply(query, key, value, self.scaling).transpose(1, 2), None
         else:
@@ -97,20 +104,6 @@ class MAEAttention(ViTMAEAttention):
                 self, query, key, value, attention_mask, dropout=dropout, scaling=self.scaling, **kwargs
             )
         return self.o_proj(output.reshape(*output.shape[:2], -1)), weights
-
-    def _project(self, hidden_states, query_states):
-        """Projects to heads `[B, heads, L, head_dim]`; without separate queries as one matrix product."""
-        projections = [self.q_proj, self.k_proj, self.v_proj]
-        if query_states is not None:
-            inputs = (query_states, hidden_states, hidden_states)
-            heads = [projection(states) for projection, states in zip(projections, inputs, strict=True)]
-        elif all(is_plain(projection, nn.Linear) for projection in projections):
-            weight = torch.cat([projection.weight for projection in projections])
-            bias = torch.cat([projection.bias for projection in projections]) if self.q_proj.bias is not None else None
-            heads = nn.functional.linear(hidden_states, weight, bias).chunk(3, dim=-1)
-        else:
-            heads = [projection(hidden_states) for projection in projections]
-        return [states.unflatten(-1, (-1, self.head_dim)).transpose(1, 2) for states in heads]
 
     def _uses_matmul_backward(self, query) -> bool:
         return (
