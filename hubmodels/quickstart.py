@@ -78,7 +78,7 @@ def main(output: str | os.PathLike[str] = "quickstart-output", seeds: Sequence[i
         raise FileExistsError(f"{output} exists; remove it or choose another folder with --output")
     console, start = Console(), time.perf_counter()
     output.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=output.parent, prefix=f".{output.name}-") as temporary:
+    with tempfile.TemporaryDirectory(dir=output.parent.resolve(), prefix=f".{output.name}-") as temporary:
         work = Path(temporary) / "output"
         work.mkdir()
         source = packaged_path(CHECKPOINT)

@@ -12,8 +12,9 @@ def tiny_budget(monkeypatch):
         monkeypatch.setattr(quickstart, name, value)
 
 
-def test_tour_leaves_a_model_a_repository_and_pictures(tiny_budget, tmp_path, capsys):
-    folder = quickstart.main(tmp_path / "tour", seeds=(0,))
+def test_tour_leaves_a_model_a_repository_and_pictures(tiny_budget, tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    folder = quickstart.main("tour", seeds=(0,))
     printed = capsys.readouterr().out
     assert "outputs agree" in printed
     assert "pre-trained" in printed and "from scratch" in printed
