@@ -90,7 +90,7 @@ def main(output: str | os.PathLike[str] = "quickstart-output", seeds: Sequence[i
         console.print(f"loaded {CHECKPOINT} with from_pretrained and drew {output / 'reconstructions.png'}")
 
         console.rule(f"2. Fine-tuning on {len(train)} labelled images with transformers.Trainer")
-        best = compare(source, train, test, seeds, work, console)
+        best = compare(source, train, test, seeds, Path(temporary) / "runs", console)
 
         console.rule("3. Publishing and loading back without hubmodels")
         save(best, source, work / "model")
@@ -121,7 +121,7 @@ def draw_reconstructions(source: Path, dataset: ImageDataset, path: Path) -> Non
 
 
 def compare(
-    source: Path, train: ImageDataset, test: ImageDataset, seeds: Sequence[int], work: Path, console: Console
+    source: Path, train: ImageDataset, test: ImageDataset, seeds: Sequence[int], runs: Path, console: Console
 ) -> PreTrainedModel:
     """Fine-tunes from `source` and from scratch under the same budget; prints a table, returns the best model."""
     accuracies: dict[str, list[float]] = {"from scratch": [], "pre-trained": []}
@@ -129,7 +129,7 @@ def compare(
     for seed in seeds:
         for start, values in accuracies.items():
             model = new_classifier(source, train, seed, pretrained=start == "pre-trained")
-            values.append(finetune(model, train, test, seed, work / "runs"))
+            values.append(finetune(model, train, test, seed, runs))
             console.print(f"seed {seed}, {start:<12}: test accuracy {values[-1]:.1f} %")
             if start == "pre-trained" and values[-1] > best_accuracy:
                 best, best_accuracy = model, values[-1]

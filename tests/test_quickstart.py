@@ -25,6 +25,7 @@ def test_tour_leaves_a_model_a_repository_and_pictures(tiny_budget, tmp_path, ca
     model = AutoModelForImageClassification.from_pretrained(folder / "model")
     assert model.config.id2label[0] == "T-shirt/top"
     assert [path.name for path in tmp_path.iterdir()] == ["tour"]
+    assert sorted(path.name for path in folder.iterdir()) == ["model", "reconstructions.png", "repository"]
 
 
 def test_existing_output_is_not_touched(tmp_path):
