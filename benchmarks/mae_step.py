@@ -1,6 +1,6 @@
 """Race of one MAE pre-training step: hubmodels, transformers' ViTMAEForPreTraining (sdpa) and lightly.
 
-python -m benchmarks.mae_step [--rounds 5] [--steps 3] [--batch 8]
+python -m benchmarks.mae_step [--rounds 5] [--steps 2] [--batch 8]
 
 ViT-S/16 at 224 pixels, decoder 512 x 8, mask ratio 0.75, forward + backward + fused AdamW, two threads, the same
 weights, images and masks for all. Every contender lives in a process of its own (so that peak memory is its own) and
@@ -88,7 +88,7 @@ def main() -> None:
     """Runs the race and writes its section of the results."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--steps", type=int, default=3)
+    parser.add_argument("--steps", type=int, default=2)
     parser.add_argument("--batch", type=int, default=8)
     arguments = parser.parse_args()
     rows = [row for dtype in DTYPES for row in race(dtype, arguments.rounds, arguments.steps, arguments.batch)]
