@@ -13,13 +13,13 @@ class MatmulBackwardAttention(torch.autograd.Function):
     """
     Softmax attention with the flash kernel forward and plain matrix products backward.
 
-    On CPU the backward of the bfloat16 flash kernel takes more than twice the time of the same five products done one
-    after the other by the bfloat16 matrix units, for as many images at once as the cache holds. Products are rounded to
-    bfloat16, as in eager attention. The probabilities are computed again, so that nothing but query, key and value is
-    kept from the forward.
+    On CPU the backward of the bfloat16 flash kernel takes about twice the time of the same five products done one after
+    the other, for as many images at once as the cache holds. As in the kernel, what has the size of the attention
+    matrix is float32 until it meets queries, keys and values again. The probabilities are computed again, so that
+    nothing but query, key and value is kept from the forward.
     """
 
-    # Elements of the attention matrices that are worked on at once: 2 MB in bfloat16.
+    # Elements of the attention matrices that are worked on at once: 4 MB in float32.
     CHUNK_ELEMENTS = 2**20
 
     @staticmethod
@@ -45,14 +45,12 @@ def attention_gradients(
     query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, grad_output: torch.Tensor, scaling: float
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """Gradients of softmax attention with respect to query, key and value, all `[B, heads, L, head_dim]`."""
-    scaled_query = query * scaling
-    probabilities = torch.softmax(torch.matmul(scaled_query, key.transpose(-1, -2)), dim=-1)
-    grad_value = torch.matmul(probabilities.transpose(-1, -2), grad_output)
-    grad_probabilities = torch.matmul(grad_output, value.transpose(-1, -2))
-    grad_scores = torch._softmax_backward_data(grad_probabilities, probabilities, -1, probabilities.dtype)
-    grad_query = torch.matmul(grad_scores, key) * scaling
-    grad_key = torch.matmul(grad_scores.transpose(-1, -2), scaled_query)
-    return grad_query, grad_key, grad_value
+    scores = torch.matmul(query.float() * scaling, key.float().transpose(-1, -2))
+    probabilities = torch.softmax(scores, dim=-1)
+    grad_value = torch.matmul(probabilities.to(value.dtype).transpose(-1, -2), grad_output)
+    grad_probabilities = torch.matmul(grad_output.float() * scaling, value.float().transpose(-1, -2))
+    grad_scores = torch._softmax_backward_data(grad_probabilities, probabilities, -1, torch.float32).to(query.dtype)
+    return torch.matmul(grad_scores, key), torch.matmul(grad_scores.transpose(-1, -2), query), grad_value
 
 
 def is_plain(module: nn.Module, module_type: type[nn.Module]) -> bool:
