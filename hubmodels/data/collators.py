@@ -23,12 +23,39 @@ _AUGMENTATION_STREAM = 0
 _NOISE_STREAM = 1
 
 
-class ImageCollator:
-    """Turn items of an [`ImageDataset`] into a batch, with random numbers that depend on the sample alone.
+class EpochCollator:
+    """Base of collators whose random numbers depend on (seed, epoch, sample index) alone.
 
-    Every draw is a function of (seed, epoch, sample index), so a batch's contents do not depend on the number of
-    workers or processes, or on where a run was resumed. Evaluation uses epoch 0 always: fixed masks make the losses
-    of different epochs comparable.
+    So a batch's contents do not depend on the number of workers or processes, or on where a run was resumed.
+    Evaluation uses epoch 0 always: fixed draws make the losses of different epochs comparable.
+
+    Args:
+        seed: Seed of the run.
+        train: Whether the epoch counts.
+    """
+
+    def __init__(self, seed: int, train: bool):
+        self.seed = seed
+        self.train = train
+        # In shared memory, so that workers that live through several epochs see it change.
+        self._epoch = torch.zeros((), dtype=torch.int64).share_memory_()
+
+    @property
+    def epoch(self) -> int:
+        """The epoch whose random numbers are drawn: the one set last in training, 0 in evaluation."""
+        return int(self._epoch) if self.train else 0
+
+    def set_epoch(self, epoch: int) -> None:
+        """Set the epoch, also in workers that are running.
+
+        Args:
+            epoch: Epoch number, >= 0.
+        """
+        self._epoch.fill_(epoch)
+
+
+class ImageCollator(EpochCollator):
+    """Turn items of an [`ImageDataset`] into a batch, with random numbers that depend on the sample alone.
 
     Args:
         transform: Turns uint8 images and a table of uniforms into pixel values.
@@ -55,25 +82,9 @@ class ImageCollator:
     def __init__(self, transform: BatchTransform, seed: int, train: bool, noise_length: int | None = None):
         if noise_length is not None and noise_length < 1:
             raise ValueError(f"noise_length must be >= 1 or None, got {noise_length}")
+        super().__init__(seed, train)
         self.transform = transform
-        self.seed = seed
-        self.train = train
         self.noise_length = noise_length
-        # In shared memory, so that workers that live through several epochs see it change.
-        self._epoch = torch.zeros((), dtype=torch.int64).share_memory_()
-
-    @property
-    def epoch(self) -> int:
-        """The epoch whose random numbers are drawn: the one set last in training, 0 in evaluation."""
-        return int(self._epoch) if self.train else 0
-
-    def set_epoch(self, epoch: int) -> None:
-        """Set the epoch, also in workers that are running.
-
-        Args:
-            epoch: Epoch number, >= 0.
-        """
-        self._epoch.fill_(epoch)
 
     def __call__(self, items: Sequence[dict[str, Any]]) -> dict[str, torch.Tensor]:
         """Make a batch.

@@ -2,7 +2,6 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from importlib import import_module
 from itertools import count
 from pathlib import Path
 from typing import Any
@@ -11,35 +10,21 @@ import torch
 from torch.utils.data import IterableDataset
 from transformers import PreTrainedConfig, PreTrainedModel, set_seed
 
-from hubmodels.catalog import get_method
 from hubmodels.data import (
     EvalTransform,
     FinetuneTransform,
+    ImageCollator,
     ImageDataset,
     ImageTransform,
     LinearProbeTransform,
-    PretrainTransform,
     load_image_dataset,
 )
 from hubmodels.data.splits import MissingSplitError
 from hubmodels.training.arguments import HubTrainingArguments
+from hubmodels.training.methods import Collator, method_class, method_training
 from hubmodels.training.recipe import Recipe, RecipeError
 
 HELD_OUT_FRACTION = 0.2
-# What a run that starts from another model takes from that model and not from the recipe.
-SHAPE_KEYS = (
-    "image_size",
-    "patch_size",
-    "num_channels",
-    "hidden_size",
-    "num_hidden_layers",
-    "num_attention_heads",
-    "intermediate_size",
-    "decoder_hidden_size",
-    "decoder_num_hidden_layers",
-    "decoder_num_attention_heads",
-    "decoder_intermediate_size",
-)
 
 
 @dataclass(frozen=True)
@@ -128,25 +113,6 @@ def _test_split(recipe: Recipe, columns: dict[str, Any]) -> ImageDataset | None:
     return None
 
 
-def method_class(method: str, auto_class: str) -> type:
-    """Class of a method behind a transformers Auto class.
-
-    Args:
-        method: Name of the method.
-        auto_class: Such as "AutoModelForPreTraining".
-
-    Returns:
-        The class.
-
-    Raises:
-        RecipeError: If the method has none.
-    """
-    record = get_method(method)
-    if auto_class not in record.auto_classes:
-        raise RecipeError(f"{method} has no {auto_class}; it has {', '.join(record.auto_classes)}")
-    return getattr(import_module(record.module), record.auto_classes[auto_class])
-
-
 def build_model(recipe: Recipe, class_names: list[str]) -> PreTrainedModel:
     """Build, or load, the model of a recipe, and freeze what its task does not train.
 
@@ -211,59 +177,65 @@ def take_shape_of(recipe: Recipe, model: PreTrainedModel) -> None:
         model: Its model.
     """
     config = model.config.to_dict()
-    shape = {key: config[key] for key in SHAPE_KEYS if key in config}
-    if recipe.task != "pretrain":
-        shape = {key: value for key, value in shape.items() if not key.startswith("decoder_")}
+    keys = method_training(recipe.method).shape_keys_of(recipe.task)
+    shape = {key: config[key] for key in keys if config.get(key) is not None}
     shape = {key: list(value) if isinstance(value, tuple) else value for key, value in shape.items()}
     recipe.model = {**recipe.model, **shape}
 
 
-def build_transforms(recipe: Recipe, config: PreTrainedConfig) -> tuple[ImageTransform, EvalTransform]:
-    """Make the transforms of training and of evaluation.
+def evaluation_transform(recipe: Recipe, config: PreTrainedConfig) -> EvalTransform:
+    """Make the transform of evaluation and of probes.
 
     Args:
         recipe: The recipe.
         config: Config of the model.
 
     Returns:
-        Both transforms.
+        The transform.
     """
     section = recipe.transform
-    common = {"num_channels": config.num_channels, "mean": section.mean, "std": section.std}
-    cropping = {"scale": section.crop_scale, "flip": section.flip, **common}
+    channels = getattr(config, "num_channels", 3)
+    return EvalTransform(
+        config.image_size,
+        crop_fraction=section.eval_crop_fraction,
+        num_channels=channels,
+        mean=section.mean,
+        std=section.std,
+    )
+
+
+def build_collators(recipe: Recipe, config: PreTrainedConfig) -> tuple[Collator, Collator]:
+    """Make the collators of training and of evaluation.
+
+    Args:
+        recipe: The recipe.
+        config: Config of the model.
+
+    Returns:
+        Both collators.
+    """
+    section, evaluation = recipe.transform, evaluation_transform(recipe, config)
     if recipe.task == "pretrain":
-        train = PretrainTransform(config.image_size, **cropping)
-    elif recipe.task == "linear_probe":
-        train = LinearProbeTransform(config.image_size, **cropping)
+        return method_training(recipe.method).pretrain_collators(recipe, config, evaluation)
+    common: dict[str, Any] = {
+        "scale": section.crop_scale,
+        "flip": section.flip,
+        "num_channels": evaluation.num_channels,
+        "mean": section.mean,
+        "std": section.std,
+    }
+    if recipe.task == "linear_probe":
+        train: ImageTransform = LinearProbeTransform(config.image_size, **common)
     else:
         train = FinetuneTransform(
             config.image_size,
             auto_augment=section.auto_augment,
             random_erasing=section.random_erasing,
             crop_padding=section.crop_padding,
-            **cropping,
+            **common,
         )
-    return train, EvalTransform(config.image_size, crop_fraction=section.eval_crop_fraction, **common)
-
-
-def build_processor(recipe: Recipe, transform: EvalTransform) -> Any:
-    """Make the image processor that does to a picture what evaluation does.
-
-    Args:
-        recipe: The recipe.
-        transform: Its evaluation transform.
-
-    Returns:
-        The processor, to be saved with the model.
-    """
-    height, width = transform.size
-    short_edge = int(min(height, width) / transform.crop_fraction)
-    return method_class(recipe.method, "AutoImageProcessor")(
-        size={"shortest_edge": short_edge},
-        crop_size={"height": height, "width": width},
-        image_mean=list(transform.mean),
-        image_std=list(transform.std),
-    )
+    seed = recipe.run.seed
+    return ImageCollator(train, seed, train=True), ImageCollator(evaluation, seed, train=False)
 
 
 def training_arguments(

@@ -17,6 +17,7 @@ from rich.table import Table
 from transformers import PreTrainedModel
 
 from hubmodels.training.assembly import RunData, resolved_precision
+from hubmodels.training.methods import method_training
 from hubmodels.training.random_state import preserved_random_state
 from hubmodels.training.recipe import Recipe, RecipeError
 
@@ -192,6 +193,8 @@ def make_plan(recipe: Recipe, data: RunData, measurement: Measurement, processes
     free = _free_memory(device) * MEMORY_SHARE / (1 if device.type == "cuda" else processes)
     fitting = int((free - measurement.fixed_bytes) / max(measurement.activation_bytes, 1))
     most = recipe.run.device_batch_size or max(2, min(fitting, MOST_IMAGES_PER_PASS))
+    if not method_training(recipe.method).divides_steps and recipe.task == "pretrain":
+        most = batch // processes
     device_batch = _largest_divisor(batch // processes, most, _mixes(recipe))
     workers = recipe.run.workers if recipe.run.workers is not None else _fitting_workers(device)
     images = recipe.schedule.epochs * (data.images_per_epoch // batch) * batch / processes

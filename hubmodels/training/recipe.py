@@ -55,6 +55,7 @@ class TransformSection:
             published 224 / 256 up to 224 pixels.
         mean: Mean per channel of pixels in [0, 1]; None takes ImageNet's.
         std: Deviation per channel, likewise.
+        options: Arguments of the method's image processor, for methods whose processor makes the views of pre-training.
     """
 
     crop_scale: list[float] = field(default_factory=lambda: [0.2, 1.0])
@@ -65,6 +66,7 @@ class TransformSection:
     eval_crop_fraction: float | None = None
     mean: list[float] | None = None
     std: list[float] | None = None
+    options: dict[str, Any] = field(default_factory=dict)
 
 
 @dataclass

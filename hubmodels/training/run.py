@@ -19,20 +19,20 @@ from rich.prompt import Confirm
 from transformers import EvalPrediction, PreTrainedModel, TrainerCallback
 from transformers.trainer_utils import suppress_progress_bars
 
-from hubmodels.data import EvalTransform, ImageCollator, load_image_dataset
+from hubmodels.data import EvalTransform, load_image_dataset
 from hubmodels.model_card import CARD_NAME, CardFacts
 from hubmodels.training.assembly import (
-    SHAPE_KEYS,
     RunData,
+    build_collators,
     build_model,
-    build_processor,
-    build_transforms,
+    evaluation_transform,
     load_data,
     resolved_precision,
     take_shape_of,
     training_arguments,
 )
 from hubmodels.training.callbacks import CollapseGuard, OnlineProbe
+from hubmodels.training.methods import Collator, method_training
 from hubmodels.training.planning import (
     Plan,
     choose_recipe,
@@ -46,7 +46,6 @@ from hubmodels.training.recipe import Recipe, RecipeError
 from hubmodels.training.trainer import HubTrainer
 
 RECIPE_FILE = "recipe.yaml"
-SHEET_FILE = "reconstructions.png"
 SHEET_IMAGES = 8
 
 
@@ -107,11 +106,11 @@ def train(
     run_data = load_data(recipe)
     model = build_model(recipe, run_data.class_names)
     take_shape_of(recipe, model)
-    transforms = build_transforms(recipe, model.config)
+    method_parts, evaluation = method_training(recipe.method), evaluation_transform(recipe, model.config)
     if _check_output(output, recipe):
         console.print(f"{output} already holds this run, complete", markup=False)
         return TrainingResult(output, {})
-    collators = _collators(recipe, model, *transforms)
+    collators = build_collators(recipe, model.config)
     plan = _plan(recipe, run_data, model, collators[0], state)
     console.print(plan_table(recipe, escape(title), run_data, model, plan, state.device, output))
     if not yes and state.num_processes == 1 and sys.stdin.isatty() and not Confirm.ask("Start?", console=console):
@@ -129,16 +128,18 @@ def train(
         train_dataset=run_data.train,
         eval_dataset=run_data.test,
         compute_metrics=None if recipe.task == "pretrain" else accuracy,
-        callbacks=_callbacks(recipe, run_data, transforms[1]),
+        callbacks=_callbacks(recipe, run_data, evaluation),
     )
     trainer.train(resume_from_checkpoint=trainer.can_resume())
     metrics = _last_metrics(trainer.state.log_history)
     if state.is_main_process:
         with trainer.averaged_weights():
             if recipe.task == "pretrain":
-                _draw(trainer.model, recipe, run_data, transforms[1], output)
+                pictures = first_samples(RunData(run_data.test or run_data.train, None, 0, ""), SHEET_IMAGES)
+                sheet = output / method_parts.sheet_file
+                method_parts.draw(trainer.model, collators[1], pictures, evaluation, sheet)
             facts = CardFacts.of_descendant(recipe.init_from, _data_names(recipe))
-            _save(trainer.model, build_processor(recipe, transforms[1]), facts, output)
+            _save(trainer.model, method_parts.processor(recipe, model.config, evaluation), facts, output)
         for name, value in metrics.items():
             console.print(f"{name}: {value:.4g}", markup=False)
         closing = f"model: {output}\nnext: {next_command(recipe, run_data, output)}"
@@ -200,7 +201,11 @@ def _resolve_recipe(
         chosen.data.source = str(data)
     if backbone is not None:
         overridden = {override.partition("=")[0].strip() for override in overrides}
-        _use_backbone(chosen, backbone, [key for key in SHAPE_KEYS if f"model.{key}" not in overridden])
+        _use_backbone(
+            chosen,
+            backbone,
+            [key for key in method_training(chosen.method).shape_keys if f"model.{key}" not in overridden],
+        )
     return chosen, title
 
 
@@ -210,20 +215,7 @@ def _use_backbone(recipe: Recipe, backbone: str, replaced: Sequence[str]) -> Non
         recipe.init_from = backbone
         recipe.model = {key: value for key, value in recipe.model.items() if key not in replaced}
         return
-    with torch.device("meta"):
-        encoder = timm.create_model(backbone, pretrained=False)
-    if not isinstance(encoder, timm.models.VisionTransformer):
-        raise RecipeError(f"backbone = {backbone} is no plain ViT, which this method needs; see timm.list_models")
-    block: Any = encoder.blocks[0]
-    shape = {
-        "image_size": encoder.patch_embed.img_size[0],
-        "patch_size": encoder.patch_embed.patch_size[0],
-        "hidden_size": encoder.embed_dim,
-        "num_hidden_layers": len(encoder.blocks),
-        "num_attention_heads": block.attn.num_heads,
-        "intermediate_size": block.mlp.fc1.out_features,
-    }
-    recipe.model |= {key: value for key, value in shape.items() if key in replaced}
+    method_training(recipe.method).use_timm_shape(recipe, backbone, replaced)
 
 
 def _check_output(output: Path, recipe: Recipe) -> bool:
@@ -248,20 +240,7 @@ def _write_recipe(output: Path, recipe: Recipe) -> None:
     os.replace(partial, output / RECIPE_FILE)
 
 
-def _collators(
-    recipe: Recipe, model: PreTrainedModel, train: Any, evaluation: EvalTransform
-) -> tuple[ImageCollator, ImageCollator]:
-    patches = None
-    if recipe.task == "pretrain":
-        rows, columns = model.config.grid_size
-        patches = rows * columns
-    return (
-        ImageCollator(train, recipe.run.seed, train=True, noise_length=patches),
-        ImageCollator(evaluation, recipe.run.seed, train=False, noise_length=patches),
-    )
-
-
-def _plan(recipe: Recipe, data: RunData, model: PreTrainedModel, collator: ImageCollator, state: PartialState) -> Plan:
+def _plan(recipe: Recipe, data: RunData, model: PreTrainedModel, collator: Collator, state: PartialState) -> Plan:
     """Measured by the main process, followed by all."""
     plan: list[Any] = [None]
     if state.is_main_process:
@@ -309,19 +288,3 @@ def _save(model: PreTrainedModel, processor: Any, facts: CardFacts, output: Path
     for path in sorted(partial.iterdir(), key=lambda path: path.name == "config.json"):
         os.replace(path, output / path.name)
     partial.rmdir()
-
-
-def _draw(model: PreTrainedModel, recipe: Recipe, data: RunData, transform: EvalTransform, output: Path) -> None:
-    from hubmodels.visualization import reconstruction_sheet
-
-    pictures = first_samples(RunData(data.test or data.train, None, 0, ""), SHEET_IMAGES)
-    collator = _collators(recipe, model, transform, transform)[1]
-    batch = {key: value.to(model.device) for key, value in collator(pictures).items()}
-    reconstruction_sheet(
-        model,
-        batch["pixel_values"],
-        output / SHEET_FILE,
-        mean=list(transform.mean),
-        std=list(transform.std),
-        noise=batch["noise"],
-    )

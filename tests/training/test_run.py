@@ -16,7 +16,8 @@ from transformers import AutoImageProcessor, AutoModelForImageClassification, Au
 import hubmodels
 from hubmodels.training import Recipe, RecipeError, read_jsonl, train
 from hubmodels.training import run as run_module
-from hubmodels.training.assembly import RepeatedStream, RunData, build_transforms, load_data
+from hubmodels.training.assembly import RepeatedStream, RunData, evaluation_transform, load_data
+from hubmodels.training.methods import method_training
 from hubmodels.training.planning import (
     Measurement,
     choose_recipe,
@@ -262,8 +263,8 @@ def test_labelled_data_without_a_test_split_holds_some_out(pictures):
 def test_the_processor_does_what_evaluation_does(pictures):
     recipe = Recipe.load("photos_96_finetune", [f"data.source={pictures}", "model.image_size=16"])
     config = type("Config", (), {"image_size": 16, "num_channels": 3})()
-    _, evaluation = build_transforms(recipe, config)
-    processor = run_module.build_processor(recipe, evaluation)
+    evaluation = evaluation_transform(recipe, config)
+    processor = method_training(recipe.method).processor(recipe, config, evaluation)
     picture = np.random.default_rng(1).integers(0, 256, (18, 20, 3), dtype=np.uint8)
     image = torch.from_numpy(picture).permute(2, 0, 1)
     expected = processor(image, return_tensors="pt")["pixel_values"]

@@ -1,0 +1,26 @@
+"""What training must know of each method."""
+
+from hubmodels.training.methods.base import Collator, MethodTraining, method_class
+from hubmodels.training.methods.contrastive import ContrastiveTraining
+from hubmodels.training.methods.mae import MAETraining
+
+_KINDS: dict[str, type[MethodTraining]] = {
+    "mae": MAETraining,
+    "simclr": ContrastiveTraining,
+    "densecl": ContrastiveTraining,
+}
+
+
+def method_training(method: str) -> MethodTraining:
+    """What training must know of a method.
+
+    Args:
+        method: Name of the method.
+
+    Returns:
+        Its record.
+    """
+    return _KINDS[method](method)
+
+
+__all__ = ["Collator", "MethodTraining", "method_class", "method_training"]

@@ -1,0 +1,117 @@
+"""What training must know of a method besides its recipe; each method has one small subclass."""
+
+from collections.abc import Callable, Sequence
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+from transformers import PreTrainedConfig, PreTrainedModel
+
+from hubmodels.catalog import get_method
+from hubmodels.data import EvalTransform
+from hubmodels.training.recipe import Recipe, RecipeError
+
+Collator = Callable[[list[Any]], dict[str, Any]]
+
+
+class MethodTraining:
+    """Pre-training of one method: its batches, its processor, its pictures.
+
+    Attributes:
+        shape_keys: Keys of the config that a run which starts from another model takes from that model.
+        divides_steps: Whether an optimiser step may be divided into micro-batches without changing the result. False
+            for losses that compare the images of a batch with each other.
+        sheet_file: Name of the picture that `draw` makes.
+    """
+
+    shape_keys: tuple[str, ...] = ("image_size", "num_channels")
+    divides_steps = True
+    sheet_file: str
+
+    def __init__(self, name: str):
+        self.name = name
+
+    def shape_keys_of(self, task: str) -> tuple[str, ...]:
+        """The `shape_keys` that a model for a task has.
+
+        Args:
+            task: Task of the recipe.
+
+        Returns:
+            The keys.
+        """
+        return self.shape_keys
+
+    def pretrain_collators(
+        self, recipe: Recipe, config: PreTrainedConfig, evaluation: EvalTransform
+    ) -> tuple[Collator, Collator]:
+        """Make the collators of pre-training and of its evaluation.
+
+        Args:
+            recipe: The recipe.
+            config: Config of the model.
+            evaluation: Evaluation transform of the recipe.
+
+        Returns:
+            Both collators.
+        """
+        raise NotImplementedError
+
+    def processor(self, recipe: Recipe, config: PreTrainedConfig, evaluation: EvalTransform) -> Any:
+        """Make the image processor that does to a picture what evaluation does, to be saved with the model.
+
+        Args:
+            recipe: The recipe.
+            config: Config of the model.
+            evaluation: Evaluation transform of the recipe.
+
+        Returns:
+            The processor.
+        """
+        raise NotImplementedError
+
+    def draw(
+        self, model: PreTrainedModel, collator: Collator, samples: list[Any], evaluation: EvalTransform, path: Path
+    ) -> None:
+        """Draw what the model learned.
+
+        Args:
+            model: The pre-trained model.
+            collator: Evaluation collator of pre-training.
+            samples: Images.
+            evaluation: Evaluation transform of the recipe.
+            path: Picture to write.
+        """
+        raise NotImplementedError
+
+    def use_timm_shape(self, recipe: Recipe, backbone: str, replaced: Sequence[str]) -> None:
+        """Let a recipe build the architecture of a timm model.
+
+        Args:
+            recipe: The recipe, changed in place.
+            backbone: Name of the timm model.
+            replaced: Keys of `shape_keys` that may be set.
+
+        Raises:
+            RecipeError: If the method cannot use it.
+        """
+        raise NotImplementedError
+
+
+def method_class(method: str, auto_class: str) -> type:
+    """Class of a method behind a transformers Auto class.
+
+    Args:
+        method: Name of the method.
+        auto_class: Such as "AutoModelForPreTraining".
+
+    Returns:
+        The class.
+
+    Raises:
+        RecipeError: If the method has none.
+    """
+    record = get_method(method)
+    if auto_class not in record.auto_classes:
+        raise RecipeError(f"{method} has no {auto_class}; it has {', '.join(record.auto_classes)}")
+    return getattr(import_module(record.module), record.auto_classes[auto_class])

@@ -1,0 +1,89 @@
+"""Training of methods that compare two augmented views of every image: SimCLR and DenseCL."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+
+from hubmodels.data.collators import EpochCollator
+from hubmodels.data.randomness import uniforms
+from hubmodels.training.methods.base import MethodTraining, method_class
+
+_AUGMENTATION_STREAM = 0
+VIEWS = 2
+
+
+class ViewsCollator(EpochCollator):
+    """Turn items of an image data set into two augmented views each.
+
+    Every draw is a function of (seed, epoch, sample index), as in [`hubmodels.data.ImageCollator`]; a blur whose width
+    the method shares over a batch takes that of the first sample.
+
+    Args:
+        processor: Image processor of the method, with `draws` and the argument `uniforms`.
+        seed: Seed of the run.
+        train: Whether the epoch counts.
+        keys: What the model takes of the processor's output.
+    """
+
+    def __init__(self, processor: Any, seed: int, train: bool, keys: Sequence[str] = ("pixel_values",)):
+        super().__init__(seed, train)
+        self.processor = processor
+        self.keys = tuple(keys)
+
+    def __call__(self, items: Sequence[dict[str, Any]]) -> dict[str, torch.Tensor]:
+        """Make a batch.
+
+        Args:
+            items: Items with "image" (uint8 [C, H, W]) and "index".
+
+        Returns:
+            "pixel_values" float32 [B, 2, C, S, S], and what else `keys` names.
+        """
+        indices = [item["index"] for item in items]
+        draws = self.processor.draws
+        table = uniforms(self.seed, self.epoch, indices, VIEWS * draws, _AUGMENTATION_STREAM)
+        views = self.processor(
+            [item["image"] for item in items], mode="pretrain", uniforms=table.reshape(len(items), VIEWS, draws)
+        )
+        return {key: views[key] for key in self.keys}
+
+
+class ContrastiveTraining(MethodTraining):
+    """See [`MethodTraining`]. The recipe's `transform.options` are arguments of the method's image processor."""
+
+    shape_keys = ("image_size", "backbone_config", "layer_type", "depths", "stem_width", "embedding_size")
+    divides_steps = False
+    sheet_file = "views.png"
+
+    def processor(self, recipe, config, evaluation):
+        """The method's own processor; it makes views for training and plain crops for evaluation."""
+        return method_class(self.name, "AutoImageProcessor")(
+            size={"height": evaluation.size[0], "width": evaluation.size[1]}, **recipe.transform.options
+        )
+
+    def pretrain_collators(self, recipe, config, evaluation):
+        """Two views of every image; evaluation draws those of epoch 0 always."""
+        processor = self.processor(recipe, config, evaluation)
+        geometry = getattr(config, "matching", None) == "geometry"
+        keys = ("pixel_values", "crop_boxes", "flips") if geometry else ("pixel_values",)
+        return (
+            ViewsCollator(processor, recipe.run.seed, train=True, keys=keys),
+            ViewsCollator(processor, recipe.run.seed, train=False, keys=keys),
+        )
+
+    def draw(self, model, collator, samples, evaluation, path):
+        """The views that the model was trained on; for dense methods with their correspondences."""
+        from hubmodels import visualization
+
+        batch = collator(samples)
+        options = {"mean": list(evaluation.mean), "std": list(evaluation.std)}
+        if self.name == "densecl":
+            visualization.dense_correspondences(model, batch["pixel_values"].to(model.device), path, **options)
+        else:
+            visualization.view_pairs(batch["pixel_values"], path, **options)
+
+    def use_timm_shape(self, recipe, backbone, replaced):
+        """Any timm model becomes the backbone."""
+        recipe.model = {key: value for key, value in recipe.model.items() if key not in replaced}
+        recipe.model["backbone_config"] = {"model_type": "timm_backbone", "backbone": backbone}
