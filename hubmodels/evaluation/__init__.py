@@ -1,4 +1,4 @@
-"""Evaluation of image models: k-nearest neighbours, linear probe, and accuracy of classifiers."""
+"""Evaluation of image models: k-nearest neighbours, linear probe, dense probe, and accuracy of classifiers."""
 
 from hubmodels.evaluation.classification import (
     ClassificationReport,
@@ -6,6 +6,7 @@ from hubmodels.evaluation.classification import (
     evaluate_classifier,
     wilson_interval,
 )
+from hubmodels.evaluation.dense_probe import DenseProbeResult, box_masks, dense_probe
 from hubmodels.evaluation.evaluate import Evaluation, evaluate
 from hubmodels.evaluation.features import extract_features, pooled_features
 from hubmodels.evaluation.knn import knn_accuracy, knn_predict
@@ -13,9 +14,12 @@ from hubmodels.evaluation.linear_probe import LinearProbeResult, linear_probe
 
 __all__ = [
     "ClassificationReport",
+    "DenseProbeResult",
     "Evaluation",
     "LinearProbeResult",
+    "box_masks",
     "classification_report",
+    "dense_probe",
     "evaluate",
     "evaluate_classifier",
     "extract_features",
