@@ -21,11 +21,19 @@ from hubmodels.training.checkpoints import (
     rotate_checkpoints,
 )
 from hubmodels.training.lars import LARS
-from hubmodels.training.parameter_groups import create_optimizer, parameter_groups
+from hubmodels.training.parameter_groups import create_optimizer, layer_adaptation_groups, parameter_groups
 from hubmodels.training.random_state import EpochSampler, preserved_random_state
 from hubmodels.training.recipe import Recipe, RecipeError, recipe_names
 from hubmodels.training.run import TrainingResult, train
-from hubmodels.training.schedules import fractional_epoch, warmup_cosine_lr, warmup_cosine_scheduler
+from hubmodels.training.schedules import (
+    fractional_epoch,
+    scaled_learning_rate,
+    simclr_learning_rate,
+    simclr_scheduler,
+    simclr_steps,
+    warmup_cosine_lr,
+    warmup_cosine_scheduler,
+)
 from hubmodels.training.trainer import HubTrainer
 
 __all__ = [
@@ -51,11 +59,16 @@ __all__ = [
     "feature_std",
     "fractional_epoch",
     "last_complete_checkpoint",
+    "layer_adaptation_groups",
     "parameter_groups",
     "preserved_random_state",
     "read_jsonl",
     "recipe_names",
     "rotate_checkpoints",
+    "scaled_learning_rate",
+    "simclr_learning_rate",
+    "simclr_scheduler",
+    "simclr_steps",
     "train",
     "warmup_cosine_lr",
     "warmup_cosine_scheduler",

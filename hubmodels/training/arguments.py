@@ -8,6 +8,7 @@ from typing import Any
 from transformers import SchedulerType, TrainingArguments
 
 from hubmodels.training.parameter_groups import optimizer_class_of
+from hubmodels.training.schedules import LR_SCALINGS, scaled_learning_rate
 
 SCHEDULES = ("warmup_cosine", *(kind.value for kind in SchedulerType))
 
@@ -22,8 +23,9 @@ class HubTrainingArguments(TrainingArguments):
         optimizer: "lars" or a name of `timm.optim.list_optimizers()`: "adamw", "lamb", "sgd" ... (`optim` is unused).
         optimizer_kwargs: Further arguments of the optimiser, e.g. `{"betas": [0.9, 0.95]}`. Where the optimiser takes
             betas, they default to (`adam_beta1`, `adam_beta2`).
-        base_learning_rate: Learning rate for 256 images a step: sets
-            `learning_rate = base_learning_rate * effective_batch_size / 256`.
+        base_learning_rate: Sets `learning_rate` by the batch size, as `lr_scaling` says.
+        lr_scaling: "linear": `base_learning_rate * effective_batch_size / 256`; "sqrt": `base_learning_rate *
+            sqrt(effective_batch_size)` (SimCLR).
         layer_decay: Learning-rate factor from a layer to the one before it, in (0, 1].
         lr_schedule: "warmup_cosine" (published MAE schedule, per step at a fractional epoch), or a name of
             `transformers.SchedulerType`.
@@ -50,6 +52,7 @@ class HubTrainingArguments(TrainingArguments):
     optimizer: str = "adamw"
     optimizer_kwargs: dict[str, Any] = field(default_factory=dict)
     base_learning_rate: float | None = None
+    lr_scaling: str = "linear"
     layer_decay: float | None = None
     lr_schedule: str = "warmup_cosine"
     min_lr: float = 0.0
@@ -79,7 +82,9 @@ class HubTrainingArguments(TrainingArguments):
             self.lr_scheduler_type = self.lr_schedule
         super().__post_init__()
         if self.base_learning_rate is not None:
-            self.learning_rate = self.base_learning_rate * self.effective_batch_size / 256
+            self.learning_rate = scaled_learning_rate(
+                self.base_learning_rate, self.effective_batch_size, self.lr_scaling
+            )
 
     @property
     def run_folder(self) -> Path:
@@ -109,6 +114,7 @@ class HubTrainingArguments(TrainingArguments):
         check("label_smoothing", 0 <= self.label_smoothing < 1, "in [0, 1)")
         check("layer_decay", self.layer_decay is None or 0 < self.layer_decay <= 1, "None or in (0, 1]")
         check("ema_decay", self.ema_decay is None or 0 < self.ema_decay < 1, "None or in (0, 1)")
+        check("lr_scaling", self.lr_scaling in LR_SCALINGS, f"one of {LR_SCALINGS}")
         check("lr_schedule", self.lr_schedule in SCHEDULES, f"one of {SCHEDULES}")
         check("base_learning_rate", self.base_learning_rate is None or self.base_learning_rate > 0, "greater than 0")
         if self.mixes and self.per_device_train_batch_size % 2:

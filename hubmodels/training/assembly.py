@@ -273,6 +273,7 @@ def training_arguments(
         optimizer=optimizer.name,
         optimizer_kwargs=dict(optimizer.options),
         base_learning_rate=optimizer.base_learning_rate,
+        lr_scaling=optimizer.lr_scaling,
         weight_decay=optimizer.weight_decay,
         layer_decay=optimizer.layer_decay,
         max_grad_norm=optimizer.clip_grad_norm,

@@ -1,30 +1,46 @@
-"""LARS, the optimiser of the published linear probes (You et al., 2017, arXiv 1708.03888)."""
+"""LARS (You et al., 2017, arXiv 1708.03888): the optimiser of SimCLR and of the published linear probes."""
 
-from collections.abc import Callable, Iterable
-from typing import Any
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from itertools import chain
+from typing import Any, Literal
 
 import torch
 from torch.optim import Optimizer
 
+MOMENTUM_STYLES = ("plain", "classic", "popular")
+
 
 class LARS(Optimizer):
-    """Layer-wise adaptive rate scaling with momentum, as the MAE linear probe uses it.
+    """Layer-wise adaptive rate scaling with momentum, in the three forms that official codes have.
 
-    For a parameter `p` of two or more dimensions with gradient `g`::
+    For a parameter `p` with gradient `g`, learning rate `lr` and momentum `m`, where `d = g + weight_decay * p` if `p`
+    is decayed, else `g`, and `trust(x) = trust_coefficient * |p| / |x|` if `p` is adapted and both norms are above 0,
+    else 1:
 
-        d = g + weight_decay * p
-        d = d * trust_coefficient * |p| / |d|      (left alone when either norm is 0)
+    | `momentum_style` | buffer | step | used by |
+    | --- | --- | --- | --- |
+    | `"plain"` | `v = m * v + trust(d) * d` | `p = p - lr * v` | MAE's linear probe |
+    | `"classic"` | `v = m * v + lr * trust(d) * d` | `p = p - v` | SimCLR (its default) |
+    | `"popular"` | `v = m * v + d` | `p = p - lr * trust(v) * v` | SimCLR (`classic_momentum=False`) |
 
-    For a one-dimensional parameter (bias, normalisation) `d = g`: neither decay nor scaling. Then
-    `buffer = momentum * buffer + d` and `p = p - lr * buffer`. The learning rate stays outside the buffer, and there
-    is no Nesterov step, no dampening and no epsilon: `timm.optim.Lars` differs in these points.
+    With `nesterov` the step takes `m * v +` the term just added in place of `v`. There is no epsilon, and a weight
+    decay of 0 does not switch the adaptation off: `timm.optim.Lars` differs in these points.
+
+    Which parameters are decayed and adapted is a key of the parameter groups, `adapt`: None decides by the number of
+    dimensions (matrices and kernels are decayed and adapted, biases and normalisation neither); True or False says it
+    for the whole group, which is then decayed by its `weight_decay`.
+
+    Norms and buffers of half-precision parameters are float32.
 
     Args:
         params: Parameters, or parameter groups.
         lr: Learning rate.
-        weight_decay: Decay added to the gradient of parameters with `ndim > 1`.
+        weight_decay: Decay added to the gradient of decayed parameters.
         momentum: Momentum factor, in [0, 1).
-        trust_coefficient: Factor of the layer-wise rate, greater than 0.
+        trust_coefficient: Factor of the layer-wise rate (`eeta` in the official SimCLR code), greater than 0.
+        momentum_style: "plain", "classic" or "popular".
+        nesterov: Use Nesterov momentum.
+        adapt: Default of the groups' `adapt`.
 
     Raises:
         ValueError: If an argument lies outside its range.
@@ -34,7 +50,7 @@ class LARS(Optimizer):
         >>> import torch
         >>> from hubmodels.training import LARS
         >>> layer = torch.nn.Linear(4, 2)
-        >>> optimizer = LARS(layer.parameters(), lr=0.1)
+        >>> optimizer = LARS(layer.parameters(), lr=0.1, momentum_style="classic")
     """
 
     def __init__(
@@ -44,6 +60,9 @@ class LARS(Optimizer):
         weight_decay: float = 0.0,
         momentum: float = 0.9,
         trust_coefficient: float = 0.001,
+        momentum_style: Literal["plain", "classic", "popular"] = "plain",
+        nesterov: bool = False,
+        adapt: bool | None = None,
     ):
         if lr < 0:
             raise ValueError(f"lr must be at least 0, got {lr}")
@@ -53,11 +72,16 @@ class LARS(Optimizer):
             raise ValueError(f"momentum must be in [0, 1), got {momentum}")
         if trust_coefficient <= 0:
             raise ValueError(f"trust_coefficient must be greater than 0, got {trust_coefficient}")
+        if momentum_style not in MOMENTUM_STYLES:
+            raise ValueError(f"momentum_style must be one of {MOMENTUM_STYLES}, got {momentum_style!r}")
         defaults = {
             "lr": lr,
             "weight_decay": weight_decay,
             "momentum": momentum,
             "trust_coefficient": trust_coefficient,
+            "momentum_style": momentum_style,
+            "nesterov": nesterov,
+            "adapt": adapt,
         }
         super().__init__(params, defaults)
 
@@ -76,22 +100,75 @@ class LARS(Optimizer):
             with torch.enable_grad():
                 loss = closure()
         for group in self.param_groups:
-            for parameter in group["params"]:
-                if parameter.grad is not None:
-                    self._update(parameter, parameter.grad, group)
+            for parameters, weight_decay, adapt in _by_treatment(group):
+                self._update(parameters, weight_decay, adapt, group)
         return loss
 
-    def _update(self, parameter: torch.Tensor, gradient: torch.Tensor, group: dict[str, Any]) -> None:
-        update = gradient
-        if parameter.ndim > 1:
-            update = update.add(parameter, alpha=group["weight_decay"])
-            parameter_norm, update_norm = parameter.norm(), update.norm()
-            usable = (parameter_norm > 0) & (update_norm > 0)
-            rate = group["trust_coefficient"] * parameter_norm / update_norm
-            update = update * torch.where(usable, rate, torch.ones_like(rate))
+    def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
+        """Restore a state; float32 buffers of half-precision parameters stay float32.
+
+        Args:
+            state_dict: What `state_dict()` returned.
+        """
+        super().load_state_dict(dict(state_dict))
+        indices = chain.from_iterable(group["params"] for group in state_dict["param_groups"])
+        parameters = chain.from_iterable(group["params"] for group in self.param_groups)
+        for index, parameter in zip(indices, parameters, strict=True):
+            if index in state_dict["state"]:
+                # torch has cast it to the type of the parameter
+                saved = state_dict["state"][index]["momentum_buffer"]
+                self.state[parameter]["momentum_buffer"] = saved.to(parameter.device, copy=True)
+
+    def _update(self, parameters: list[torch.Tensor], weight_decay: float, adapt: bool, group: dict[str, Any]) -> None:
+        lr, momentum, style = group["lr"], group["momentum"], group["momentum_style"]
+        weights = [_at_least_float32(parameter) for parameter in parameters]
+        gradients = [_at_least_float32(parameter.grad) for parameter in parameters]  # type: ignore[arg-type]
+        buffers = [self._buffer(parameter) for parameter in parameters]
+        updates = torch._foreach_add(gradients, weights, alpha=weight_decay)
+        if adapt and style != "popular":
+            _scale_by_trust(updates, weights, group["trust_coefficient"])
+        if style == "classic":
+            torch._foreach_mul_(updates, lr)
+        torch._foreach_mul_(buffers, momentum)
+        torch._foreach_add_(buffers, updates)
+        if group["nesterov"]:
+            torch._foreach_add_(updates, buffers, alpha=momentum)
+        else:
+            torch._foreach_copy_(updates, buffers)
+        if adapt and style == "popular":
+            _scale_by_trust(updates, weights, group["trust_coefficient"])
+        torch._foreach_add_(parameters, updates, alpha=-1.0 if style == "classic" else -lr)
+
+    def _buffer(self, parameter: torch.Tensor) -> torch.Tensor:
         state = self.state[parameter]
         if "momentum_buffer" not in state:
-            state["momentum_buffer"] = torch.zeros_like(parameter)
-        buffer = state["momentum_buffer"]
-        buffer.mul_(group["momentum"]).add_(update)
-        parameter.add_(buffer, alpha=-group["lr"])
+            state["momentum_buffer"] = torch.zeros_like(_at_least_float32(parameter))
+        return state["momentum_buffer"]
+
+
+def _by_treatment(group: Mapping[str, Any]) -> Iterator[tuple[list[torch.Tensor], float, bool]]:
+    """Parameters with a gradient, their weight decay and whether they are adapted: at most two lists of a group."""
+    trained = [parameter for parameter in group["params"] if parameter.grad is not None]
+    if group["adapt"] is not None:
+        lists = [(trained, group["weight_decay"], group["adapt"])]
+    else:
+        lists = [
+            ([parameter for parameter in trained if parameter.ndim > 1], group["weight_decay"], True),
+            ([parameter for parameter in trained if parameter.ndim <= 1], 0.0, False),
+        ]
+    return (entry for entry in lists if entry[0])
+
+
+def _at_least_float32(tensor: torch.Tensor) -> torch.Tensor:
+    return tensor.float() if tensor.dtype in (torch.float16, torch.bfloat16) else tensor
+
+
+def _scale_by_trust(updates: Sequence[torch.Tensor], weights: Sequence[torch.Tensor], coefficient: float) -> None:
+    """Multiply updates by `coefficient * |weight| / |update|` in place; by 1 where a norm is 0."""
+    ratios = []
+    norms = zip(torch._foreach_norm(weights), torch._foreach_norm(updates), strict=True)
+    for weight_norm, update_norm in norms:
+        usable = (weight_norm > 0) & (update_norm > 0)
+        ratio = coefficient * weight_norm / update_norm
+        ratios.append(torch.where(usable, ratio, torch.ones_like(ratio)))
+    torch._foreach_mul_(updates, ratios)

@@ -53,6 +53,30 @@ def parameter_groups(
     return groups
 
 
+def layer_adaptation_groups(model: nn.Module, groups: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Split groups into what LARS scales layer by layer and what it does not.
+
+    Vectors and the names of `model.no_weight_decay()` are neither decayed nor adapted (SimCLR: biases, normalisation
+    and the supervised head). The rest is adapted, also where the weight decay is 0.
+
+    Args:
+        model: The model to train.
+        groups: Groups of `parameter_groups`.
+
+    Returns:
+        Groups with the further key `adapt` of [`LARS`].
+    """
+    named = getattr(model, "no_weight_decay", set)()
+    excluded = {id(parameter) for name, parameter in model.named_parameters() if parameter.ndim <= 1 or name in named}
+    split = []
+    for group in groups:
+        for adapt in (False, True):
+            members = [parameter for parameter in group["params"] if (id(parameter) not in excluded) == adapt]
+            if members:
+                split.append({**group, "params": members, "adapt": adapt})
+    return split
+
+
 def create_optimizer(
     name: str,
     groups: list[dict[str, Any]],

@@ -20,6 +20,7 @@ from hubmodels.training.assembly import RunData, resolved_precision
 from hubmodels.training.methods import method_training
 from hubmodels.training.random_state import preserved_random_state
 from hubmodels.training.recipe import Recipe, RecipeError
+from hubmodels.training.schedules import scaled_learning_rate
 
 SMALL_IMAGE = 48  # pixels of the short side up to which the 32-pixel recipes fit
 MEDIUM_IMAGE = 128
@@ -270,6 +271,8 @@ def plan_table(
     test = f"{len(data.test):,} images ({data.note})" if data.test is not None else "none"
     division = f"{plan.device_batch_size} a pass x {plan.accumulation} passes x {plan.processes} processes"
     steps = schedule.epochs * (data.images_per_epoch // schedule.batch_size)
+    optimizer = recipe.optimizer
+    peak = scaled_learning_rate(optimizer.base_learning_rate, schedule.batch_size, optimizer.lr_scaling)
     rows = {
         "recipe": f"{title} ({recipe.method}, {recipe.task})",
         "training data": f"{recipe.data.source}: {data.images_per_epoch:,} images{classes}",
@@ -278,8 +281,7 @@ def plan_table(
         f"images of {model.config.image_size} pixels",
         "starts from": recipe.init_from or "random weights",
         "schedule": f"{schedule.epochs} epochs, {steps:,} steps of {schedule.batch_size} images ({division})",
-        "optimizer": f"{recipe.optimizer.name}, learning rate "
-        f"{recipe.optimizer.base_learning_rate * schedule.batch_size / 256:.3g}, seed {run.seed}",
+        "optimizer": f"{optimizer.name}, learning rate {peak:.3g}, seed {run.seed}",
         "device": f"{device} in {resolved_precision(run.precision)}, {plan.workers} loading processes",
         "estimated memory": f"{plan.memory_bytes / 2**30:.2f} GB a process beside the libraries "
         f"({_free_memory(device) / 2**30:.1f} GB free)",

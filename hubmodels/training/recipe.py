@@ -75,7 +75,8 @@ class OptimizerSection:
 
     Args:
         name: "lars" or a name of timm: "adamw", "lamb", "sgd" ...
-        base_learning_rate: Learning rate for 256 images a step; it is scaled with `schedule.batch_size`.
+        base_learning_rate: Learning rate that is scaled with `schedule.batch_size`.
+        lr_scaling: "linear": `base_learning_rate * batch_size / 256`; "sqrt": `base_learning_rate * sqrt(batch_size)`.
         weight_decay: Weight decay of matrices; vectors are not decayed.
         layer_decay: Learning-rate factor from a layer to the one before it; None: the same rate everywhere.
         options: Further arguments of the optimiser, such as `betas: [0.9, 0.95]`.
@@ -84,6 +85,7 @@ class OptimizerSection:
 
     name: str = "adamw"
     base_learning_rate: float = 1.5e-4
+    lr_scaling: Literal["linear", "sqrt"] = "linear"
     weight_decay: float = 0.05
     layer_decay: float | None = None
     options: dict[str, Any] = field(default_factory=dict)

@@ -1,9 +1,13 @@
 """Learning-rate schedules of the published recipes."""
 
 import math
+from typing import Literal
 
+import numpy as np
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
+
+LR_SCALINGS = ("linear", "sqrt")
 
 
 def warmup_cosine_lr(epoch: float, lr: float, min_lr: float, warmup_epochs: float, epochs: float) -> float:
@@ -89,3 +93,106 @@ def warmup_cosine_scheduler(
         return warmup_cosine_lr(epoch, lr, min_lr, warmup_epochs, epochs) / lr
 
     return LambdaLR(optimizer, factor)
+
+
+def scaled_learning_rate(base_learning_rate: float, batch_size: int, scaling: str = "linear") -> float:
+    """Peak learning rate for a batch size (SimCLR, section 2.2 and appendix B.1).
+
+    Args:
+        base_learning_rate: The learning rate that a recipe states.
+        batch_size: Images in an optimiser step, over all processes; two views of an image count once.
+        scaling: "linear": `base_learning_rate * batch_size / 256`; "sqrt": `base_learning_rate * sqrt(batch_size)`.
+
+    Returns:
+        The learning rate.
+
+    Raises:
+        ValueError: If `scaling` is neither.
+    """
+    if scaling == "linear":
+        return base_learning_rate * batch_size / 256
+    if scaling == "sqrt":
+        return base_learning_rate * math.sqrt(batch_size)
+    raise ValueError(f"lr_scaling must be one of {LR_SCALINGS}, got {scaling!r}")
+
+
+def simclr_steps(num_images: int, batch_size: int, epochs: int, warmup_epochs: float) -> tuple[int, int]:
+    """Warm-up and total optimiser steps as the official SimCLR code counts them, not in whole epochs.
+
+    Args:
+        num_images: Images in an epoch.
+        batch_size: Images in an optimiser step, over all processes.
+        epochs: Passes over the images.
+        warmup_epochs: Epochs of warm-up, fractional.
+
+    Returns:
+        Steps of warm-up and steps in all.
+    """
+    return int(warmup_epochs * num_images // batch_size), num_images * epochs // batch_size + 1
+
+
+def simclr_learning_rate(step: int, peak: float, warmup_steps: int, train_steps: int) -> float:
+    """Learning rate of an optimiser step: linear warm-up from 0 in the first one, then half a cosine to 0.
+
+    Computed in float32, as the official SimCLR code does: near the end of a run, where `1 + cos` cancels, the digits
+    are those of the official run.
+
+    Args:
+        step: Optimiser steps done so far.
+        peak: Learning rate at the end of the warm-up.
+        warmup_steps: Steps of warm-up.
+        train_steps: Steps in all, at least `warmup_steps`.
+
+    Returns:
+        The learning rate.
+
+    Raises:
+        ValueError: If the warm-up is negative or longer than the run.
+    """
+    if not 0 <= warmup_steps <= train_steps:
+        raise ValueError(f"warmup_steps must be in [0, train_steps = {train_steps}], got {warmup_steps}")
+    if step < warmup_steps:
+        return float(np.float32(step) / np.float32(warmup_steps) * np.float32(peak))
+    if warmup_steps == train_steps:
+        return float(np.float32(peak))
+    decay_steps = train_steps - warmup_steps
+    progress = np.float32(min(step - warmup_steps, decay_steps)) / np.float32(decay_steps)
+    cosine = np.float32(0.5) * (np.float32(1.0) + np.cos(np.float32(math.pi) * progress))
+    return float(np.float32(peak) * cosine)
+
+
+def simclr_scheduler(
+    optimizer: Optimizer,
+    base_learning_rate: float,
+    num_images: int,
+    batch_size: int,
+    epochs: int,
+    warmup_epochs: float,
+    scaling: Literal["linear", "sqrt"] = "linear",
+    train_steps: int | None = None,
+) -> LambdaLR:
+    """Schedule of the official SimCLR code: linear warm-up from 0 in the first step, then half a cosine to 0.
+
+    Sizes are arguments because a trainer that drops the last batch counts other steps than the official code.
+
+    Args:
+        optimizer: Optimiser whose groups were built with their peak learning rates.
+        base_learning_rate: Learning rate before scaling, greater than 0.
+        num_images: Images in an epoch.
+        batch_size: Images in an optimiser step, over all processes.
+        epochs: Passes over the images.
+        warmup_epochs: Epochs of warm-up.
+        scaling: As in `scaled_learning_rate`.
+        train_steps: Steps in all, in place of what `epochs` gives.
+
+    Returns:
+        The scheduler, to be stepped once after every optimiser step.
+
+    Raises:
+        ValueError: If the learning rate is not greater than 0, the scaling unknown or the warm-up longer than the run.
+    """
+    warmup, total = simclr_steps(num_images, batch_size, epochs, warmup_epochs)
+    peak = scaled_learning_rate(base_learning_rate, batch_size, scaling)
+    if peak <= 0:
+        raise ValueError(f"base_learning_rate must be greater than 0, got {base_learning_rate}")
+    return LambdaLR(optimizer, lambda step: simclr_learning_rate(step, peak, warmup, train_steps or total) / peak)

@@ -32,7 +32,7 @@ from hubmodels.training.checkpoints import (
     rotate_checkpoints,
     staging_folder,
 )
-from hubmodels.training.parameter_groups import create_optimizer, parameter_groups
+from hubmodels.training.parameter_groups import create_optimizer, layer_adaptation_groups, parameter_groups
 from hubmodels.training.random_state import EpochSampler, preserved_random_state
 from hubmodels.training.schedules import warmup_cosine_scheduler
 
@@ -165,6 +165,8 @@ class HubTrainer(Trainer):
             args = self.args
             model = self.model if model is None else model
             groups = parameter_groups(model, args.learning_rate, args.weight_decay, args.layer_decay)
+            if args.optimizer == "lars":
+                groups = layer_adaptation_groups(model, groups)
             self.optimizer = create_optimizer(
                 args.optimizer, groups, args.learning_rate, args.weight_decay, args.optimizer_kwargs
             )

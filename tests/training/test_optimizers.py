@@ -10,7 +10,12 @@ from hubmodels.training import (
     LARS,
     create_optimizer,
     fractional_epoch,
+    layer_adaptation_groups,
     parameter_groups,
+    scaled_learning_rate,
+    simclr_learning_rate,
+    simclr_scheduler,
+    simclr_steps,
     warmup_cosine_lr,
     warmup_cosine_scheduler,
 )
@@ -46,6 +51,95 @@ def test_lars_leaves_the_update_alone_when_a_norm_is_zero(parameter, gradient):
     weight.grad = torch.tensor(gradient)
     LARS([weight], lr=1.0).step()
     torch.testing.assert_close(weight.detach(), torch.tensor(parameter) - torch.tensor(gradient))
+
+
+@pytest.mark.parametrize(
+    ("style", "nesterov"), [("plain", True), ("classic", False), ("classic", True), ("popular", True)]
+)
+def test_lars_momentum_styles_by_hand(style, nesterov):
+    weight = nn.Parameter(torch.tensor([[3.0, 4.0]], dtype=torch.float64))
+    optimizer = LARS([weight], lr=1.0, weight_decay=0.1, momentum=0.9, momentum_style=style, nesterov=nesterov)
+    expected, buffer = weight.detach().clone(), torch.zeros(1, 2, dtype=torch.float64)
+    for lr, gradient in ((0.5, [[1.0, 2.0]]), (0.25, [[-0.5, 0.25]])):
+        weight.grad = torch.tensor(gradient, dtype=torch.float64)
+        optimizer.param_groups[0]["lr"] = lr
+        optimizer.step()
+        update = weight.grad + 0.1 * expected
+        if style != "popular":
+            update = update * 0.001 * expected.norm() / update.norm()
+        if style == "classic":
+            update = update * lr
+        buffer = 0.9 * buffer + update
+        update = 0.9 * buffer + update if nesterov else buffer
+        if style == "popular":
+            update = update * 0.001 * expected.norm() / update.norm()
+        expected = expected - update * (1 if style == "classic" else lr)
+    torch.testing.assert_close(weight.detach(), expected, atol=0, rtol=1e-12)
+
+
+def test_lars_adapts_without_weight_decay_and_leaves_gradients_alone():
+    weight, gradient = nn.Parameter(torch.tensor([[3.0, 4.0]])), torch.tensor([[0.0, 2.0]])
+    weight.grad = gradient.clone()
+    LARS([weight], lr=1.0, weight_decay=0.0).step()
+    torch.testing.assert_close(weight.detach(), torch.tensor([[3.0, 4.0 - 0.001 * 5.0]]))
+    assert torch.equal(weight.grad, gradient)
+
+
+def test_lars_groups_say_what_is_adapted():
+    matrix, vector = nn.Parameter(torch.ones(2, 2)), nn.Parameter(torch.ones(2))
+    matrix.grad, vector.grad = torch.ones(2, 2), torch.ones(2)
+    groups = [{"params": [matrix], "adapt": False}, {"params": [vector], "adapt": True}]
+    LARS(groups, lr=1.0, weight_decay=1.0).step()
+    torch.testing.assert_close(matrix.detach(), torch.full((2, 2), -1.0))
+    torch.testing.assert_close(vector.detach(), torch.full((2,), 1 - 0.001))
+
+
+def test_lars_buffers_of_half_precision_weights_are_float32_and_survive_a_resume():
+    weight = nn.Parameter(torch.ones(3, 4, dtype=torch.bfloat16))
+    optimizer = LARS([weight], lr=0.1)
+    weight.grad = torch.linspace(0, 1, 12, dtype=torch.bfloat16).reshape(3, 4)
+    optimizer.step()
+    resumed = LARS([weight], lr=0.1)
+    resumed.load_state_dict(optimizer.state_dict())
+    buffers = [chosen.state[weight]["momentum_buffer"] for chosen in (optimizer, resumed)]
+    assert buffers[1].dtype is torch.float32
+    assert torch.equal(*buffers)
+    assert buffers[0].data_ptr() != buffers[1].data_ptr()
+
+
+def test_adaptation_groups_leave_out_vectors_and_named_parameters():
+    model = nn.Sequential(nn.Linear(3, 3), nn.Linear(3, 2))
+    model.no_weight_decay = lambda: {"1.weight"}
+    groups = layer_adaptation_groups(model, parameter_groups(model, 0.1, 0.0))
+    adapted = {name for group in groups if group["adapt"] for name in names_of(model, group)}
+    left_out = {name for group in groups if not group["adapt"] for name in names_of(model, group)}
+    assert adapted == {"0.weight"}
+    assert left_out == {"0.bias", "1.weight", "1.bias"}
+    assert create_optimizer("lars", groups, 0.1, options={"momentum_style": "classic"}).param_groups[1]["adapt"] is True
+
+
+def test_simclr_schedule_counts_steps_as_the_official_code():
+    assert simclr_steps(1000, 64, 2, 0.5) == (7, 32)
+    optimizer = torch.optim.SGD([nn.Parameter(torch.ones(1))], lr=0.6)
+    scheduler = simclr_scheduler(optimizer, 0.075, 1000, 64, 2, 0.5, "sqrt")
+    assert optimizer.param_groups[0]["lr"] == 0
+    for _ in range(7):
+        optimizer.step()
+        scheduler.step()
+    assert optimizer.param_groups[0]["lr"] == pytest.approx(0.6)
+    assert scheduler.lr_lambdas[0](32) == scheduler.lr_lambdas[0](99) == 0
+
+
+def test_simclr_schedule_refuses_what_it_cannot_do():
+    with pytest.raises(ValueError, match=r"lr_scaling must be one of .*linear.*sqrt.*got 'log'"):
+        scaled_learning_rate(0.1, 256, "log")
+    with pytest.raises(ValueError, match=r"warmup_steps must be in \[0, train_steps = 5\], got 6"):
+        simclr_learning_rate(0, 1.0, 6, 5)
+
+
+def test_lars_names_an_unknown_momentum_style():
+    with pytest.raises(ValueError, match=r"momentum_style must be one of .*classic.*got 'heavy'"):
+        LARS([nn.Parameter(torch.ones(1))], lr=0.1, momentum_style="heavy")
 
 
 @pytest.mark.parametrize(
