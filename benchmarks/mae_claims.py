@@ -11,11 +11,7 @@ Every run is stored in OUT/results.json when it ends, and is not repeated; the c
 """
 
 import argparse
-import json
-import os
-import statistics
 import tempfile
-from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -24,11 +20,11 @@ from transformers.utils import logging
 
 import hubmodels
 from benchmarks.report import machine_line, write_section
+from benchmarks.seeded_results import SEEDS, SeededResults
 from hubmodels.data import EvalTransform, load_image_dataset
 from hubmodels.evaluation import extract_features, knn_accuracy, linear_probe
 from hubmodels.quickstart import CHECKPOINT, DATASET, finetune, new_classifier
 
-SEEDS = (0, 1, 2)
 # Share of the labels -> epochs that a CPU affords; the same for both starts.
 LABELS = {0.01: 60, 0.1: 20, 1.0: 6}
 RATIOS = (0.25, 0.5, 0.75, 0.9)
@@ -46,29 +42,6 @@ RATIO_OVERRIDES = (
     "run.checkpoints=1",
     "run.tensorboard=false",
 )
-
-
-class Results:
-    """Accuracies by experiment, setting and seed, kept in a file."""
-
-    def __init__(self, path: Path):
-        self.path = path
-        self.values: dict[str, float] = json.loads(path.read_text()) if path.exists() else {}
-
-    def once(self, key: str, measure: Callable[[], dict[str, float]]) -> None:
-        """Runs `measure` unless its results, stored as `key/NAME`, are there."""
-        if any(name.startswith(f"{key}/") for name in self.values):
-            return
-        self.values |= {f"{key}/{name}": value for name, value in measure().items()}
-        temporary = self.path.with_suffix(".partial")
-        temporary.write_text(json.dumps(self.values, indent=1, sort_keys=True))
-        os.replace(temporary, self.path)
-        print(key, {k: round(v, 1) for k, v in self.values.items() if k.startswith(f"{key}/")}, flush=True)
-
-    def cell(self, pattern: str) -> str:
-        """Mean, and lowest to highest, over the seeds of `pattern` (with {seed} in it)."""
-        values = [self.values[pattern.format(seed=seed)] for seed in SEEDS]
-        return f"{statistics.mean(values):.1f} ({min(values):.1f} to {max(values):.1f})"
 
 
 def features(model, split: str) -> tuple[torch.Tensor, torch.Tensor]:
@@ -96,7 +69,7 @@ def finetuned(source: Path, share: float, epochs: int, seed: int, pretrained: bo
         return {"accuracy": finetune(model, train, test, seed, Path(run), epochs)}
 
 
-def run_labels(results: Results) -> list[str]:
+def run_labels(results: SeededResults) -> list[str]:
     """Fine-tuning against scratch at three numbers of labels."""
     source = hubmodels.packaged_path(CHECKPOINT)
     for share, epochs in LABELS.items():
@@ -113,7 +86,7 @@ def run_labels(results: Results) -> list[str]:
     return lines
 
 
-def run_probe(results: Results) -> list[str]:
+def run_probe(results: SeededResults) -> list[str]:
     """Frozen features of the packaged checkpoint and of random weights."""
     source = hubmodels.packaged_path(CHECKPOINT)
     for seed in SEEDS:
@@ -132,7 +105,7 @@ def run_probe(results: Results) -> list[str]:
     return lines
 
 
-def run_ratio(results: Results, images: str) -> list[str]:
+def run_ratio(results: SeededResults, images: str) -> list[str]:
     """Pre-training at four mask ratios."""
 
     def measure(ratio: float, seed: int) -> dict[str, float]:
@@ -166,7 +139,7 @@ def main() -> None:
     arguments.out.mkdir(parents=True, exist_ok=True)
     logging.set_verbosity_error()
     logging.disable_progress_bar()
-    results = Results(arguments.out / "results.json")
+    results = SeededResults(arguments.out / "results.json")
     runs = {
         "labels": ("MAE claim: fewer labels", lambda: run_labels(results)),
         "probe": ("MAE claim: frozen features", lambda: run_probe(results)),

@@ -1,0 +1,32 @@
+"""Results of experiments with several seeds, kept in a file, so that a stopped benchmark goes on where it was."""
+
+import json
+import os
+import statistics
+from collections.abc import Callable
+from pathlib import Path
+
+SEEDS = (0, 1, 2)
+
+
+class SeededResults:
+    """Accuracies by experiment, setting and seed, kept in a file."""
+
+    def __init__(self, path: Path):
+        self.path = path
+        self.values: dict[str, float] = json.loads(path.read_text()) if path.exists() else {}
+
+    def once(self, key: str, measure: Callable[[], dict[str, float]]) -> None:
+        """Runs `measure` unless its results, stored as `key/NAME`, are there."""
+        if any(name.startswith(f"{key}/") for name in self.values):
+            return
+        self.values |= {f"{key}/{name}": value for name, value in measure().items()}
+        temporary = self.path.with_suffix(".partial")
+        temporary.write_text(json.dumps(self.values, indent=1, sort_keys=True))
+        os.replace(temporary, self.path)
+        print(key, {k: round(v, 1) for k, v in self.values.items() if k.startswith(f"{key}/")}, flush=True)
+
+    def cell(self, pattern: str) -> str:
+        """Mean, and lowest to highest, over the seeds of `pattern` (with {seed} in it)."""
+        values = [self.values[pattern.format(seed=seed)] for seed in SEEDS]
+        return f"{statistics.mean(values):.1f} ({min(values):.1f} to {max(values):.1f})"
