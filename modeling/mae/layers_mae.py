@@ -33,8 +33,14 @@ def gather_patches(patches: torch.Tensor, ids: torch.Tensor) -> torch.Tensor:
 
 
 def gather_tokens(tokens: torch.Tensor, ids: torch.Tensor) -> torch.Tensor:
-    """Tokens `ids` `[B, K]` of `[B, L, D]` (or of one shared `[1, L, D]` table) as `[B, K, D]`."""
-    return tokens.expand(ids.shape[0], -1, -1).gather(1, ids[..., None].expand(-1, -1, tokens.shape[-1]))
+    """
+    Tokens `ids` `[B, K]` of `[B, L, D]` (or of one shared `[1, L, D]` table) as `[B, K, D]`.
+
+    Whole rows are copied, which `gather` along an expanded index does not see (20 times slower on CPU).
+    """
+    images, length, width = tokens.shape
+    rows = ids + length * torch.arange(images, device=ids.device)[:, None]
+    return tokens.flatten(0, 1).index_select(0, rows.flatten()).view(*ids.shape, width)
 
 
 def at_least_float32(tensor: torch.Tensor) -> torch.Tensor:
@@ -243,8 +249,8 @@ class MAEDecoder(ViTMAEDecoder):
 
     def _with_mask_tokens(self, tokens: torch.Tensor, mask: PatchMask) -> torch.Tensor:
         mask_tokens = self.mask_token.to(tokens.dtype).expand(tokens.shape[0], mask.ids_masked.shape[1], -1)
-        shuffled = torch.cat([tokens[:, 1:], mask_tokens], dim=1)
-        return torch.cat([tokens[:, :1], gather_tokens(shuffled, mask.ids_restore)], dim=1)
+        class_and_restored_ids = nn.functional.pad(mask.ids_restore + 1, (1, 0))
+        return gather_tokens(torch.cat([tokens, mask_tokens], dim=1), class_and_restored_ids)
 
     def initialize_weights(self, num_patches: int | None = None):
         """Sin-cos table and normal mask token (official code); `num_patches` is the base class' and not needed."""

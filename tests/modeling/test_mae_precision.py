@@ -3,7 +3,7 @@
 import pytest
 import torch
 from hubmodels.modeling.mae import MAEForImageClassification, MAEForPreTraining
-from hubmodels.modeling.mae.attention_mae import MatmulBackwardAttention
+from hubmodels.modeling.mae.attention_mae import MatmulAttention
 from torch.nn.functional import scaled_dot_product_attention
 
 from tests.modeling.tiny_mae import gradients, images, noise_for, perturbed, seeded, tiny_config
@@ -20,7 +20,7 @@ def run(attention, tensors, upstream):
 
 
 def ours(query, key, value):
-    return MatmulBackwardAttention.apply(query, key, value, query.shape[-1] ** -0.5)
+    return MatmulAttention.apply(query, key, value, query.shape[-1] ** -0.5)
 
 
 @pytest.mark.parametrize("scale", [0.5, 2.0], ids=["flat", "peaked"])
@@ -28,7 +28,7 @@ def ours(query, key, value):
 @pytest.mark.parametrize("images_at_once", [1, 2])
 def test_bfloat16_attention_is_as_accurate_as_that_of_torch(queries, keys, width, images_at_once, scale, monkeypatch):
     """Output and gradients against float64, for the same bfloat16 inputs; at most 10 % worse than torch's kernel."""
-    monkeypatch.setattr(MatmulBackwardAttention, "CHUNK_ELEMENTS", images_at_once * 3 * queries * keys)
+    monkeypatch.setattr(MatmulAttention, "CHUNK_ELEMENTS", images_at_once * 3 * queries * keys)
     generator = seeded()
     query, key, value, upstream = (
         (scale * torch.randn(3, 3, length, width, generator=generator)).bfloat16()
@@ -60,13 +60,13 @@ def loss_and_gradients(model, **inputs):
 
 def count_kernel(monkeypatch):
     calls = []
-    forward = MatmulBackwardAttention.forward
+    forward = MatmulAttention.forward
 
     def counting(*args):
         calls.append(1)
         return forward(*args)
 
-    monkeypatch.setattr(MatmulBackwardAttention, "forward", staticmethod(counting))
+    monkeypatch.setattr(MatmulAttention, "forward", staticmethod(counting))
     return calls
 
 
