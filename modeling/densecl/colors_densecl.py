@@ -1,0 +1,168 @@
+"""Colour operations and blur on planes `[3, n, H, W]` of n views, colours in [0, 1], in place."""
+
+from collections.abc import Callable
+
+import torch
+
+_LUMA = (0.299, 0.587, 0.114)  # ITU-R 601-2
+_SECTORS = 6.0  # of the colour circle: hue runs through red, yellow, green, cyan, blue, magenta
+# Rows or columns that one product of the blur makes: its matrix is a narrow band, zero elsewhere.
+_STRIP = 32
+_MIN_SPREAD = 1e-8
+# Pillow cuts the fractions off after a blend of bytes; this is what that takes away on average.
+_CUT = 0.5 / 255
+_PASSES = 3  # of the box filter
+
+
+def _luma(x: torch.Tensor) -> torch.Tensor:
+    """Gray values `[n, H, W]`."""
+    return (x[0] * _LUMA[0]).add_(x[1], alpha=_LUMA[1]).add_(x[2], alpha=_LUMA[2])
+
+
+def to_gray_(x: torch.Tensor) -> None:
+    """Put the gray values in all three planes.
+
+    Args:
+        x: planes `[3, n, H, W]`.
+    """
+    x.copy_(_luma(x))
+
+
+def adjust_brightness_(x: torch.Tensor, factor: torch.Tensor) -> None:
+    """Scale the colours and clip them.
+
+    Args:
+        x: planes `[3, n, H, W]`.
+        factor: `[n, 1, 1]`.
+    """
+    x.mul_(factor).sub_(_CUT).clamp_(0, 1)
+
+
+def adjust_contrast_(x: torch.Tensor, factor: torch.Tensor) -> None:
+    """Blend each view with its mean gray value and clip.
+
+    Args:
+        x: planes `[3, n, H, W]`.
+        factor: `[n, 1, 1]`, weight of the view.
+    """
+    mean = _luma(x.mean(dim=(2, 3), keepdim=True))
+    x.mul_(factor).add_(mean.mul_(1 - factor).sub_(_CUT)).clamp_(0, 1)
+
+
+def adjust_saturation_(x: torch.Tensor, factor: torch.Tensor) -> None:
+    """Blend each view with its gray values and clip.
+
+    Args:
+        x: planes `[3, n, H, W]`.
+        factor: `[n, 1, 1]`, weight of the view.
+    """
+    gray = _luma(x).mul_(1 - factor).sub_(_CUT)
+    x.mul_(factor).add_(gray).clamp_(0, 1)
+
+
+def adjust_hue_(x: torch.Tensor, shift: torch.Tensor) -> None:
+    """Turn the hue, keeping saturation and value of the HSV model.
+
+    With `low` and `spread` the smallest colour and the distance to the largest, the hue in sixths of the circle, from
+    -3 to 3 with 0 at red, is `sign(G - B) (1 + (G + B - R - low) / spread)`; turned back into colours, each is
+    `low + spread * clamp(2 - d, 0, 1)`, where d is the distance on the circle to red (0), green (2) or blue (-2). That
+    needs no case distinction, which would cost more than the arithmetic.
+
+    Args:
+        x: planes `[3, n, H, W]`.
+        shift: `[n, 1, 1]` in turns, in [-0.5, 0.5].
+    """
+    red, green, blue = x
+    low = torch.minimum(red, green)
+    torch.minimum(low, blue, out=low)
+    spread = torch.maximum(red, green)
+    torch.maximum(spread, blue, out=spread).sub_(low)
+    hue = (green + blue).sub_(red).sub_(low).div_(spread.clamp(min=_MIN_SPREAD)).add_(1)
+    hue.copysign_(green - blue).add_(_SECTORS * shift)
+    hue.sub_((hue / _SECTORS).round_(), alpha=_SECTORS)
+    for colour, position in zip((red, green, blue), (0.0, 2.0, -2.0), strict=True):
+        # The distance to the opposite colour, folded once, is right on all of the circle.
+        torch.sub(hue, position, out=colour).abs_().sub_(_SECTORS / 2).abs_().sub_(1).clamp_(0, 1)
+        colour.mul_(spread).add_(low)
+
+
+# In the order of `views_densecl`: brightness, contrast, saturation, hue.
+COLOR_OPERATIONS: tuple[Callable[[torch.Tensor, torch.Tensor], None], ...] = (
+    adjust_brightness_,
+    adjust_contrast_,
+    adjust_saturation_,
+    adjust_hue_,
+)
+
+
+def gaussian_blur_(x: torch.Tensor, sigma: torch.Tensor) -> None:
+    """Blur each view as Pillow does: three box filters of together the Gaussian's variance, edges continued.
+
+    Args:
+        x: planes `[3, n, H, W]`.
+        sigma: deviations in pixels `[n]`.
+    """
+    _, _, height, width = x.shape
+    boxes = _boxes(sigma)
+    reach = _PASSES * (boxes.shape[1] - 1)
+    down = _blur_matrices(boxes, height)
+    across = (down if width == height else _blur_matrices(boxes, width)).transpose(1, 2)
+    for plane in x:
+        blurred = torch.cat([torch.bmm(down[:, to, of], plane[:, of]) for to, of in _strips(height, reach)], dim=1)
+        for to, of in _strips(width, reach):
+            plane[:, :, to] = torch.bmm(blurred[:, :, of], across[:, of, to])
+
+
+def _boxes(sigma: torch.Tensor) -> torch.Tensor:
+    """Box filters of a third of the Gaussian's variance each.
+
+    A box whose radius is no integer weighs its two outermost pixels less (Gwosdek and others, "Theoretical foundations
+    of Gaussian convolution by extended box filtering", 2011, equations 8 and 9).
+
+    Args:
+        sigma: deviations of the Gaussian in pixels `[n]`.
+
+    Returns:
+        Weights `[n, radius + 1]` of the pixels at distance 0, 1, ... to either side; both sides sum to 1.
+    """
+    variance = sigma**2
+    inner = (((4 * variance + 1).sqrt() - 1) / 2).floor()
+    outer = (2 * inner + 1) * (inner * (inner + 1) - variance) / (2 * variance - 6 * (inner + 1) ** 2)
+    distance = torch.arange(int(inner.max()) + 2, device=sigma.device)
+    weights = (distance <= inner[:, None]) + (distance == inner[:, None] + 1) * outer[:, None]
+    return weights / (2 * (inner + outer) + 1)[:, None]
+
+
+def _blur_matrices(boxes: torch.Tensor, size: int) -> torch.Tensor:
+    """Matrices `[n, size, size]` that filter an axis three times, each time with its outermost pixel continued.
+
+    Beyond `reach` from both ends all rows are one row, shifted: a long axis takes them from the matrix of a short one.
+    """
+    number, reach = len(boxes), _PASSES * (boxes.shape[1] - 1)
+    short = min(size, 4 * reach + 1)
+    position = torch.arange(short, device=boxes.device)
+    weights = torch.cat([boxes, boxes.new_zeros(number, short)], dim=1)
+    once = weights[:, (position[:, None] - position).abs_()]
+    beyond = weights.flip(1).cumsum(dim=1).flip(1)[:, 1 : short + 1]  # weight of what lies further away than that
+    once[:, :, 0] += beyond
+    once[:, :, -1] += beyond.flip(1)
+    matrices = torch.bmm(once, torch.bmm(once, once))
+    if short == size:
+        return matrices
+    position = torch.arange(size, device=boxes.device)
+    row = position.clamp(max=2 * reach) + (position - (size - 1 - 2 * reach)).clamp(min=0)
+    column = row[:, None] + position - position[:, None]
+    column[(column < 0) | (column >= short)] = short
+    padded = torch.cat([matrices, matrices.new_zeros(number, short, 1)], dim=2)
+    return padded[:, row[:, None], column]
+
+
+def _strips(size: int, reach: int) -> list[tuple[slice, slice]]:
+    """Pieces of an axis to compute, each with the piece that it is computed from."""
+    if size <= 2 * _STRIP:
+        return [(slice(0, size), slice(0, size))]
+    starts = range(0, size, _STRIP)
+    return [(slice(s, min(s + _STRIP, size)), slice(max(s - reach, 0), min(s + _STRIP + reach, size))) for s in starts]
+
+
+__all__ = ["COLOR_OPERATIONS", "gaussian_blur_", "to_gray_"]
