@@ -1,0 +1,110 @@
+"""The encoder of DenseCL: a backbone with a global and a dense projection head (paper, section 3.2)."""
+
+from typing import NamedTuple
+
+import torch
+from torch import nn
+from torch.nn import functional
+from transformers import AutoBackbone
+
+from .configuration_densecl import DenseCLConfig
+from .resnet_densecl import DenseCLResNet
+
+
+class DenseCLEncoding(NamedTuple):
+    """
+    What the encoder makes of B images; nothing is normalised.
+
+    Attributes:
+        feature_map: last map of the backbone `[B, C, h, w]`.
+        global_embedding: `[B, D]`.
+        dense_embedding: `[B, D, rows, columns]`, or `None` if it was not asked for.
+        hidden_states: all maps of the backbone.
+    """
+
+    feature_map: torch.Tensor
+    global_embedding: torch.Tensor
+    dense_embedding: torch.Tensor | None
+    hidden_states: tuple[torch.Tensor, ...]
+
+
+class DenseCLEncoder(nn.Module):
+    """
+    Backbone and heads. The heads share nothing and have no batch normalisation.
+
+    Args:
+        config (`DenseCLConfig`): configuration.
+        with_heads (`bool`): whether the heads exist; a backbone for other models has none.
+    """
+
+    def __init__(self, config: DenseCLConfig, with_heads: bool = True):
+        super().__init__()
+        self.num_grid = config.num_grid
+        if config.backbone_config is None:
+            self.backbone = DenseCLResNet(config)
+        else:
+            self.backbone = AutoBackbone.from_config(config.backbone_config)
+        if with_heads:
+            hidden, size = config.projection_hidden_size, config.projection_size
+            channels = self.backbone.channels[-1]
+            self.global_head = nn.Sequential(nn.Linear(channels, hidden), nn.ReLU(), nn.Linear(hidden, size))
+            self.dense_head = nn.Sequential(nn.Conv2d(channels, hidden, 1), nn.ReLU(), nn.Conv2d(hidden, size, 1))
+
+    def forward(self, pixel_values: torch.Tensor, dense: bool = True) -> DenseCLEncoding:
+        """
+        Args:
+            pixel_values (`torch.Tensor` of shape `[B, channels, H, W]`): normalised images.
+            dense (`bool`): compute the dense embedding.
+
+        Raises:
+            ValueError: for images of another shape, a backbone whose last map is not `[B, C, h, w]`, and a `num_grid`
+                larger than the map.
+        """
+        hidden_states = self.feature_maps(pixel_values)
+        feature_map = hidden_states[-1]
+        return DenseCLEncoding(
+            feature_map=feature_map,
+            global_embedding=self.global_head(feature_map.mean(dim=(2, 3))),
+            dense_embedding=self.dense_head(pool_to_grid(feature_map, self.num_grid)) if dense else None,
+            hidden_states=hidden_states,
+        )
+
+    def feature_maps(self, pixel_values: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        """All maps of the ResNet, or the chosen ones of another backbone; arguments and errors as `forward`."""
+        if pixel_values.ndim != 4:
+            raise ValueError(
+                "pixel_values: expected 4 dimensions (batch, channels, height, width), "
+                f"got shape {tuple(pixel_values.shape)}"
+            )
+        if isinstance(self.backbone, DenseCLResNet):
+            return self.backbone(pixel_values)
+        feature_maps = tuple(self.backbone(pixel_values).feature_maps)
+        shape, channels = tuple(feature_maps[-1].shape), self.backbone.channels[-1]
+        if len(shape) != 4 or shape[1] != channels:
+            raise ValueError(
+                f"backbone_config: {type(self.backbone).__name__} gives a feature map of shape {shape}; needed is one "
+                f"with two spatial dimensions, (batch, {channels} channels, height, width)"
+            )
+        return feature_maps
+
+
+def pool_to_grid(feature_map: torch.Tensor, num_grid: int | None) -> torch.Tensor:
+    """
+    Averages a map `[B, C, h, w]` over the cells of a grid (adaptive average pooling), `[B, C, num_grid, num_grid]`.
+
+    Args:
+        feature_map (`torch.Tensor`): the map.
+        num_grid (`int`, *optional*): side of the grid; `None` leaves the map as it is.
+
+    Raises:
+        ValueError: for a grid larger than the map.
+    """
+    height, width = feature_map.shape[-2:]
+    if num_grid is None or (height, width) == (num_grid, num_grid):
+        return feature_map
+    if num_grid > min(height, width):
+        raise ValueError(f"num_grid must be at most the sides of the feature map, {height}x{width}, got {num_grid}")
+    return functional.adaptive_avg_pool2d(feature_map, num_grid)
+
+
+__all__ = ["DenseCLEncoder", "DenseCLEncoding", "pool_to_grid"]

@@ -1,0 +1,583 @@
+"""DenseCL models (Wang et al., "Dense Contrastive Learning for Self-Supervised Visual Pre-Training", CVPR 2021)."""
+
+import math
+from os import PathLike
+
+import torch
+import torch.distributed as dist
+from torch import nn
+from torch.nn import functional
+from transformers import AutoBackbone, PreTrainedModel
+from transformers import initialization as init
+from transformers.backbone_utils import BackboneMixin, filter_output_hidden_states
+from transformers.modeling_outputs import BackboneOutput
+from transformers.processing_utils import Unpack
+from transformers.utils import TransformersKwargs, logging
+from transformers.utils.generic import can_return_tuple
+
+from .configuration_densecl import DenseCLConfig
+from .encoder_densecl import DenseCLEncoder, DenseCLEncoding, pool_to_grid
+from .losses_densecl import info_nce
+from .matching_densecl import (
+    at_least_float32,
+    distinct_matches,
+    match_accuracy,
+    match_by_geometry,
+    match_by_similarity,
+    normalize_positions,
+)
+from .outputs_densecl import DenseCLForPreTrainingOutput, DenseCLModelOutput
+from .queue_densecl import StepDetector, enqueue, random_queue, update_momentum_encoder
+from .resnet_densecl import DenseCLResidualLayer, DenseCLResNet
+from .shuffle_densecl import BatchShuffle, check_equal_batches, check_permutation, gather_rows, world_size
+
+logger = logging.get_logger(__name__)
+
+TRAINING_STATE = [r"^momentum_encoder\.", r"^queue2?(_ptr)?$", r"^steps$"]
+HEADS = [r"^encoder\.(global|dense)_head\."]
+QUEUE_CHECK_INTERVAL = 100
+
+
+class DenseCLPreTrainedModel(PreTrainedModel):
+    """Base of the DenseCL models: initialisation of the official code, and loading that misses no backbone weight."""
+
+    config_class = DenseCLConfig
+    config: DenseCLConfig
+    base_model_prefix = "densecl"
+    main_input_name = "pixel_values"
+    input_modalities = ("image",)
+    supports_gradient_checkpointing = True
+    _no_split_modules = ["DenseCLResidualLayer", "DenseCLStem"]
+    # Losses are means over the batch: `Trainer` must divide them itself when it accumulates gradients.
+    accepts_loss_kwargs = False
+
+    @classmethod
+    def from_pretrained(
+        cls, pretrained_model_name_or_path=None, *model_args, output_loading_info: bool = False, **kwargs
+    ):
+        """
+        As in transformers.
+
+        Raises:
+            ValueError: if the file lacks weights of the backbone, which would otherwise be random.
+        """
+        model, info = super().from_pretrained(
+            pretrained_model_name_or_path, *model_args, output_loading_info=True, **kwargs
+        )
+        missing = set(info["missing_keys"])
+        lost = sorted(name for name in missing if name.startswith("encoder.backbone."))
+        if lost and pretrained_model_name_or_path is not None:
+            raise ValueError(
+                f"{pretrained_model_name_or_path} lacks weights of the backbone: {', '.join(lost[:3])} and "
+                f"{len(lost)} in all; a file in another layout must be converted first (`hubmodels convert densecl`)"
+            )
+        model._complete_loading(missing | {entry[0] for entry in info["mismatched_keys"]})
+        return (model, info) if output_loading_info else model
+
+    def _complete_loading(self, missing: set[str]) -> None:
+        # Loading in transformers 5 makes every parameter trainable.
+        for module in self.modules():
+            if isinstance(module, DenseCLResNet):
+                module.freeze()
+
+    @torch.no_grad()
+    def _init_weights(self, module):
+        if isinstance(module, nn.Linear):
+            init.kaiming_normal_(module.weight, mode="fan_in", nonlinearity="relu")
+            init.zeros_(module.bias)
+        elif isinstance(module, nn.Conv2d) and module.bias is None:  # of the backbone
+            init.kaiming_normal_(module.weight, mode="fan_in", nonlinearity="relu")
+        elif isinstance(module, nn.Conv2d):  # of the dense head: the official initialiser leaves torch's default
+            bound = module.weight[0].numel() ** -0.5
+            init.uniform_(module.weight, -bound, bound)
+            init.uniform_(module.bias, -bound, bound)
+        elif isinstance(module, nn.modules.batchnorm._BatchNorm):
+            init.ones_(module.weight)
+            init.zeros_(module.bias)
+            init.zeros_(module.running_mean)
+            init.ones_(module.running_var)
+            init.zeros_(module.num_batches_tracked)
+        elif isinstance(module, DenseCLResidualLayer) and self.config.zero_init_residual:
+            init.zeros_(module.layer[-1].normalization.weight)
+        elif isinstance(module, DenseCLForPreTraining):
+            module.initialize_queues()
+
+    def _initialize_weights(self, module, is_custom_code: bool = False):
+        # transformers takes modules without parameters of their own for initialised in models outside of it, because
+        # such code might overwrite loaded weights; `_init_weights` does not: the functions of `init` leave them alone.
+        super()._initialize_weights(module, is_custom_code=False)
+
+    def get_input_embeddings(self) -> nn.Module:
+        """The first convolution of the ResNet, or the input embedding of another backbone."""
+        backbone = self.encoder.backbone
+        if isinstance(backbone, DenseCLResNet):
+            return backbone.embedder.embedder.convolution
+        return backbone.get_input_embeddings()
+
+
+class DenseCLModel(DenseCLPreTrainedModel):
+    """
+    DenseCL encoder: backbone, global head and dense head (paper, section 3.2).
+
+    Args:
+        config (`DenseCLConfig`): configuration.
+
+    Example:
+
+    ```python
+    >>> output = model(pixel_values)
+    >>> output.last_hidden_state, output.global_embedding, output.dense_embedding
+    ```
+    """
+
+    _keys_to_ignore_on_load_unexpected = TRAINING_STATE
+
+    def __init__(self, config: DenseCLConfig):
+        super().__init__(config)
+        self.encoder = DenseCLEncoder(config)
+        self.post_init()
+
+    @can_return_tuple
+    def forward(
+        self,
+        pixel_values: torch.Tensor | None = None,
+        output_hidden_states: bool | None = None,
+        **kwargs: Unpack[TransformersKwargs],
+    ) -> DenseCLModelOutput:
+        """
+        Args:
+            pixel_values (`torch.Tensor` of shape `[B, C, H, W]`): normalised images of any size.
+            output_hidden_states (`bool`, *optional*): also return the maps of all stages.
+
+        Raises:
+            ValueError: as [`DenseCLEncoder.forward`].
+        """
+        if pixel_values is None:
+            raise ValueError("pixel_values is required")
+        if output_hidden_states is None:
+            output_hidden_states = self.config.output_hidden_states
+        encoding = self.encoder(pixel_values)
+        return DenseCLModelOutput(
+            last_hidden_state=encoding.feature_map,
+            pooler_output=encoding.feature_map.mean(dim=(2, 3)),
+            global_embedding=encoding.global_embedding,
+            dense_embedding=encoding.dense_embedding.flatten(2),
+            pooled_dense_embedding=encoding.dense_embedding.mean(dim=(2, 3)),
+            hidden_states=encoding.hidden_states if output_hidden_states else None,
+        )
+
+
+class DenseCLForPreTraining(DenseCLPreTrainedModel):
+    """
+    DenseCL for pre-training: encoder, momentum encoder, two queues and the two contrastive losses.
+
+    A forward in training mode does all of a step but the optimiser's part: it moves the momentum encoder, computes the
+    loss and replaces the oldest keys of the queues. In evaluation mode it changes nothing. Expect the loss to *rise* in
+    the beginning: random keys are easy negatives, and they are replaced by real ones during the first
+    `queue_length / batch` steps. With few images choose `queue_length` of at most half their number, otherwise most
+    negatives are other views of images that are in the batch.
+
+    - **Several processes** (DDP): the keys are shuffled between the processes, the queues are equal on all of them.
+      Batches must be equally large. No buffer is broadcast, as it must be (the model tells DDP so itself; with other
+      wrappers set `ddp_broadcast_buffers=False`): statistics differ between the processes, and rank 0's are saved.
+    - **Gradient accumulation**: the momentum encoder moves once per optimiser step; keys are enqueued at every forward.
+      The first forward of a step is recognised by changed weights or absent gradients (`update_momentum` overrides).
+    - **Saving**: `save_pretrained` writes all of the state, for an exact continuation, or without it the encoder only.
+
+    Args:
+        config (`DenseCLConfig`): configuration.
+
+    Example:
+
+    ```python
+    >>> output = model(pixel_values)  # [B, 2, 3, H, W]: query and key view
+    >>> output.loss.backward()
+    >>> model.save_pretrained("encoder", include_training_state=False)
+    ```
+    """
+
+    _keep_in_fp32_modules_strict = ["queue", "queue2"]
+
+    def __init__(self, config: DenseCLConfig):
+        super().__init__(config)
+        self.encoder = DenseCLEncoder(config)
+        self.momentum_encoder = DenseCLEncoder(config)
+        for name in ("queue", "queue2"):
+            self.register_buffer(name, random_queue(config.projection_size, config.queue_length))
+            self.register_buffer(f"{name}_ptr", torch.zeros(1, dtype=torch.int64))
+        if config.loss_lambda_warmup_steps:
+            self.register_buffer("steps", torch.zeros(1, dtype=torch.int64))
+        self.post_init()
+        self._copy_encoder()
+        # Read by DistributedDataParallel: it must broadcast neither the queues nor the statistics of a process.
+        self._ddp_params_and_buffers_to_ignore = [name for name, _ in self.named_buffers()]
+        self._step_detector = StepDetector()
+        self._forwards = 0
+
+    def initialize_queues(self) -> None:
+        """Fills queues that were not loaded with random keys of unit length, and starts at their beginning."""
+        for name in ("queue", "queue2"):
+            queue = getattr(self, name)
+            if not getattr(queue, "_is_hf_initialized", False):
+                init.normal_(queue)
+                queue.copy_(functional.normalize(queue, dim=0))
+            init.zeros_(getattr(self, f"{name}_ptr"))
+        if self.config.loss_lambda_warmup_steps:
+            init.zeros_(self.steps)
+
+    @torch.no_grad()
+    def _copy_encoder(self) -> None:
+        for key, query in zip(
+            (*self.momentum_encoder.parameters(), *self.momentum_encoder.buffers()),
+            (*self.encoder.parameters(), *self.encoder.buffers()),
+            strict=True,
+        ):
+            key.copy_(query)
+        self.momentum_encoder.requires_grad_(False)
+
+    def _complete_loading(self, missing: set[str]) -> None:
+        super()._complete_loading(missing)
+        self.momentum_encoder.requires_grad_(False)
+        changes = []
+        if any("_head." in name and name.startswith("encoder.") for name in missing):
+            changes.append("the projection heads start at random")
+        if any(name.startswith("momentum_encoder.") for name in missing):
+            self._copy_encoder()
+            changes.append("the momentum encoder is a copy of the encoder")
+        changes += [f"{name} starts with random keys" for name in ("queue", "queue2") if name in missing]
+        if changes:
+            logger.warning(f"No complete training state was loaded: {'; '.join(changes)}.")
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path=None, *model_args, **kwargs):
+        """
+        As in transformers. A file of the encoder or of the backbone only gives new heads, a momentum encoder that is a
+        copy, and fresh queues, with a warning.
+
+        Raises:
+            ValueError: for queues of another size than the configuration's, and as the base class.
+        """
+        try:
+            return super().from_pretrained(pretrained_model_name_or_path, *model_args, **kwargs)
+        except RuntimeError as error:
+            if "queue" not in str(error):
+                raise
+            raise ValueError(
+                "the queues of the checkpoint do not have the shape [projection_size, queue_length] of the "
+                f"configuration; ignore_mismatched_sizes=True starts with fresh ones ({error})"
+            ) from error
+
+    def save_pretrained(
+        self,
+        save_directory: str | PathLike,
+        *args,
+        state_dict: dict | None = None,
+        include_training_state: bool = True,
+        **kwargs,
+    ):
+        """
+        As in transformers.
+
+        Args:
+            include_training_state (`bool`): also write the momentum encoder and the queues, which continued
+                pre-training needs (published: 64 MiB and a second encoder); without them only the encoder is written.
+        """
+        if not include_training_state:
+            state = self.state_dict() if state_dict is None else state_dict
+            state_dict = {name: tensor for name, tensor in state.items() if name.startswith("encoder.")}
+        return super().save_pretrained(save_directory, *args, state_dict=state_dict, **kwargs)
+
+    @can_return_tuple
+    def forward(
+        self,
+        pixel_values: torch.Tensor | None = None,
+        shuffle_index: torch.Tensor | None = None,
+        match_index: torch.Tensor | None = None,
+        crop_boxes: torch.Tensor | None = None,
+        flips: torch.Tensor | None = None,
+        generator: torch.Generator | None = None,
+        update_momentum: bool | None = None,
+        output_hidden_states: bool | None = None,
+        **kwargs: Unpack[TransformersKwargs],
+    ) -> DenseCLForPreTrainingOutput:
+        """
+        Args:
+            pixel_values (`torch.Tensor` of shape `[B, 2, C, H, W]`): two views of every image, query and key.
+            shuffle_index (`torch.Tensor` of shape `[R * B]`, *optional*):
+                Permutation of the images of all R processes for shuffling batch normalisation, the same on each; by
+                default rank 0 draws it. One process does not shuffle.
+            match_index (`torch.Tensor` of shape `[B, L]`, *optional*): key cells to use in place of `config.matching`.
+            crop_boxes (`torch.Tensor` of shape `[B, 2, 4]`, *optional*):
+                `(top, left, height, width)` of the views in their image, for `matching="geometry"` and
+                `match_accuracy`.
+            flips (`torch.Tensor` of shape `[B, 2]`, *optional*): whether a view is mirrored; by default none is.
+            generator (`torch.Generator`, *optional*): source of `matching="random"`.
+            update_momentum (`bool`, *optional*):
+                In training, whether this forward begins an optimiser step; recognised by default.
+            output_hidden_states (`bool`, *optional*): also return the maps of all stages of the query.
+
+        Raises:
+            ValueError: for pixel values of another shape; a batch that does not divide the queues; batches of unequal
+                size; a `shuffle_index` that is no permutation; geometry matching without boxes; and as
+                [`DenseCLEncoder.forward`].
+        """
+        batch = self._check_views(pixel_values)
+        begins_step = False
+        if self.training:
+            self._prepare_training(batch, shuffle_index)
+            begins_step = self._begins_step(update_momentum)
+        weight = self._dense_weight()
+        query = self.encoder(pixel_values[:, 0], dense=weight > 0)
+        if begins_step:
+            update_momentum_encoder(self.momentum_encoder, self.encoder, self.config.momentum)
+        with torch.no_grad():
+            # queue2 is filled during the warm-up of the dense loss as well.
+            key = self._encode_keys(pixel_values[:, 1], self.config.loss_lambda > 0, shuffle_index)
+        with torch.autocast(pixel_values.device.type, enabled=False):
+            output = self._global_branch(query, key, weight)
+            if weight > 0:
+                self._dense_branch(output, query, key, match_index, crop_boxes, flips, generator)
+                output.contra_dense = weight * output.loss_dense
+                output.loss = output.loss + output.contra_dense
+            elif self.training and torch.is_grad_enabled():
+                # The idle head has a gradient of zero: DDP waits for one, and weight decay goes on.
+                output.loss = output.loss + 0 * sum(p.sum() for p in self.encoder.dense_head.parameters())
+            if self.training:
+                self._enqueue(output.key_features, output.key_pooled_features)
+        if output_hidden_states or (output_hidden_states is None and self.config.output_hidden_states):
+            output.hidden_states = query.hidden_states
+        return output
+
+    def _check_views(self, pixel_values: torch.Tensor | None) -> int:
+        """Number of images of this process."""
+        if pixel_values is None:
+            raise ValueError("pixel_values is required")
+        if pixel_values.ndim != 5 or pixel_values.shape[1] != 2:
+            raise ValueError(
+                "pixel_values: expected 5 dimensions (batch, 2 views, channels, height, width), "
+                f"got shape {tuple(pixel_values.shape)}"
+            )
+        return len(pixel_values)
+
+    def _prepare_training(self, batch: int, shuffle_index: torch.Tensor | None) -> None:
+        """Everything that can be wrong with a step is found before it changes anything."""
+        ranks, length = world_size(), self.config.queue_length
+        if ranks > 1:
+            check_equal_batches(batch, self.queue.device)
+        if length % (ranks * batch) and self.config.queue_partial == "error":
+            raise ValueError(
+                f"queue_length {length} is not divisible by the global batch {ranks * batch}; choose a multiple of it "
+                "or queue_partial='wrap'"
+            )
+        if shuffle_index is not None:
+            check_permutation(shuffle_index, ranks * batch)
+        if self._forwards == 0:
+            self._share_training_state()
+            logger.warning_once(
+                "DenseCL: the loss rises while the random keys of the queues are replaced by real ones, in the first "
+                f"{math.ceil(length / (ranks * batch))} steps, and falls afterwards. This is no error."
+            )
+        self._forwards += 1
+        if ranks > 1 and dist.get_debug_level() != dist.DebugLevel.OFF and self._forwards % QUEUE_CHECK_INTERVAL == 0:
+            self.check_queues()
+
+    def _begins_step(self, update_momentum: bool | None) -> bool:
+        """Whether this forward is the first one of an optimiser step."""
+        detected = self._step_detector.is_new_step(self.encoder)
+        begins = detected if update_momentum is None else update_momentum
+        if begins and self.config.loss_lambda_warmup_steps:
+            self.steps += 1
+        return begins
+
+    def _dense_weight(self) -> float:
+        """The lambda of this forward; its warm-up counts optimiser steps from 0."""
+        warmup = self.config.loss_lambda_warmup_steps
+        if self.training and warmup and int(self.steps) <= warmup:
+            return 0.0
+        return float(self.config.loss_lambda)
+
+    def _encode_keys(
+        self, pixel_values: torch.Tensor, dense: bool, shuffle_index: torch.Tensor | None
+    ) -> DenseCLEncoding:
+        """Momentum encoding of the keys (paper, section 3.1), with the feature map pooled to the grid."""
+        shuffles = self.training and self.config.shuffle_bn and world_size() > 1
+        if shuffles:
+            shuffle = BatchShuffle(len(pixel_values), shuffle_index, pixel_values.device)
+            pixel_values = shuffle.scatter(pixel_values)
+        key = self.momentum_encoder(pixel_values, dense=dense)
+        needs_map = dense and self.config.matching == "backbone"
+        parts = {
+            "feature_map": pool_to_grid(key.feature_map, self.config.num_grid) if needs_map else None,
+            "global_embedding": key.global_embedding,
+            "dense_embedding": key.dense_embedding,
+        }
+        if shuffles:
+            parts = {name: None if part is None else shuffle.restore(part) for name, part in parts.items()}
+        return DenseCLEncoding(**parts, hidden_states=())
+
+    def _global_branch(
+        self, query: DenseCLEncoding, key: DenseCLEncoding, weight: float
+    ) -> DenseCLForPreTrainingOutput:
+        """InfoNCE of the images (paper, equation 1), and what the queues need."""
+        queries = functional.normalize(at_least_float32(query.global_embedding), dim=1)
+        keys = functional.normalize(at_least_float32(key.global_embedding), dim=1)
+        loss, accuracy = info_nce(queries, keys, self.queue, self.config.temperature)
+        pooled = None
+        if key.dense_embedding is not None:
+            pooled = functional.normalize(at_least_float32(key.dense_embedding).mean(dim=(2, 3)), dim=1)
+        weighted = (1 - weight) * loss
+        return DenseCLForPreTrainingOutput(
+            loss=weighted,
+            loss_global=loss,
+            contra_single=weighted,
+            accuracy_global=accuracy,
+            query_features=queries,
+            key_features=keys,
+            key_pooled_features=pooled,
+            query_feature_map=query.feature_map,
+        )
+
+    def _dense_branch(
+        self,
+        output: DenseCLForPreTrainingOutput,
+        query: DenseCLEncoding,
+        key: DenseCLEncoding,
+        match_index: torch.Tensor | None,
+        crop_boxes: torch.Tensor | None,
+        flips: torch.Tensor | None,
+        generator: torch.Generator | None,
+    ) -> None:
+        """InfoNCE of the cells (paper, equation 2): each against its matched key and the pooled keys of the queue."""
+        grid = tuple(query.dense_embedding.shape[-2:])
+        queries, keys = normalize_positions(query.dense_embedding), normalize_positions(key.dense_embedding)
+        if crop_boxes is not None and flips is None:
+            flips = torch.zeros(crop_boxes.shape[:2], dtype=torch.bool, device=crop_boxes.device)
+        if key.feature_map is not None:
+            output.key_backbone_features = normalize_positions(key.feature_map)
+        if match_index is None:
+            match_index = self._match(output, queries, keys, grid, crop_boxes, flips, generator)
+        elif match_index.shape != (len(queries), grid[0] * grid[1]):
+            raise ValueError(
+                f"match_index must have shape {(len(queries), grid[0] * grid[1])} (batch, cells), "
+                f"got {tuple(match_index.shape)}"
+            )
+        positives = keys.gather(2, match_index[:, None].expand_as(keys))
+        rows = (cells.transpose(1, 2).flatten(0, 1) for cells in (queries, positives))
+        output.loss_dense, output.accuracy_dense = info_nce(*rows, self.queue2, self.config.temperature)
+        output.match_index = match_index
+        output.match_targets = distinct_matches(match_index, grid[0] * grid[1])
+        if crop_boxes is not None:
+            output.match_accuracy = match_accuracy(match_index, crop_boxes, flips, grid)
+        output.query_dense_features, output.key_dense_features = queries, keys
+
+    @torch.no_grad()
+    def _match(
+        self,
+        output: DenseCLForPreTrainingOutput,
+        queries: torch.Tensor,
+        keys: torch.Tensor,
+        grid: tuple[int, int],
+        crop_boxes: torch.Tensor | None,
+        flips: torch.Tensor | None,
+        generator: torch.Generator | None,
+    ) -> torch.Tensor:
+        """The key cell of every query cell, `[B, L]` (paper, section 3.3)."""
+        matching, cells = self.config.matching, grid[0] * grid[1]
+        if matching == "backbone":
+            features = normalize_positions(pool_to_grid(output.query_feature_map, self.config.num_grid))
+            return match_by_similarity(features, output.key_backbone_features)
+        if matching == "projection":
+            return match_by_similarity(queries, keys)
+        if matching == "random":
+            return torch.randint(cells, (len(queries), cells), generator=generator, device=queries.device)
+        if crop_boxes is None:
+            raise ValueError("matching='geometry' needs crop_boxes, which the image processor returns with the views")
+        return match_by_geometry(crop_boxes, flips, grid)
+
+    def _enqueue(self, keys: torch.Tensor, pooled_keys: torch.Tensor | None) -> None:
+        """The keys of all processes replace the oldest ones; without a dense branch `queue2` stays as it is."""
+        if pooled_keys is None:
+            enqueue(self.queue, self.queue_ptr, gather_rows(keys))
+            return
+        keys, pooled_keys = gather_rows(torch.stack([keys, pooled_keys], dim=1)).unbind(dim=1)
+        enqueue(self.queue, self.queue_ptr, keys)
+        enqueue(self.queue2, self.queue2_ptr, pooled_keys)
+
+    def _share_training_state(self) -> None:
+        """Gives all processes the queues of rank 0, which DDP leaves to us."""
+        if world_size() > 1:
+            for _, buffer in self.named_buffers(recurse=False):
+                dist.broadcast(buffer, src=0)
+
+    def check_queues(self) -> None:
+        """
+        Compares the queues of all processes. Called every 100 forwards if `TORCH_DISTRIBUTED_DEBUG` is set.
+
+        Raises:
+            RuntimeError: if they differ.
+        """
+        if world_size() == 1:
+            return
+        checksums = torch.stack([buffer.double().sum() for _, buffer in self.named_buffers(recurse=False)])
+        everyone = gather_rows(checksums[None])
+        if not (everyone == everyone[0]).all():
+            raise RuntimeError(f"the queues differ between the processes; checksums by rank: {everyone.tolist()}")
+
+
+class DenseCLBackbone(BackboneMixin, DenseCLPreTrainedModel):
+    """
+    DenseCL encoder as a transformers backbone, for detectors and segmentation models: maps of any stage, any input
+    size.
+
+    Stages are `stem` (before its max pool, stride 2) and `stage1 ...` (strides 4, 8, 16, 32 by default), or those of
+    `config.backbone_config`.
+
+    Args:
+        config (`DenseCLConfig`): configuration with `out_features` or `out_indices`.
+    """
+
+    has_attentions = False
+    _keys_to_ignore_on_load_unexpected = TRAINING_STATE + HEADS
+
+    def __init__(self, config: DenseCLConfig):
+        if config.stage_names is None:  # of timm, where only the model knows its stages
+            with torch.device("meta"):
+                backbone = AutoBackbone.from_config(config.backbone_config)
+            config.stage_names = backbone.stage_names
+            config.set_output_features_output_indices(backbone.out_features, backbone.out_indices)
+        super().__init__(config)
+        self.encoder = DenseCLEncoder(config, with_heads=False)
+        if config.backbone_config is None:
+            self.num_features = self.encoder.backbone.channels
+        else:
+            self.num_features = self.encoder.backbone.num_features
+        self.post_init()
+
+    @can_return_tuple
+    @filter_output_hidden_states
+    def forward(self, pixel_values: torch.Tensor, **kwargs: Unpack[TransformersKwargs]) -> BackboneOutput:
+        """
+        Args:
+            pixel_values (`torch.Tensor` of shape `[B, C, H, W]`): images of any size.
+
+        Returns:
+            One feature map per entry of `out_features`.
+        """
+        feature_maps = self.encoder.feature_maps(pixel_values)
+        if self.config.backbone_config is not None:
+            return BackboneOutput(feature_maps=feature_maps, hidden_states=feature_maps)
+        chosen = [
+            feature_map
+            for stage, feature_map in zip(self.stage_names, feature_maps, strict=True)
+            if stage in self.out_features
+        ]
+        return BackboneOutput(feature_maps=tuple(chosen), hidden_states=feature_maps)
+
+
+__all__ = ["DenseCLBackbone", "DenseCLForPreTraining", "DenseCLModel", "DenseCLPreTrainedModel"]
+
+# Saving writes these code files next to the weights, so that a folder or repository loads where hubmodels is missing.
+DenseCLConfig.register_for_auto_class()
+DenseCLModel.register_for_auto_class("AutoModel")
+DenseCLForPreTraining.register_for_auto_class("AutoModelForPreTraining")
+DenseCLBackbone.register_for_auto_class("AutoBackbone")
