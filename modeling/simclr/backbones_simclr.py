@@ -1,0 +1,89 @@
+"""The encoders that SimCLR can train: its own ResNets, and every backbone of transformers and timm."""
+
+import torch
+from torch import nn
+from transformers import AutoBackbone
+from transformers.backbone_utils import BackboneType
+from transformers.modeling_outputs import BackboneOutput
+
+from .configuration_simclr import SimCLRConfig
+from .normalization_simclr import SimCLRBatchNorm
+from .resnet_simclr import SimCLRResNet
+
+
+def build_backbone(config: SimCLRConfig) -> nn.Module:
+    """
+    The encoder of a configuration, with the attribute `channels`.
+
+    Args:
+        config (`SimCLRConfig`): configuration.
+
+    Raises:
+        ValueError: if class-token pooling is asked of a timm model, whose backbones return maps only.
+    """
+    if config.backbone_config is None:
+        return SimCLRResNet(config)
+    backbone = AutoBackbone.from_config(config.backbone_config)
+    if config.pooling == "cls" and backbone.backbone_type == BackboneType.TIMM:
+        raise ValueError("pooling 'cls' needs a backbone with class tokens; timm backbones return feature maps only")
+    if config.global_bn:
+        use_global_statistics(backbone, config)
+    return backbone
+
+
+def use_global_statistics(module: nn.Module, config: SimCLRConfig) -> None:
+    """Replaces every `nn.BatchNorm2d` inside of `module` by one with statistics over all processes."""
+    for name, child in module.named_children():
+        if type(child) is nn.BatchNorm2d and child.affine and child.track_running_stats:
+            norm = SimCLRBatchNorm(
+                child.num_features,
+                eps=child.eps,
+                momentum=child.momentum,
+                running_var=config.bn_running_var,
+                global_stats=True,
+            )
+            norm.load_state_dict(child.state_dict())
+            setattr(module, name, norm)
+        else:
+            use_global_statistics(child, config)
+
+
+def pool(feature_map: torch.Tensor) -> torch.Tensor:
+    """
+    Mean over space, the representation `h`.
+
+    Args:
+        feature_map (`torch.Tensor` of shape `[B, D, H, W]`).
+
+    Raises:
+        ValueError: if it is no map.
+    """
+    if feature_map.ndim != 4:
+        raise ValueError(
+            f"the backbone must return feature maps [B, D, H, W], got shape {tuple(feature_map.shape)}; "
+            "some need reshape_hidden_states=True in their configuration"
+        )
+    return feature_map.mean(dim=(2, 3))
+
+
+def token_states(backbone: nn.Module, outputs: BackboneOutput) -> torch.Tensor:
+    """
+    Tokens `[B, 1 + N, D]` of the last stage, class token first, after the final norm if the backbone applies one.
+
+    Args:
+        backbone: a transformers backbone.
+        outputs (`BackboneOutput`): what it returned, with hidden states.
+
+    Raises:
+        ValueError: if it has no class token.
+    """
+    feature_map, states = outputs.feature_maps[-1], outputs.hidden_states[backbone.out_indices[-1]]
+    if states.ndim != 3 or (feature_map.ndim == 4 and states.shape[1] <= feature_map[0, 0].numel()):
+        raise ValueError(
+            f"pooling 'cls' needs a backbone with a class token; {type(backbone).__name__} has none "
+            f"(hidden states of shape {tuple(states.shape)})"
+        )
+    if not getattr(backbone.config, "apply_layernorm", False):
+        return states
+    norm = getattr(backbone, "layernorm", None) or backbone.norm
+    return norm(states)

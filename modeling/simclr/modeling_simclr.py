@@ -1,0 +1,508 @@
+"""SimCLR models (Chen et al., arXiv 2002.05709 "v1" and arXiv 2006.10029 "v2")."""
+
+import torch
+from torch import nn
+from torch.nn import functional
+from transformers import PreTrainedModel
+from transformers import initialization as init
+from transformers.backbone_utils import BackboneMixin
+from transformers.modeling_outputs import BackboneOutput, BaseModelOutputWithPooling, ImageClassifierOutput
+from transformers.processing_utils import Unpack
+from transformers.utils import TransformersKwargs, logging
+from transformers.utils.generic import can_return_tuple
+
+from .backbones_simclr import build_backbone, pool, token_states
+from .configuration_simclr import SimCLRConfig
+from .heads_simclr import SimCLRProjectionHead
+from .losses_simclr import nt_xent
+from .outputs_simclr import SimCLRForPreTrainingOutput
+from .resnet_simclr import SimCLRResidualLayer, SimCLRResNet, SimCLRStem
+
+logger = logging.get_logger(__name__)
+
+# Standard deviation of the unit normal after truncation at two deviations.
+TRUNCATED_STD = 0.87962566103423978
+DENSE_STD = 0.01
+# The similarities, which the loss itself never holds, are returned by default for up to so many images per process.
+MAX_IMAGES_WITH_LOGITS = 256
+
+
+class SimCLRPreTrainedModel(PreTrainedModel):
+    """Base of the SimCLR models: the encoder, which all of them hold as `backbone`, and the official initialisation."""
+
+    config_class = SimCLRConfig
+    config: SimCLRConfig
+    main_input_name = "pixel_values"
+    input_modalities = ("image",)
+    _no_split_modules = [SimCLRStem.__name__, SimCLRResidualLayer.__name__]
+    _supports_sdpa = True
+    _supports_flash_attn = True
+    _supports_flex_attn = True
+    _supports_attention_backend = True
+    # Losses are means over the batch: `Trainer` must divide them itself when it accumulates gradients.
+    accepts_loss_kwargs = False
+
+    def __init__(self, config: SimCLRConfig):
+        super().__init__(config)
+        self.backbone = build_backbone(config)
+        self.supports_gradient_checkpointing = getattr(self.backbone, "supports_gradient_checkpointing", False)
+        self._pixel_range_is_known = config.backbone_config is not None
+
+    @torch.no_grad()
+    def _init_weights(self, module):
+        zero = getattr(module, "zero_init", False)
+        if isinstance(module, nn.Conv2d):
+            # Variance 1 / fan_in after truncation at two standard deviations.
+            std = module.weight[0].numel() ** -0.5 / TRUNCATED_STD
+            init.trunc_normal_(module.weight, std=std, a=-2 * std, b=2 * std)
+            if module.bias is not None:
+                init.zeros_(module.bias)
+        elif isinstance(module, nn.Linear):
+            init.normal_(module.weight, std=0.0 if zero else DENSE_STD)
+            if module.bias is not None:
+                init.zeros_(module.bias)
+        else:
+            super()._init_weights(module)
+            if zero:  # the last normalisation of every residual layer: the layer starts as its shortcut
+                init.zeros_(module.weight)
+
+    def no_weight_decay(self) -> set[str]:
+        """Matrices that LARS neither decays nor adapts: the supervised head's (official `LARSOptimizer`)."""
+        return {"classifier.weight"} if isinstance(getattr(self, "classifier", None), nn.Linear) else set()
+
+    def get_input_embeddings(self) -> nn.Module:
+        """The first convolution, or the input layer of `backbone_config`'s model."""
+        if not isinstance(self.backbone, SimCLRResNet):
+            return self.backbone.get_input_embeddings()
+        return next(module for module in self.backbone.modules() if isinstance(module, nn.Conv2d))
+
+    def encode(
+        self,
+        pixel_values: torch.Tensor | None,
+        output_hidden_states: bool | None = None,
+        **kwargs: Unpack[TransformersKwargs],
+    ) -> BaseModelOutputWithPooling:
+        """
+        The encoder `f` of the paper.
+
+        Args:
+            pixel_values (`torch.Tensor` of shape `[B, C, H, W]`): images; the official weights want RGB in [0, 1].
+            output_hidden_states (`bool`, *optional*): also return the feature maps after the stem and every group.
+
+        Returns:
+            Last feature map `[B, D, H', W']` and its pooled representation `h`, `[B, D]`.
+
+        Raises:
+            ValueError: for images of another shape or of an integer type.
+        """
+        self._check_images(pixel_values)
+        if output_hidden_states is None:
+            output_hidden_states = self.config.output_hidden_states
+        if isinstance(self.backbone, SimCLRResNet):
+            feature_maps = self.backbone(pixel_values)
+            hidden_states, attentions = feature_maps if output_hidden_states else None, None
+            pooled = pool(feature_maps[-1])
+        else:
+            tokens_needed = self.config.pooling == "cls"
+            outputs = self.backbone.forward_with_filtered_kwargs(
+                pixel_values, output_hidden_states=output_hidden_states or tokens_needed, **kwargs
+            )
+            feature_maps, attentions = outputs.feature_maps, outputs.attentions
+            hidden_states = outputs.hidden_states if output_hidden_states else None
+            pooled = token_states(self.backbone, outputs)[:, 0] if tokens_needed else pool(feature_maps[-1])
+        return BaseModelOutputWithPooling(
+            last_hidden_state=feature_maps[-1],
+            pooler_output=pooled,
+            hidden_states=hidden_states,
+            attentions=attentions,
+        )
+
+    def _check_images(self, pixel_values):
+        if pixel_values is None:
+            raise ValueError("pixel_values is required")
+        if not pixel_values.is_floating_point():
+            raise ValueError(f"pixel_values must be floats in [0, 1], got {pixel_values.dtype}")
+        if pixel_values.ndim != 4:
+            raise ValueError(f"pixel_values must have shape [B, C, H, W], got shape {tuple(pixel_values.shape)}")
+        if self._pixel_range_is_known or pixel_values.is_meta or torch.compiler.is_compiling():
+            return
+        self._pixel_range_is_known = True  # of the first batch only: looking costs a synchronisation on a GPU
+        low, high = (bound.item() for bound in pixel_values.detach().aminmax())
+        if low < 0 or high > 1:
+            logger.warning(
+                f"pixel_values are expected in [0, 1], without subtracting a mean; got values from {low:.3g} to "
+                f"{high:.3g}. Weights of the official code give poor features on such images."
+            )
+
+
+class SimCLRModel(SimCLRPreTrainedModel):
+    """
+    SimCLR encoder: feature maps, and the representation `h` as `pooler_output`.
+
+    Args:
+        config (`SimCLRConfig`): configuration.
+
+    Example:
+
+    ```python
+    >>> features = model(pixel_values).pooler_output  # [B, D]
+    ```
+    """
+
+    _keys_to_ignore_on_load_unexpected = [r"^projection_head\.", r"^classifier\."]
+
+    def __init__(self, config: SimCLRConfig):
+        super().__init__(config)
+        self.post_init()
+
+    @can_return_tuple
+    def forward(
+        self,
+        pixel_values: torch.Tensor | None = None,
+        output_hidden_states: bool | None = None,
+        **kwargs: Unpack[TransformersKwargs],
+    ) -> BaseModelOutputWithPooling:
+        """
+        Args:
+            pixel_values (`torch.Tensor` of shape `[B, C, H, W]`): images in [0, 1].
+            output_hidden_states (`bool`, *optional*): also return the feature maps after the stem and every group.
+
+        Returns:
+            `last_hidden_state` `[B, D, H', W']` and `pooler_output` `[B, D]`.
+
+        Raises:
+            ValueError: for images of another shape or of an integer type.
+        """
+        return self.encode(pixel_values, output_hidden_states, **kwargs)
+
+
+class SimCLRForPreTraining(SimCLRPreTrainedModel):
+    """
+    Contrastive pre-training (v1 paper, section 2.1): encoder, projection head and NT-Xent over two views per image.
+
+    Under `torch.distributed` the negatives are those of all processes, with gradients through the gather; do not divide
+    the loss by the number of processes. Gradient accumulation does not enlarge the set of negatives.
+
+    Args:
+        config (`SimCLRConfig`): configuration. `linear_probe` adds a classifier on detached features.
+
+    Raises:
+        ValueError: if `config.fine_tune_after_block` freezes something.
+
+    Example:
+
+    ```python
+    >>> views = processor(images, views=2, mode="pretrain").pixel_values  # [B, 2, 3, H, W]
+    >>> model(views).loss.backward()
+    ```
+    """
+
+    def __init__(self, config: SimCLRConfig):
+        if config.fine_tune_after_block > -1:
+            raise ValueError(
+                f"fine_tune_after_block must be -1 in pre-training (all is trained), got {config.fine_tune_after_block}"
+            )
+        super().__init__(config)
+        self.num_labels = config.num_labels
+        self.projection_head = SimCLRProjectionHead(config, self.backbone.channels[-1])
+        if config.linear_probe:
+            self.classifier = make_classifier(config, self.projection_head)
+        else:
+            self._keys_to_ignore_on_load_unexpected = [r"^classifier\."]
+        self.post_init()
+
+    @can_return_tuple
+    def forward(
+        self,
+        pixel_values: torch.Tensor | None = None,
+        labels: torch.Tensor | None = None,
+        return_loss: bool = True,
+        return_logits: bool | None = None,
+        output_hidden_states: bool | None = None,
+        **kwargs: Unpack[TransformersKwargs],
+    ) -> SimCLRForPreTrainingOutput:
+        """
+        Args:
+            pixel_values (`torch.Tensor` of shape `[B, 2, C, H, W]`):
+                Two views of every image, in [0, 1]. `[2B, C, H, W]` is taken as all first views, then all second ones.
+                Both views pass the encoder in one batch: batch normalisation sees both.
+            labels (`torch.Tensor` of shape `[B]` or `[B, num_labels]`, *optional*):
+                Classes of the images for the linear probe; without one they are ignored.
+            return_loss (`bool`): without it any number of images `[R, C, H, W]` is projected and nothing compared.
+            return_logits (`bool`, *optional*):
+                Return the similarities `logits_ab`, `[B, N]`; by default for at most 256 images per process.
+            output_hidden_states (`bool`, *optional*): also return the feature maps after the stem and every group.
+
+        Raises:
+            ValueError: if `pixel_values` are not two views of every image, for labels of another shape or missing
+                while a linear probe is trained, and for a global batch of one image, which has no negatives.
+        """
+        pixel_values = self._flat_views(pixel_values, return_loss)
+        if return_loss and self.config.linear_probe and labels is None:
+            raise ValueError("labels are required: config.linear_probe trains a classifier on them")
+        outputs = self.encode(pixel_values, output_hidden_states, **kwargs)
+        states = self.projection_head(outputs.pooler_output)
+        result = SimCLRForPreTrainingOutput(
+            projections=states[-1],
+            pooler_output=states[0],
+            projection_states=states,
+            hidden_states=outputs.hidden_states,
+            attentions=outputs.attentions,
+        )
+        if self.config.linear_probe:
+            result.logits = self.classifier(states[self.config.selected_layer].detach())
+        if return_loss:
+            self._add_losses(result, labels, return_logits)
+        return result
+
+    def _flat_views(self, pixel_values, return_loss):
+        """Rows of all first views, then of all second views."""
+        if pixel_values is None:
+            raise ValueError("pixel_values is required")
+        shape = tuple(pixel_values.shape)
+        if pixel_values.ndim == 5 and shape[1] == 2:
+            return pixel_values.transpose(0, 1).flatten(0, 1)
+        if pixel_values.ndim != 4 or (return_loss and shape[0] % 2):
+            raise ValueError(
+                "expected two views of every image, pixel_values of shape [B, 2, C, H, W] or (an even number of rows, "
+                f"first views first) [2B, C, H, W], got shape {shape}"
+            )
+        return pixel_values
+
+    def _add_losses(self, result, labels, return_logits):
+        config = self.config
+        if return_logits is None:
+            return_logits = len(result.projections) <= 2 * MAX_IMAGES_WITH_LOGITS
+        contrast = nt_xent(
+            result.projections,
+            config.temperature,
+            hidden_norm=config.hidden_norm,
+            reduction=config.loss_reduction,
+            return_logits=return_logits,
+        )
+        result.loss = result.contrastive_loss = contrast.loss
+        result.logits_ab, result.labels = contrast.logits_ab, contrast.labels
+        result.contrast_accuracy, result.contrast_entropy = contrast.accuracy, contrast.entropy
+        if config.linear_probe:
+            both = torch.cat([labels, labels]).to(result.logits.device)
+            result.supervised_loss = classification_loss(result.logits, both)
+            result.loss = result.loss + result.supervised_loss + kernel_decay(config, self.classifier)
+
+
+class SimCLRForImageClassification(SimCLRPreTrainedModel):
+    """
+    SimCLR encoder with a classifier: fine-tuning (also semi-supervised, with 1 % or 10 % of the labels) and linear
+    evaluation.
+
+    The classifier reads `h` or, by `config.ft_proj_selector`, the output of a layer of the projection head.
+    `config.fine_tune_after_block` freezes the stem and the first groups, or all but the classifier. As in the official
+    code the projection head is always evaluated whole in training, and its moving statistics follow.
+
+    Args:
+        config (`SimCLRConfig`): configuration with `num_labels`.
+
+    Example:
+
+    ```python
+    >>> model = SimCLRForImageClassification.from_pretrained("path/to/pretrained", num_labels=10)
+    >>> model(pixel_values, labels=labels).loss.backward()
+    ```
+    """
+
+    def __init__(self, config: SimCLRConfig):
+        super().__init__(config)
+        self.num_labels = config.num_labels
+        self.projection_head = SimCLRProjectionHead(config, self.backbone.channels[-1])
+        self.classifier = make_classifier(config, self.projection_head)
+        self.post_init()
+        self._freeze()
+
+    @classmethod
+    def from_pretrained(cls, *args, **kwargs):
+        """As in transformers; afterwards freezes again what loading in transformers 5 makes trainable."""
+        loaded = super().from_pretrained(*args, **kwargs)
+        (loaded[0] if isinstance(loaded, tuple) else loaded)._freeze()
+        return loaded
+
+    def freeze_encoder(self) -> None:
+        """
+        Freezes all but the classifier (linear evaluation): the encoder runs in inference mode and without autograd.
+
+        The same as `fine_tune_after_block` = 4, which is what the configuration says from now on.
+        """
+        self.config.fine_tune_after_block = len(self.config.depths)
+        self._freeze()
+
+    def train(self, mode: bool = True) -> "SimCLRForImageClassification":
+        """As in torch; frozen blocks stay in inference mode where the official code has them so."""
+        super().train(mode)
+        if self.config.trains_classifier_only or self.config.frozen_bn == "inference":
+            for block in self._frozen_blocks():
+                block.eval()
+        return self
+
+    def _frozen_blocks(self) -> list[nn.Module]:
+        config = self.config
+        if config.trains_classifier_only:
+            return [self.backbone]
+        if config.fine_tune_after_block < 0:
+            return []
+        return self.backbone.blocks()[: config.fine_tune_after_block + 1]
+
+    def _freeze(self):
+        config = self.config
+        for block in self._frozen_blocks():
+            block.requires_grad_(False)
+        trained = config.train_projection_in_finetune and not config.trains_classifier_only
+        for number, layer in enumerate(self.projection_head.layers):
+            layer.requires_grad_(trained and number < config.selected_layer)
+        self.train(self.training)
+
+    def features(
+        self, pixel_values: torch.Tensor, output_hidden_states: bool | None = None, **kwargs
+    ) -> tuple[torch.Tensor, BaseModelOutputWithPooling]:
+        """What the classifier reads, `[B, D]`, and the output of the encoder; arguments as [`SimCLRModel.forward`]."""
+        outputs = self.encode(pixel_values, output_hidden_states, **kwargs)
+        selected = self.config.selected_layer
+        states = self.projection_head(outputs.pooler_output, stop=selected)
+        if self.training:
+            # What lies behind the selected layer is evaluated for its moving statistics only.
+            with torch.no_grad():
+                self.projection_head(states[-1], start=selected)
+        return states[-1], outputs
+
+    @can_return_tuple
+    def forward(
+        self,
+        pixel_values: torch.Tensor | None = None,
+        labels: torch.Tensor | None = None,
+        output_hidden_states: bool | None = None,
+        **kwargs: Unpack[TransformersKwargs],
+    ) -> ImageClassifierOutput:
+        """
+        Args:
+            pixel_values (`torch.Tensor` of shape `[B, C, H, W]`): images in [0, 1].
+            labels (`torch.Tensor`, *optional*): classes `[B]` (integers) or target distributions `[B, num_labels]`
+                (floats; the loss is `-sum(t * log_softmax)`). With `config.problem_type` set to `"regression"` or
+                `"multi_label_classification"` transformers' losses for these are used instead.
+            output_hidden_states (`bool`, *optional*): also return the feature maps after the stem and every group.
+
+        Raises:
+            ValueError: for labels of the wrong shape, and for images of another shape or of an integer type.
+        """
+        selected, outputs = self.features(pixel_values, output_hidden_states, **kwargs)
+        logits = self.classifier(selected)
+        loss = None
+        if labels is not None:
+            labels = labels.to(logits.device)
+            if self.config.problem_type in ("regression", "multi_label_classification"):
+                loss = self.loss_function(labels.float(), logits.float(), self.config)
+            else:
+                loss = classification_loss(logits, labels)
+            loss = loss + kernel_decay(self.config, self.classifier)
+        return ImageClassifierOutput(
+            loss=loss, logits=logits, hidden_states=outputs.hidden_states, attentions=outputs.attentions
+        )
+
+
+class SimCLRBackbone(BackboneMixin, SimCLRPreTrainedModel):
+    """
+    SimCLR encoder as a transformers backbone: feature maps of the stem and of any group.
+
+    With a `backbone_config` the maps and stages are those of its model.
+
+    Args:
+        config (`SimCLRConfig`): configuration with `out_features` or `out_indices`.
+    """
+
+    has_attentions = False
+    _keys_to_ignore_on_load_unexpected = [r"^projection_head\.", r"^classifier\."]
+
+    def __init__(self, config: SimCLRConfig):
+        super().__init__(config)
+        self.post_init()
+
+    def _init_transformers_backbone(self):
+        if isinstance(self.backbone, SimCLRResNet):
+            super()._init_transformers_backbone()
+            self.num_features = self.backbone.channels
+        else:
+            self.has_attentions = self.backbone.has_attentions
+            self.stage_names = self.config.stage_names = self.backbone.stage_names
+            self.num_features = self.backbone.num_features
+            self.config.set_output_features_output_indices(self.backbone.out_features, self.backbone.out_indices)
+
+    @can_return_tuple
+    def forward(
+        self,
+        pixel_values: torch.Tensor,
+        output_hidden_states: bool | None = None,
+        **kwargs: Unpack[TransformersKwargs],
+    ) -> BackboneOutput:
+        """
+        Args:
+            pixel_values (`torch.Tensor` of shape `[B, C, H, W]`): images in [0, 1].
+            output_hidden_states (`bool`, *optional*): also return the maps of all stages.
+
+        Returns:
+            One feature map `[B, D, H', W']` per entry of `out_features`.
+        """
+        self._check_images(pixel_values)
+        if output_hidden_states is None:
+            output_hidden_states = self.config.output_hidden_states
+        if not isinstance(self.backbone, SimCLRResNet):
+            return self.backbone.forward_with_filtered_kwargs(
+                pixel_values, output_hidden_states=output_hidden_states, **kwargs
+            )
+        hidden_states = self.backbone(pixel_values)
+        feature_maps = tuple(
+            states for stage, states in zip(self.stage_names, hidden_states, strict=True) if stage in self.out_features
+        )
+        return BackboneOutput(feature_maps=feature_maps, hidden_states=hidden_states if output_hidden_states else None)
+
+
+def make_classifier(config: SimCLRConfig, head: SimCLRProjectionHead) -> nn.Linear:
+    """The supervised head, on the activation that `config.ft_proj_selector` names."""
+    classifier = nn.Linear(head.widths[config.selected_layer], config.num_labels)
+    classifier.zero_init = config.zero_init_logits_layer
+    return classifier
+
+
+def classification_loss(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+    """
+    Mean softmax cross entropy, in float32 at least.
+
+    Args:
+        logits (`torch.Tensor` of shape `[B, num_labels]`).
+        labels (`torch.Tensor`): classes `[B]` or target distributions `[B, num_labels]`.
+
+    Raises:
+        ValueError: for labels of another shape.
+    """
+    if labels.shape not in (logits.shape[:1], logits.shape):
+        raise ValueError(
+            f"labels must have shape {tuple(logits.shape[:1])} or {tuple(logits.shape)}, got {tuple(labels.shape)}"
+        )
+    logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
+    return functional.cross_entropy(logits, labels if labels.ndim == 1 else labels.to(logits.dtype))
+
+
+def kernel_decay(config: SimCLRConfig, classifier: nn.Linear) -> torch.Tensor | float:
+    """`weight_decay / 2 * |W|^2` of the supervised head, which the official code adds to the loss under LARS."""
+    return 0.5 * config.weight_decay * classifier.weight.square().sum() if config.weight_decay else 0.0
+
+
+__all__ = [
+    "SimCLRBackbone",
+    "SimCLRForImageClassification",
+    "SimCLRForPreTraining",
+    "SimCLRModel",
+    "SimCLRPreTrainedModel",
+]
+
+# Saving writes these code files next to the weights, so that a folder or repository loads where hubmodels is missing.
+SimCLRConfig.register_for_auto_class()
+SimCLRModel.register_for_auto_class("AutoModel")
+SimCLRForPreTraining.register_for_auto_class("AutoModelForPreTraining")
+SimCLRForImageClassification.register_for_auto_class("AutoModelForImageClassification")
+SimCLRBackbone.register_for_auto_class("AutoBackbone")
