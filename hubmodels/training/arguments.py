@@ -30,6 +30,8 @@ class HubTrainingArguments(TrainingArguments):
         lr_schedule: "warmup_cosine" (published MAE schedule, per step at a fractional epoch), or a name of
             `transformers.SchedulerType`.
         min_lr: Learning rate at the end of "warmup_cosine".
+        lr_by_epoch: Keep the rate of "warmup_cosine" constant inside of an epoch.
+        decay_vectors: Also decay biases and normalisation, and what the model excludes.
         warmup_epochs: Warm-up of "warmup_cosine", in epochs, fractional. 0 with `warmup_steps` set: those steps.
         mixup: Beta parameter of mixup; 0 turns it off.
         cutmix: Beta parameter of cutmix; 0 turns it off.
@@ -56,6 +58,8 @@ class HubTrainingArguments(TrainingArguments):
     layer_decay: float | None = None
     lr_schedule: str = "warmup_cosine"
     min_lr: float = 0.0
+    lr_by_epoch: bool = False
+    decay_vectors: bool = False
     warmup_epochs: float = 0.0
     mixup: float = 0.0
     cutmix: float = 0.0

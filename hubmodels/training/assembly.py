@@ -192,11 +192,19 @@ def evaluation_transform(recipe: Recipe, config: PreTrainedConfig) -> EvalTransf
 
     Returns:
         The transform.
+
+    Raises:
+        RecipeError: If neither the model nor the recipe says the size, or they differ.
     """
     section = recipe.transform
+    size = getattr(config, "image_size", section.size)
+    if size is None or section.size not in (None, size):
+        raise RecipeError(
+            f"transform.size must be the size of the images in pixels, got {section.size} (model: {size})"
+        )
     channels = getattr(config, "num_channels", 3)
     return EvalTransform(
-        config.image_size,
+        size,
         crop_fraction=section.eval_crop_fraction,
         num_channels=channels,
         mean=section.mean,
@@ -225,10 +233,10 @@ def build_collators(recipe: Recipe, config: PreTrainedConfig) -> tuple[Collator,
         "std": section.std,
     }
     if recipe.task == "linear_probe":
-        train: ImageTransform = LinearProbeTransform(config.image_size, **common)
+        train: ImageTransform = LinearProbeTransform(evaluation.size, **common)
     else:
         train = FinetuneTransform(
-            config.image_size,
+            evaluation.size,
             auto_augment=section.auto_augment,
             random_erasing=section.random_erasing,
             crop_padding=section.crop_padding,
@@ -267,6 +275,7 @@ def training_arguments(
         num_train_epochs=1 if recipe.data.streaming else schedule.epochs,
         warmup_epochs=schedule.warmup_epochs / (schedule.epochs if recipe.data.streaming else 1),
         min_lr=schedule.min_learning_rate,
+        lr_by_epoch=schedule.by_epoch,
         per_device_train_batch_size=device_batch_size,
         per_device_eval_batch_size=max(device_batch_size, 1),
         gradient_accumulation_steps=schedule.batch_size // (device_batch_size * processes),
@@ -275,6 +284,7 @@ def training_arguments(
         base_learning_rate=optimizer.base_learning_rate,
         lr_scaling=optimizer.lr_scaling,
         weight_decay=optimizer.weight_decay,
+        decay_vectors=optimizer.decay_vectors,
         layer_decay=optimizer.layer_decay,
         max_grad_norm=optimizer.clip_grad_norm,
         mixup=regularization.mixup,

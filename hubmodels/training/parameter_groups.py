@@ -14,19 +14,25 @@ from hubmodels.training.lars import LARS
 
 
 def parameter_groups(
-    model: nn.Module, learning_rate: float, weight_decay: float, layer_decay: float | None = None
+    model: nn.Module,
+    learning_rate: float,
+    weight_decay: float,
+    layer_decay: float | None = None,
+    decay_vectors: bool = False,
 ) -> list[dict[str, Any]]:
     """Groups of trainable parameters with their weight decay and learning rate.
 
-    One-dimensional parameters and the names of `model.no_weight_decay()` are not decayed. With `layer_decay` the
-    learning rate of layer `i` of `n` is `learning_rate * layer_decay ** (n - i)`, where `model.group_matcher()` (timm's
-    convention) says which layer a parameter belongs to. Frozen parameters are in no group.
+    One-dimensional parameters and the names of `model.no_weight_decay()` are not decayed, unless asked to. With
+    `layer_decay` the learning rate of layer `i` of `n` is `learning_rate * layer_decay ** (n - i)`, where
+    `model.group_matcher()` (timm's convention) says which layer a parameter belongs to. Frozen parameters are in no
+    group.
 
     Args:
         model: The model to train.
         learning_rate: Peak learning rate of the last layer.
         weight_decay: Weight decay of the decayed groups.
         layer_decay: Factor from a layer to the one before it, in (0, 1]; None or 1 gives every layer the same rate.
+        decay_vectors: Decay all parameters alike.
 
     Returns:
         Groups with the keys `params`, `lr`, `weight_decay` and, with `layer_decay`, `lr_scale`.
@@ -36,8 +42,13 @@ def parameter_groups(
     """
     if layer_decay is not None and not 0 < layer_decay <= 1:
         raise ValueError(f"layer_decay must be in (0, 1], got {layer_decay}")
+    if decay_vectors and layer_decay not in (None, 1):
+        raise ValueError(f"decay_vectors goes without layer_decay, got layer_decay = {layer_decay}")
     excluded: set[str] = getattr(model, "no_weight_decay", set)()
-    if layer_decay is None or layer_decay == 1:
+    if decay_vectors:
+        trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+        groups = [{"params": trained, "weight_decay": weight_decay}] if trained else []
+    elif layer_decay is None or layer_decay == 1:
         groups = timm_weight_decay_groups(model, weight_decay, no_weight_decay_list=excluded)
     elif not hasattr(model, "group_matcher"):
         raise ValueError(

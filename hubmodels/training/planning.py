@@ -278,7 +278,7 @@ def plan_table(
         "training data": f"{recipe.data.source}: {data.images_per_epoch:,} images{classes}",
         "test data": test,
         "model": f"{type(model).__name__}, {total / 1e6:.1f} M parameters, {trainable / 1e6:.1f} M trained, "
-        f"images of {model.config.image_size} pixels",
+        f"images of {getattr(model.config, 'image_size', recipe.transform.size)} pixels",
         "starts from": recipe.init_from or "random weights",
         "schedule": f"{schedule.epochs} epochs, {steps:,} steps of {schedule.batch_size} images ({division})",
         "optimizer": f"{optimizer.name}, learning rate {peak:.3g}, seed {run.seed}",

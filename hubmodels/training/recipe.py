@@ -43,9 +43,10 @@ class DataSection:
 
 @dataclass
 class TransformSection:
-    """How images become pixel values; the size is that of the model.
+    """How images become pixel values.
 
     Args:
+        size: Pixels of a side, for models that take images of any size; the others have an `image_size` of their own.
         crop_scale: Smallest and largest area of a random crop as a fraction of the image.
         crop_padding: Pixels of zero padding of a fixed-size crop, instead of resized crops (fine-tuning only).
         flip: Probability of a horizontal flip.
@@ -58,6 +59,7 @@ class TransformSection:
         options: Arguments of the method's image processor, for methods whose processor makes the views of pre-training.
     """
 
+    size: int | None = None
     crop_scale: list[float] = field(default_factory=lambda: [0.2, 1.0])
     crop_padding: int | None = None
     flip: float = 0.5
@@ -78,6 +80,7 @@ class OptimizerSection:
         base_learning_rate: Learning rate that is scaled with `schedule.batch_size`.
         lr_scaling: "linear": `base_learning_rate * batch_size / 256`; "sqrt": `base_learning_rate * sqrt(batch_size)`.
         weight_decay: Weight decay of matrices; vectors are not decayed.
+        decay_vectors: Decay biases and normalisation too.
         layer_decay: Learning-rate factor from a layer to the one before it; None: the same rate everywhere.
         options: Further arguments of the optimiser, such as `betas: [0.9, 0.95]`.
         clip_grad_norm: Largest norm of the gradient; 0 does not clip.
@@ -87,6 +90,7 @@ class OptimizerSection:
     base_learning_rate: float = 1.5e-4
     lr_scaling: Literal["linear", "sqrt"] = "linear"
     weight_decay: float = 0.05
+    decay_vectors: bool = False
     layer_decay: float | None = None
     options: dict[str, Any] = field(default_factory=dict)
     clip_grad_norm: float = 0.0
@@ -101,12 +105,14 @@ class ScheduleSection:
         batch_size: Images in an optimiser step, over all processes; it is divided among processes and micro-batches.
         warmup_epochs: Epochs of linear warm-up from 0.
         min_learning_rate: Learning rate at the end.
+        by_epoch: Keep the learning rate constant inside of an epoch.
     """
 
     epochs: int = 100
     batch_size: int = 256
     warmup_epochs: float = 5.0
     min_learning_rate: float = 0.0
+    by_epoch: bool = False
 
 
 @dataclass

@@ -63,6 +63,7 @@ def warmup_cosine_scheduler(
     steps_per_epoch: int,
     batches_per_epoch: int | None = None,
     accumulation: int = 1,
+    by_epoch: bool = False,
 ) -> LambdaLR:
     """Schedule that sets `warmup_cosine_lr` before every optimiser step.
 
@@ -77,6 +78,7 @@ def warmup_cosine_scheduler(
         steps_per_epoch: Optimiser steps in an epoch.
         batches_per_epoch: Micro-batches in an epoch; default `steps_per_epoch * accumulation`.
         accumulation: Micro-batches in an optimiser step.
+        by_epoch: Keep the learning rate constant inside of an epoch (DenseCL).
 
     Returns:
         The scheduler, to be stepped once after every optimiser step.
@@ -90,7 +92,7 @@ def warmup_cosine_scheduler(
 
     def factor(step: int) -> float:
         epoch = fractional_epoch(step, steps_per_epoch, batches, accumulation)
-        return warmup_cosine_lr(epoch, lr, min_lr, warmup_epochs, epochs) / lr
+        return warmup_cosine_lr(math.floor(epoch) if by_epoch else epoch, lr, min_lr, warmup_epochs, epochs) / lr
 
     return LambdaLR(optimizer, factor)
 

@@ -164,7 +164,9 @@ class HubTrainer(Trainer):
         if self.optimizer is None:
             args = self.args
             model = self.model if model is None else model
-            groups = parameter_groups(model, args.learning_rate, args.weight_decay, args.layer_decay)
+            groups = parameter_groups(
+                model, args.learning_rate, args.weight_decay, args.layer_decay, args.decay_vectors
+            )
             if args.optimizer == "lars":
                 groups = layer_adaptation_groups(model, groups)
             self.optimizer = create_optimizer(
@@ -189,6 +191,7 @@ class HubTrainer(Trainer):
             self.steps_per_epoch,
             self.batches_per_epoch,
             args.gradient_accumulation_steps,
+            args.lr_by_epoch,
         )
         self._created_lr_scheduler = True
         return self.lr_scheduler

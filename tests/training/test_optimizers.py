@@ -1,5 +1,7 @@
 """LARS, schedules and parameter groups."""
 
+import math
+
 import pytest
 import torch
 from timm.optim import list_optimizers
@@ -244,3 +246,24 @@ def test_optimizer_options_reach_the_optimizer_and_unknown_ones_are_named():
         create_optimizer("lars", groups, 0.1, options={"betas": [0.9, 0.95]})
     with pytest.raises(ValueError, match="unknown optimizer 'adamm'"):
         create_optimizer("adamm", groups, 0.1)
+
+
+def test_vectors_are_decayed_on_request():
+    model = torch.nn.Sequential(torch.nn.Linear(3, 3), torch.nn.BatchNorm1d(3))
+    (group,) = parameter_groups(model, 0.1, 0.01, decay_vectors=True)
+    assert len(group["params"]) == 4
+    assert group["weight_decay"] == 0.01
+    with pytest.raises(ValueError, match="decay_vectors goes without layer_decay, got layer_decay = 0.5"):
+        parameter_groups(model, 0.1, 0.01, layer_decay=0.5, decay_vectors=True)
+
+
+def test_the_rate_can_stay_constant_inside_of_an_epoch():
+    optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=0.3)
+    scheduler = warmup_cosine_scheduler(optimizer, 0.3, 0.0, 0.0, epochs=4, steps_per_epoch=3, by_epoch=True)
+    rates = []
+    for _ in range(12):
+        rates.append(scheduler.get_last_lr()[0])
+        optimizer.step()
+        scheduler.step()
+    expected = [0.15 * (1 + math.cos(math.pi * epoch / 4)) for epoch in range(4)]
+    assert rates == pytest.approx([rate for rate in expected for _ in range(3)])
