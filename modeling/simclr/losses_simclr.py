@@ -8,10 +8,8 @@ from torch.autograd.function import once_differentiable
 from torch.distributed.nn.functional import all_gather
 
 REDUCTIONS = ("official", "mean")
-# exp() of logits up to this size, and sums of any number of them, are far from the ends of float32.
-LARGEST_PLAIN_LOGIT = 40.0
-# Logits that are held at a time: 8 MiB in float32, which stay in a CPU's last cache.
-TILE_ELEMENTS = 2**21
+# Logits that are held at a time: 4 MiB in float32, which stay in a CPU's last cache.
+TILE_ELEMENTS = 2**20
 
 
 class NTXentOutput(NamedTuple):
@@ -81,7 +79,18 @@ def nt_xent(
             hidden = hidden * hidden.square().sum(-1, keepdim=True).clamp_min(1e-12).rsqrt()
         own = hidden.unflatten(0, (2, -1))
         everyone, first = _gather_views(own, group)
-        return _stream(own, everyone, first, temperature, hidden_norm, reduction, chunk, return_logits)
+        images = own.shape[1]
+        with_gradient = torch.is_grad_enabled() and own.requires_grad
+        with torch.no_grad():
+            loss, correct, entropy, gradients = _stream(
+                own.detach(), everyone.detach(), first, temperature, chunk, with_gradient
+            )
+            logits_ab = own[0] @ everyone[1].T / temperature if return_logits else None
+        if with_gradient:
+            loss = _WithGradients.apply(loss, own, everyone, *gradients)
+        rows = images if reduction == "official" else 2 * images
+        labels = torch.arange(first, first + images, device=own.device)
+        return NTXentOutput(loss / rows, correct / images, entropy / images, logits_ab, labels)
 
 
 def _check(projections: torch.Tensor, temperature: float, reduction: str, chunk: int | None) -> None:
@@ -118,31 +127,26 @@ def _gather_views(own: torch.Tensor, group: "dist.ProcessGroup | None") -> tuple
     return everyone, first
 
 
-def _stream(own, everyone, first, temperature, hidden_norm, reduction, chunk, return_logits) -> NTXentOutput:
-    images = own.shape[1]
-    with_gradient = torch.is_grad_enabled() and own.requires_grad
-    with torch.no_grad():
-        loss, correct, entropy, gradients = _row_wise(
-            own.detach(), everyone.detach(), first, temperature, chunk, with_gradient
-        )
-        logits_ab = own[0] @ everyone[1].T / temperature if return_logits else None
-    scale = 1 / images if reduction == "official" else 0.5 / images
-    if with_gradient:
-        loss = _WithGradients.apply(loss, own, everyone, *gradients)
-    labels = torch.arange(first, first + images, device=own.device)
-    return NTXentOutput(loss * scale, correct / images, entropy / images, logits_ab, labels)
-
-
-def _row_wise(own, everyone, first, temperature, chunk, with_gradient):
+def _stream(own, everyone, first, temperature, chunk, with_gradient):
     """
-    Sum of the losses of own rows, correct first views, sum of their entropies, gradients of the sum.
+    Streams the logits of own rows.
 
-    A chunk of rows sees all columns at a time, so its softmax and both its gradients are complete at once.
+    A chunk of rows sees all columns at a time: its softmax and all that its logits contribute to the gradients are
+    complete before it is dropped.
+
+    Args:
+        own: both own views, `[2, b, d]`.
+        everyone: both views of the global batch, `[2, N, d]`.
+        first: column of the first own image.
+
+    Returns:
+        Sum of the losses of the 2b rows, number of correct first views, sum of their entropies, and the gradients of
+        the sum of losses with respect to `own` and `everyone`.
     """
     images, columns = own.shape[1], everyone.shape[1]
     chunk = chunk or max(1, TILE_ELEMENTS // (2 * columns))
-    loss, entropy, correct = own.new_zeros(3)
-    gradients = (torch.zeros_like(own), torch.zeros_like(everyone)) if with_gradient else ()
+    loss, correct, entropy = own.new_zeros(3)
+    gradients = [torch.zeros_like(own), torch.zeros_like(everyone)] if with_gradient else []
     for view in (0, 1):
         keys = torch.cat([everyone[1 - view], everyone[view]])
         grad_keys = torch.zeros_like(keys) if with_gradient else None
@@ -172,6 +176,7 @@ def _row_wise(own, everyone, first, temperature, chunk, with_gradient):
 
 
 def _entropy(probabilities: torch.Tensor) -> torch.Tensor:
+    """Sum of the rows' entropies, with the small number of the official code inside of the logarithm."""
     return -(probabilities * (probabilities + 1e-8).log()).sum()
 
 

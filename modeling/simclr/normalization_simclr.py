@@ -31,8 +31,8 @@ class SimCLRBatchNorm(nn.modules.batchnorm._BatchNorm):
         affine (`bool`): whether there is a scale (gamma), and a shift if `bias`.
 
     Raises:
-        ValueError: for an unknown `running_var`, an input that is neither `[N, C]` nor `[N, C, H, W]`, or training
-            with one value per channel.
+        ValueError: for an unknown `running_var`, a momentum outside [0, 1], an input that is neither `[N, C]` nor
+            `[N, C, H, W]`, or training with one value per channel.
 
     Example:
         >>> norm = SimCLRBatchNorm(8, bias=False)
@@ -45,6 +45,7 @@ class SimCLRBatchNorm(nn.modules.batchnorm._BatchNorm):
         num_features: int,
         eps: float = 1e-5,
         momentum: float = 0.1,
+        *,
         bias: bool = True,
         running_var: str = "biased",
         global_stats: bool = True,
@@ -53,6 +54,8 @@ class SimCLRBatchNorm(nn.modules.batchnorm._BatchNorm):
     ):
         if running_var not in RUNNING_VARIANCES:
             raise ValueError(f"running_var must be one of {RUNNING_VARIANCES}, got {running_var!r}")
+        if momentum is None or not 0 <= momentum <= 1:
+            raise ValueError(f"momentum must be in [0, 1], got {momentum}")
         super().__init__(num_features, eps=eps, momentum=momentum, affine=affine)
         if not bias:
             self.register_parameter("bias", None)
@@ -71,42 +74,28 @@ class SimCLRBatchNorm(nn.modules.batchnorm._BatchNorm):
         Returns:
             `torch.Tensor` of the same shape.
         """
-        self._check_input_dim(input)
         if not self.training:
             return super().forward(input)
-        self.num_batches_tracked.add_(1)
+        self._check_input_dim(input)
         if self.global_stats and _world_size(self.process_group) > 1:
-            return self._global_forward(input)
-        if self._stores_biased(input):
-            return self._local_forward(input)
-        return F.batch_norm(
-            *(input, self.running_mean, self.running_var, self.weight, self.bias),
-            training=True,
-            momentum=self.momentum,
-            eps=self.eps,
-        )
-
-    def _stores_biased(self, input: torch.Tensor) -> bool:
-        return input.dim() == 2 or self.stored_variance == "biased"
-
-    def _local_forward(self, input: torch.Tensor) -> torch.Tensor:
-        # with momentum 1 torch's kernel hands out the statistics that it computes anyway
-        mean, var = torch.empty_like(self.running_mean), torch.empty_like(self.running_var)
-        output = F.batch_norm(input, mean.zero_(), var.zero_(), self.weight, self.bias, True, 1.0, self.eps)
-        count = input.numel() // input.shape[1]
-        self._move_averages(mean, var * ((count - 1) / count))
-        return output
-
-    def _global_forward(self, input: torch.Tensor) -> torch.Tensor:
-        mean, var, count = _global_statistics(input, self.running_mean, self.process_group)
-        if count < 2:
-            raise ValueError(f"training needs more than one value per channel, got input {list(input.shape)}")
-        output = _GlobalBatchNorm.apply(input, self.weight, self.bias, mean, var, count, self.eps, self.process_group)
-        self._move_averages(mean, var if self._stores_biased(input) else var * (count / (count - 1)))
+            mean, var, count = _global_statistics(input, self.running_mean, self.process_group)
+            output = _GlobalBatchNorm.apply(
+                input, self.weight, self.bias, mean, var, count, self.eps, self.process_group
+            )
+        else:
+            # With momentum 1 torch's kernel hands out the statistics that it computes anyway.
+            mean, var = torch.zeros_like(self.running_mean), torch.zeros_like(self.running_var)
+            output = F.batch_norm(input, mean, var, self.weight, self.bias, True, 1.0, self.eps)
+            count = input.numel() // input.shape[1]
+            var *= (count - 1) / count
+        if not _is_repeated_forward():
+            biased = input.dim() == 2 or self.stored_variance == "biased"
+            self._move_averages(mean, var if biased else var * (count / (count - 1)))
         return output
 
     @torch.no_grad()
     def _move_averages(self, mean: torch.Tensor, var: torch.Tensor) -> None:
+        self.num_batches_tracked.add_(1)
         self.running_mean.lerp_(mean, self.momentum)
         self.running_var.lerp_(var, self.momentum)
 
@@ -119,25 +108,28 @@ def _world_size(group: "dist.ProcessGroup | None") -> int:
     return dist.get_world_size(group) if dist.is_available() and dist.is_initialized() else 1
 
 
+def _is_repeated_forward() -> bool:
+    """Whether gradient checkpointing repeats a forward inside of a backward: its batch was counted before."""
+    return not torch.compiler.is_compiling() and torch._C._current_graph_task_id() != -1
+
+
 @torch.no_grad()
 def _global_statistics(
     input: torch.Tensor, like: torch.Tensor, group: "dist.ProcessGroup | None"
-) -> tuple[torch.Tensor, torch.Tensor, int]:
-    """Mean and population variance `[C]` over all processes, in the dtype of `like`, and the count of values."""
-    scratch = torch.zeros_like(like), torch.ones_like(like)
-    mean, var = torch.batch_norm_update_stats(input.detach(), *scratch, 0.0)
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Mean `[C]`, population variance `[C]` and count `[1]` of values over all processes, in the dtype of `like`."""
+    mean, var = torch.batch_norm_update_stats(input, torch.zeros_like(like), torch.zeros_like(like), 0.0)
     count = torch.full_like(mean[:1], input.numel() // input.shape[1])
     own = torch.cat([mean, var, count])
     parts = [torch.empty_like(own) for _ in range(_world_size(group))]
     dist.all_gather(parts, own, group=group)
-    # Means and variances are combined, not sums of squares: no cancellation where the mean is large.
-    size = mean.numel()
-    means, variances, counts = torch.stack(parts).split([size, size, 1], dim=1)
-    total = counts.sum()
+    means, variances, counts = torch.stack(parts).split([len(mean), len(mean), 1], dim=1)
+    # Means and variances are combined, not sums of squares: nothing cancels where the mean is large.
+    total = counts.sum(0)
     shares = counts / total
     mean = (shares * means).sum(0)
     var = (shares * (variances + (means - mean).square())).sum(0)
-    return mean, var, int(total)
+    return mean, var, total
 
 
 class _GlobalBatchNorm(torch.autograd.Function):
@@ -153,22 +145,22 @@ class _GlobalBatchNorm(torch.autograd.Function):
     @once_differentiable
     def backward(ctx, grad_output):
         input, weight, mean, var = ctx.saved_tensors
-        inverse_std = (var + ctx.eps).rsqrt()
-        # The kernel of inference gives the two sums of the backward pass as the gradients of scale and shift.
+        # The kernel of inference counts the statistics as constants; its gradients of shift and scale are the two sums
+        # that the part of the gradient through the statistics needs from every process.
         grad_input, grad_weight, grad_bias = torch.ops.aten.native_batch_norm_backward(
-            *(grad_output, input, weight, mean, var, None, None, False, ctx.eps),
-            [True, True, True],
+            grad_output, input, weight, mean, var, None, None, False, ctx.eps, [True, True, True]
         )
         sums = torch.cat([grad_weight, grad_bias])
         dist.all_reduce(sums, group=ctx.group)
-        sum_grad_normalized, sum_grad = (sums / ctx.count).chunk(2)
+        mean_grad_normalized, mean_grad = (sums / ctx.count).chunk(2)
+        inverse_std = (var + ctx.eps).rsqrt()
         scale = inverse_std if weight is None else inverse_std * weight
-        slope = -scale * inverse_std * sum_grad_normalized
-        offset = -scale * sum_grad - slope * mean
+        slope = -scale * inverse_std * mean_grad_normalized
+        offset = -scale * mean_grad - slope * mean
         shape = [1, -1] + [1] * (input.dim() - 2)
-        grad_input = grad_input + (input * slope.view(shape) + offset.view(shape)).to(grad_input.dtype)
-        needs = ctx.needs_input_grad
-        return grad_input, grad_weight if needs[1] else None, grad_bias if needs[2] else None, *(None,) * 5
+        grad_input += torch.addcmul(offset.view(shape), input, slope.view(shape))
+        needed = ctx.needs_input_grad
+        return grad_input, grad_weight if needed[1] else None, grad_bias if needed[2] else None, *(None,) * 5
 
 
 __all__ = ["SimCLRBatchNorm"]
