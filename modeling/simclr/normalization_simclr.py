@@ -87,7 +87,7 @@ class SimCLRBatchNorm(nn.modules.batchnorm._BatchNorm):
             mean, var = torch.zeros_like(self.running_mean), torch.zeros_like(self.running_var)
             output = F.batch_norm(input, mean, var, self.weight, self.bias, True, 1.0, self.eps)
             count = input.numel() // input.shape[1]
-            var *= (count - 1) / count
+            var = var * ((count - 1) / count)
         if not _is_repeated_forward():
             biased = input.dim() == 2 or self.stored_variance == "biased"
             self._move_averages(mean, var if biased else var * (count / (count - 1)))
