@@ -129,7 +129,30 @@ MAE = Method(
     },
 )
 
-METHODS: tuple[Method, ...] = (MAE,)
+DENSECL = Method(
+    name="densecl",
+    title="Dense Contrastive Learning for Self-Supervised Visual Pre-Training",
+    summary=(
+        "Pre-trains a convolutional network on unlabelled images for detection and segmentation: every cell of the "
+        "feature map must recognise its counterpart in another view of the image."
+    ),
+    paper="https://arxiv.org/abs/2011.09157",
+    arxiv="2011.09157",
+    modality="image",
+    tasks=("image-feature-extraction",),
+    code_licence="apache-2.0",
+    weights_licence="unknown",
+    module="hubmodels.modeling.densecl",
+    auto_classes={
+        "AutoConfig": "DenseCLConfig",
+        "AutoModel": "DenseCLModel",
+        "AutoModelForPreTraining": "DenseCLForPreTraining",
+        "AutoBackbone": "DenseCLBackbone",
+        "AutoImageProcessor": "DenseCLImageProcessor",
+    },
+)
+
+METHODS: tuple[Method, ...] = (MAE, DENSECL)
 
 
 @dataclass(frozen=True, slots=True)

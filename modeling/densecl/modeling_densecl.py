@@ -17,6 +17,7 @@ from transformers.utils.generic import can_return_tuple
 
 from .configuration_densecl import DenseCLConfig
 from .encoder_densecl import DenseCLEncoder, DenseCLEncoding, pool_to_grid
+from .loading_densecl import check_backbone, check_shapes
 from .losses_densecl import info_nce
 from .matching_densecl import (
     at_least_float32,
@@ -33,9 +34,9 @@ from .shuffle_densecl import BatchShuffle, check_equal_batches, check_permutatio
 
 logger = logging.get_logger(__name__)
 
+QUEUE_CHECK_INTERVAL = 100
 TRAINING_STATE = [r"^momentum_encoder\.", r"^queue2?(_ptr)?$", r"^steps$"]
 HEADS = [r"^encoder\.(global|dense)_head\."]
-QUEUE_CHECK_INTERVAL = 100
 
 
 class DenseCLPreTrainedModel(PreTrainedModel):
@@ -53,25 +54,28 @@ class DenseCLPreTrainedModel(PreTrainedModel):
 
     @classmethod
     def from_pretrained(
-        cls, pretrained_model_name_or_path=None, *model_args, output_loading_info: bool = False, **kwargs
+        cls,
+        pretrained_model_name_or_path=None,
+        *model_args,
+        output_loading_info: bool = False,
+        ignore_mismatched_sizes: bool = False,
+        **kwargs,
     ):
         """
-        As in transformers.
+        As in transformers, and strict about the backbone.
 
         Raises:
-            ValueError: if the file lacks weights of the backbone, which would otherwise be random.
+            ValueError: for weights of other shapes than the configuration says (`ignore_mismatched_sizes=True` starts
+                these anew), and for a file without weights of the ResNet or with a ResNet of another depth.
         """
         model, info = super().from_pretrained(
-            pretrained_model_name_or_path, *model_args, output_loading_info=True, **kwargs
+            pretrained_model_name_or_path, *model_args, output_loading_info=True, ignore_mismatched_sizes=True, **kwargs
         )
-        missing = set(info["missing_keys"])
-        lost = sorted(name for name in missing if name.startswith("encoder.backbone."))
-        if lost and pretrained_model_name_or_path is not None:
-            raise ValueError(
-                f"{pretrained_model_name_or_path} lacks weights of the backbone: {', '.join(lost[:3])} and "
-                f"{len(lost)} in all; a file in another layout must be converted first (`hubmodels convert densecl`)"
-            )
-        model._complete_loading(missing | {entry[0] for entry in info["mismatched_keys"]})
+        if not ignore_mismatched_sizes:
+            check_shapes(info["mismatched_keys"], pretrained_model_name_or_path)
+        if pretrained_model_name_or_path is not None and model.config.backbone_config is None:
+            check_backbone(model.config, info, pretrained_model_name_or_path)
+        model._complete_loading({*info["missing_keys"], *(name for name, *_ in info["mismatched_keys"])})
         return (model, info) if output_loading_info else model
 
     def _complete_loading(self, missing: set[str]) -> None:
@@ -99,8 +103,6 @@ class DenseCLPreTrainedModel(PreTrainedModel):
             init.zeros_(module.num_batches_tracked)
         elif isinstance(module, DenseCLResidualLayer) and self.config.zero_init_residual:
             init.zeros_(module.layer[-1].normalization.weight)
-        elif isinstance(module, DenseCLForPreTraining):
-            module.initialize_queues()
 
     def _initialize_weights(self, module, is_custom_code: bool = False):
         # transformers takes modules without parameters of their own for initialised in models outside of it, because
@@ -183,6 +185,8 @@ class DenseCLForPreTraining(DenseCLPreTrainedModel):
     - **Gradient accumulation**: the momentum encoder moves once per optimiser step; keys are enqueued at every forward.
       The first forward of a step is recognised by changed weights or absent gradients (`update_momentum` overrides).
     - **Saving**: `save_pretrained` writes all of the state, for an exact continuation, or without it the encoder only.
+      A file of the encoder or backbone only is loaded with new heads, a momentum encoder that is a copy, and fresh
+      queues; a warning says which.
 
     Args:
         config (`DenseCLConfig`): configuration.
@@ -214,7 +218,13 @@ class DenseCLForPreTraining(DenseCLPreTrainedModel):
         self._step_detector = StepDetector()
         self._forwards = 0
 
-    def initialize_queues(self) -> None:
+    @torch.no_grad()
+    def _init_weights(self, module):
+        super()._init_weights(module)
+        if module is self:
+            self._initialize_queues()
+
+    def _initialize_queues(self) -> None:
         """Fills queues that were not loaded with random keys of unit length, and starts at their beginning."""
         for name in ("queue", "queue2"):
             queue = getattr(self, name)
@@ -247,25 +257,6 @@ class DenseCLForPreTraining(DenseCLPreTrainedModel):
         changes += [f"{name} starts with random keys" for name in ("queue", "queue2") if name in missing]
         if changes:
             logger.warning(f"No complete training state was loaded: {'; '.join(changes)}.")
-
-    @classmethod
-    def from_pretrained(cls, pretrained_model_name_or_path=None, *model_args, **kwargs):
-        """
-        As in transformers. A file of the encoder or of the backbone only gives new heads, a momentum encoder that is a
-        copy, and fresh queues, with a warning.
-
-        Raises:
-            ValueError: for queues of another size than the configuration's, and as the base class.
-        """
-        try:
-            return super().from_pretrained(pretrained_model_name_or_path, *model_args, **kwargs)
-        except RuntimeError as error:
-            if "queue" not in str(error):
-                raise
-            raise ValueError(
-                "the queues of the checkpoint do not have the shape [projection_size, queue_length] of the "
-                f"configuration; ignore_mismatched_sizes=True starts with fresh ones ({error})"
-            ) from error
 
     def save_pretrained(
         self,
