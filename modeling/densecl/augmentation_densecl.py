@@ -4,7 +4,8 @@ Order: resized crop, colour jitter, grayscale, Gaussian blur, flip, normalisatio
 chunks that fit into the cache of a CPU core, in planes `[3, n, H, W]`, so that each colour is one piece of memory.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from itertools import pairwise
 
 import numpy as np
 import torch
@@ -16,10 +17,13 @@ from .views_densecl import ViewParameters
 # Images and views up to this side are cropped by matrix products, which beats one call per view below it.
 _MAX_MATRIX_SIDE = 48
 # Values per chunk: its three planes and the temporary ones stay in a second-level cache.
-_CHUNK_VALUES = 1 << 17
+_CHUNK_VALUES = 1 << 18
 _BYTE = 255.0
-# Values that change nothing, of brightness, contrast, saturation, hue.
-_NEUTRAL = (1, 1, 1, 0)
+_NO_JITTER = -1
+_NEUTRAL = (1, 1, 1, 0)  # what changes nothing as brightness, contrast, saturation, hue
+
+# From the numbers of the images `[n]`, boxes `[n, 4]` and flips `[n]` to planes `[3, n, H, W]` with colours in [0, 1].
+Crop = Callable[[np.ndarray, np.ndarray, np.ndarray], torch.Tensor]
 
 
 def augment(
@@ -41,83 +45,83 @@ def augment(
         Normalised views `[B, V, 3, height, width]`, float32.
     """
     batch, number = parameters.flip.shape
-    drawn = parameters.flat()
     device = images[0].device
+    drawn = parameters.flat()
+    code = np.where(drawn.jitter, drawn.order @ np.array([64, 16, 4, 1]), _NO_JITTER)
+    by_code = np.argsort(code, kind="stable")
+    drawn, code, owner = drawn[by_code], code[by_code], by_code // number
+    factors = np.stack([drawn.brightness, drawn.contrast, drawn.saturation, drawn.hue, drawn.sigma])
+    factors = torch.from_numpy(factors).to(device, torch.float32)
+    scale, shift = (torch.tensor(v, dtype=torch.float32, device=device).view(3, 1, 1) for v in (std, mean))
+    scale, shift = 1 / scale[:, None], shift / scale
+
     views = torch.empty(batch * number, 3, *size, device=device)
-    scale = 1 / torch.tensor(std, dtype=torch.float32, device=device).view(3, 1, 1, 1)
-    shift = torch.tensor(mean, dtype=torch.float32, device=device).view(3, 1, 1, 1) * scale
-    planes = _small_planes(images, size)
-    limit = max(1, _CHUNK_VALUES // (3 * size[0] * size[1])) if device.type == "cpu" else batch * number
-    for chunk in _chunks(drawn, limit):
-        part = drawn[chunk]
-        if planes is None:
-            x = _crop_each([images[view // number] for view in chunk.tolist()], part, size)
-        else:
-            x = _crop_by_matrices(planes, torch.from_numpy(chunk // number), part, size)
-        _recolor_(x, part)
-        x.mul_(scale).sub_(shift)
-        views[torch.from_numpy(chunk)] = x.transpose(0, 1)
+    crop = _by_matrices(images, size) if _are_small(images, size) else _one_by_one(images, size)
+    for chunk in _chunks(len(code), size, device):
+        x = crop(owner[chunk], drawn.crop[chunk], drawn.flip[chunk])
+        for run in _runs(code[chunk]):
+            _jitter_(x[:, run], factors[:4, chunk][:, run], drawn.order[chunk][run.start])
+        _apply_(x, drawn.gray[chunk], to_gray_)
+        _apply_(x, drawn.blur[chunk], gaussian_blur_, factors[4, chunk])
+        x.mul_(scale)
+        for position, view in enumerate(by_code[chunk].tolist()):
+            torch.sub(x[:, position], shift, out=views[view])
     return views.view(batch, number, 3, *size)
 
 
-def _chunks(drawn: ViewParameters, limit: int) -> list[np.ndarray]:
-    """Groups of at most `limit` views with colour operations in the same order (or with none)."""
-    code = np.where(drawn.jitter, drawn.order @ np.array([64, 16, 4, 1]), -1)
-    by_code = np.argsort(code, kind="stable")
-    ends = np.flatnonzero(np.diff(code[by_code])) + 1
-    return [group[start : start + limit] for group in np.split(by_code, ends) for start in range(0, len(group), limit)]
+def _chunks(number: int, size: tuple[int, int], device: torch.device) -> list[slice]:
+    """Ranges of views whose planes stay in the cache; on an accelerator all at once."""
+    limit = max(1, _CHUNK_VALUES // (3 * size[0] * size[1])) if device.type == "cpu" else number
+    return [slice(start, min(start + limit, number)) for start in range(0, number, limit)]
 
 
-def _recolor_(x: torch.Tensor, drawn: ViewParameters) -> None:
-    """Jitter, grayscale and blur planes `[3, n, H, W]` with colours in [0, 1] in place. All have one order of the jitter."""
-    if drawn.jitter[0]:
-        factors = (drawn.brightness, drawn.contrast, drawn.saturation, drawn.hue)
-        for number in drawn.order[0]:
-            if (factors[number] != _NEUTRAL[number]).any():
-                COLOR_OPERATIONS[number](x, _column(factors[number], x))
-    if drawn.gray.any():
-        chosen = _which(drawn.gray)
+def _runs(code: np.ndarray) -> list[slice]:
+    """Ranges of views with one order of colour operations, without those that have none."""
+    bounds = [0, *(np.flatnonzero(np.diff(code)) + 1).tolist(), len(code)]
+    return [slice(*bound) for bound in pairwise(bounds) if code[bound[0]] != _NO_JITTER]
+
+
+def _jitter_(x: torch.Tensor, factors: torch.Tensor, order: np.ndarray) -> None:
+    """Apply the colour operations in one order to planes `[3, n, H, W]`, with `factors` `[4, n]`, in place."""
+    for number in order.tolist():
+        if (factors[number] != _NEUTRAL[number]).any():
+            COLOR_OPERATIONS[number](x, factors[number].view(-1, 1, 1))
+
+
+def _apply_(x: torch.Tensor, mask: np.ndarray, operation: Callable[..., None], *values: torch.Tensor) -> None:
+    """Apply an operation to some of the views of planes `[3, n, H, W]`, with some of the `values` `[n]`, in place."""
+    if mask.all():
+        operation(x, *values)
+    elif mask.any():
+        chosen = torch.from_numpy(np.flatnonzero(mask)).to(x.device)
         part = x[:, chosen]
-        to_gray_(part)
-        x[:, chosen] = part
-    if drawn.blur.any():
-        chosen = _which(drawn.blur)
-        part = x[:, chosen]
-        gaussian_blur_(part, torch.from_numpy(drawn.sigma[drawn.blur]).to(x))
+        operation(part, *(value[chosen] for value in values))
         x[:, chosen] = part
 
 
-def _which(mask: np.ndarray) -> slice | torch.Tensor:
-    """The chosen views: all of them without copying, some of them by their numbers."""
-    return slice(None) if mask.all() else torch.from_numpy(np.flatnonzero(mask))
-
-
-def _column(values: np.ndarray, x: torch.Tensor) -> torch.Tensor:
-    """A number per view `[n, 1, 1]`."""
-    return torch.from_numpy(values).to(x).view(-1, 1, 1)
-
-
-def _small_planes(images: Sequence[torch.Tensor], size: tuple[int, int]) -> torch.Tensor | None:
-    """Small images of one size as planes `[3, B, H, W]` with colours in [0, 1]; None if they are large or differ."""
+def _are_small(images: Sequence[torch.Tensor], size: tuple[int, int]) -> bool:
+    """Whether all images have one size, and that and the size of the views are small."""
     shape = images[0].shape
-    if max(*shape[1:], *size) > _MAX_MATRIX_SIDE or any(image.shape != shape for image in images):
-        return None
-    return _to_unit(torch.stack(list(images), dim=1))
+    return max(*shape[1:], *size) <= _MAX_MATRIX_SIDE and all(image.shape == shape for image in images)
 
 
-def _to_unit(x: torch.Tensor) -> torch.Tensor:
-    return x.to(torch.float32) if x.is_floating_point() else x.to(torch.float32).mul_(1 / _BYTE)
+def _by_matrices(images: Sequence[torch.Tensor], size: tuple[int, int]) -> Crop:
+    """A function that makes resized crops of small images by two products with one matrix per view and axis."""
+    planes = torch.stack(list(images), dim=1)
+    planes = planes if planes.is_floating_point() else planes.to(torch.float32).mul_(1 / _BYTE)
 
+    def crop(owner: np.ndarray, boxes: np.ndarray, flips: np.ndarray) -> torch.Tensor:
+        top, left, height, width = torch.from_numpy(boxes).to(planes).unbind(1)
+        flip = torch.from_numpy(flips).to(planes.device)
+        index = torch.from_numpy(owner).to(planes.device)
+        rows = _resampling(top, height, torch.zeros_like(flip), planes.shape[2], size[0])
+        columns = _resampling(left, width, flip, planes.shape[3], size[1]).transpose(1, 2)
+        x = torch.empty(3, len(owner), *size, device=planes.device)
+        for plane, result in zip(planes, x, strict=True):
+            torch.bmm(rows, torch.bmm(plane[index], columns), out=result)
+        return x.clamp_(0, 1)
 
-def _crop_by_matrices(
-    planes: torch.Tensor, index: torch.Tensor, drawn: ViewParameters, size: tuple[int, int]
-) -> torch.Tensor:
-    """Resized crops `[3, n, height, width]` of the images `index` by two products with one matrix per view and axis."""
-    top, left, height, width = torch.from_numpy(drawn.crop).to(planes).unbind(1)
-    flip = torch.from_numpy(drawn.flip).to(planes.device)
-    rows = _resampling(top, height, torch.zeros_like(flip), planes.shape[2], size[0])
-    columns = _resampling(left, width, flip, planes.shape[3], size[1]).transpose(1, 2)
-    return torch.stack([torch.bmm(rows, torch.bmm(plane[index], columns)) for plane in planes]).clamp_(0, 1)
+    return crop
 
 
 def _resampling(start: torch.Tensor, length: torch.Tensor, flip: torch.Tensor, size: int, to: int) -> torch.Tensor:
@@ -140,33 +144,38 @@ def _resampling(start: torch.Tensor, length: torch.Tensor, flip: torch.Tensor, s
     return weights.div_(weights.sum(dim=2, keepdim=True))
 
 
-def _crop_each(images: Sequence[torch.Tensor], drawn: ViewParameters, size: tuple[int, int]) -> torch.Tensor:
-    """Resized crops `[3, n, height, width]` of one image each."""
-    x = torch.empty(3, len(images), *size, device=images[0].device)
-    for view, (image, box, flip) in enumerate(zip(images, drawn.crop.tolist(), drawn.flip.tolist(), strict=True)):
-        crop = _resized(_interleaved(image, *box), size)
-        x[:, view] = torch.flip(crop, (-1,)) if flip else crop
-    return x if images[0].is_floating_point() else x.mul_(1 / _BYTE)
+def _one_by_one(images: Sequence[torch.Tensor], size: tuple[int, int]) -> Crop:
+    """A function that makes resized crops of images of any sizes."""
+    sources = [_interleaved(image) for image in images]
+    factor = 1.0 if images[0].is_floating_point() else 1 / _BYTE
+
+    def crop(owner: np.ndarray, boxes: np.ndarray, flips: np.ndarray) -> torch.Tensor:
+        x = torch.empty(3, len(owner), *size, device=images[0].device)
+        drawn = zip(owner.tolist(), boxes.tolist(), flips.tolist(), strict=True)
+        for view, (index, (top, left, height, width), flip) in enumerate(drawn):
+            piece = sources[index][None, :, top : top + height, left : left + width]
+            if piece.dtype == torch.uint8:
+                piece = piece.contiguous(memory_format=torch.channels_last)
+            piece = F.interpolate(piece, size=size, mode="bilinear", antialias=True)[0]
+            x[:, view] = torch.flip(piece, (-1,)) if flip else piece
+        return x.mul_(factor)
+
+    return crop
 
 
-def _interleaved(image: torch.Tensor, top: int, left: int, height: int, width: int) -> torch.Tensor:
-    """A crop `[1, 3, height, width]` that has, if it is of bytes on the CPU, the colours of a pixel side by side.
+def _interleaved(image: torch.Tensor) -> torch.Tensor:
+    """An image `[3, H, W]` of bytes with the colours of a pixel side by side, for which torch has a fast kernel.
 
-    torch has a fast kernel for such images; numpy interleaves colours several times faster than torch does.
+    That is on the CPU; elsewhere bytes cannot be resized. numpy interleaves several times faster than torch.
     """
-    crop = image[:, top : top + height, left : left + width]
-    if image.device.type != "cpu" or image.dtype != torch.uint8:
-        return crop[None].to(torch.float32)
-    if image.stride(0) != 1:
-        pixels = np.empty((height, width, 3), dtype=np.uint8)
-        for channel, plane in enumerate(crop.numpy()):
-            pixels[..., channel] = plane
-        crop = torch.from_numpy(pixels).permute(2, 0, 1)
-    return crop[None].contiguous(memory_format=torch.channels_last)
-
-
-def _resized(crop: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
-    return F.interpolate(crop, size=size, mode="bilinear", antialias=True, align_corners=False)[0]
+    if image.device.type != "cpu" or image.is_floating_point():
+        return image.to(torch.float32)
+    if image.stride(0) == 1:
+        return image
+    pixels = np.empty((*image.shape[1:], 3), dtype=np.uint8)
+    for channel, plane in enumerate(image.numpy()):
+        pixels[..., channel] = plane
+    return torch.from_numpy(pixels).permute(2, 0, 1)
 
 
 __all__ = ["augment"]

@@ -1,13 +1,15 @@
 """Colour operations and blur on planes `[3, n, H, W]` of n views, colours in [0, 1], in place."""
 
+import functools
 from collections.abc import Callable
 
 import torch
+from torch.nn import functional as F
 
 _LUMA = (0.299, 0.587, 0.114)  # ITU-R 601-2
 _SECTORS = 6.0  # of the colour circle: hue runs through red, yellow, green, cyan, blue, magenta
-# Rows or columns that one product of the blur makes: its matrix is a narrow band, zero elsewhere.
-_STRIP = 32
+# Pixels of a piece of a long axis that one matrix blurs.
+_PIECE = 32
 _MIN_SPREAD = 1e-8
 # Pillow cuts the fractions off after a blend of bytes; this is what that takes away on average.
 _CUT = 0.5 / 255
@@ -102,15 +104,13 @@ def gaussian_blur_(x: torch.Tensor, sigma: torch.Tensor) -> None:
         x: planes `[3, n, H, W]`.
         sigma: deviations in pixels `[n]`.
     """
-    _, _, height, width = x.shape
     boxes = _boxes(sigma)
-    reach = _PASSES * (boxes.shape[1] - 1)
-    down = _blur_matrices(boxes, height)
-    across = (down if width == height else _blur_matrices(boxes, width)).transpose(1, 2)
-    for plane in x:
-        blurred = torch.cat([torch.bmm(down[:, to, of], plane[:, of]) for to, of in _strips(height, reach)], dim=1)
-        for to, of in _strips(width, reach):
-            plane[:, :, to] = torch.bmm(blurred[:, :, of], across[:, of, to])
+    pictures = x.view(-1, *x.shape[2:])
+    down = _blur_matrices(boxes, x.shape[2])
+    across = down if x.shape[2] == x.shape[3] else _blur_matrices(boxes, x.shape[3])
+    blurred = torch.cat([torch.bmm(matrix, pictures[:, used]) for _, used, matrix in down], dim=1)
+    for made, used, matrix in across:
+        pictures[:, :, made] = torch.bmm(blurred[:, :, used], matrix.transpose(1, 2))
 
 
 def _boxes(sigma: torch.Tensor) -> torch.Tensor:
@@ -133,36 +133,58 @@ def _boxes(sigma: torch.Tensor) -> torch.Tensor:
     return weights / (2 * (inner + outer) + 1)[:, None]
 
 
-def _blur_matrices(boxes: torch.Tensor, size: int) -> torch.Tensor:
-    """Matrices `[n, size, size]` that filter an axis three times, each time with its outermost pixel continued.
+def _blur_matrices(boxes: torch.Tensor, size: int) -> list[tuple[slice, slice, torch.Tensor]]:
+    """Matrices that filter an axis three times.
 
-    Beyond `reach` from both ends all rows are one row, shifted: a long axis takes them from the matrix of a short one.
+    Those of a long axis are narrow bands, zero elsewhere. They are made from those of a short axis (at its ends the
+    rows are the same, in between they are its middle row, shifted), only where they are not zero, piece by piece.
+
+    Args:
+        boxes: weights `[n, radius + 1]`.
+        size: pixels of the axis.
+
+    Returns:
+        For each piece of the axis what it is, what it is made from, and the matrices `[3 n, made, used]`.
     """
-    number, reach = len(boxes), _PASSES * (boxes.shape[1] - 1)
-    short = min(size, 4 * reach + 1)
-    position = torch.arange(short, device=boxes.device)
-    weights = torch.cat([boxes, boxes.new_zeros(number, short)], dim=1)
+    reach = _PASSES * (boxes.shape[1] - 1)
+    short = 4 * reach + 1
+    if size <= short:
+        everything = slice(0, size)
+        return [(everything, everything, _short_blur_matrices(boxes, size).repeat(3, 1, 1))]
+    values = F.pad(_short_blur_matrices(boxes, short), (0, 1)).flatten(1)
+    return [(made, used, values[:, index].repeat(3, 1, 1)) for made, used, index in _band_pieces(size, reach)]
+
+
+def _short_blur_matrices(boxes: torch.Tensor, size: int) -> torch.Tensor:
+    """Matrices `[n, size, size]` that filter an axis three times, each time with its outermost pixels continued."""
+    weights = F.pad(boxes, (0, size))
+    position = torch.arange(size, device=boxes.device)
     once = weights[:, (position[:, None] - position).abs_()]
-    beyond = weights.flip(1).cumsum(dim=1).flip(1)[:, 1 : short + 1]  # weight of what lies further away than that
+    beyond = weights.flip(1).cumsum(dim=1).flip(1)[:, 1 : size + 1]  # weight of what lies further away than that
     once[:, :, 0] += beyond
     once[:, :, -1] += beyond.flip(1)
-    matrices = torch.bmm(once, torch.bmm(once, once))
-    if short == size:
-        return matrices
-    position = torch.arange(size, device=boxes.device)
-    row = position.clamp(max=2 * reach) + (position - (size - 1 - 2 * reach)).clamp(min=0)
-    column = row[:, None] + position - position[:, None]
-    column[(column < 0) | (column >= short)] = short
-    padded = torch.cat([matrices, matrices.new_zeros(number, short, 1)], dim=2)
-    return padded[:, row[:, None], column]
+    return torch.bmm(once, torch.bmm(once, once))
 
 
-def _strips(size: int, reach: int) -> list[tuple[slice, slice]]:
-    """Pieces of an axis to compute, each with the piece that it is computed from."""
-    if size <= 2 * _STRIP:
-        return [(slice(0, size), slice(0, size))]
-    starts = range(0, size, _STRIP)
-    return [(slice(s, min(s + _STRIP, size)), slice(max(s - reach, 0), min(s + _STRIP + reach, size))) for s in starts]
+@functools.lru_cache(maxsize=32)
+def _band_pieces(size: int, reach: int) -> list[tuple[slice, slice, torch.Tensor]]:
+    """Pieces of an axis, what pixels each is made from, and where its matrix `[made, used]` is found.
+
+    That is the position among the values of the matrix of a short axis of `4 reach + 1` pixels, which have a zero added
+    at the end of each row.
+    """
+    short = 4 * reach + 1
+    length = size if size <= 2 * _PIECE else _PIECE
+    pieces = []
+    for start in range(0, size, length):
+        made = slice(start, min(start + length, size))
+        used = slice(max(start - reach, 0), min(made.stop + reach, size))
+        to, of = torch.arange(size)[made, None], torch.arange(size)[used]
+        row = to.clamp(max=2 * reach) + (to - (size - 1 - 2 * reach)).clamp(min=0)
+        column = row + of - to
+        column[(column < 0) | (column > short)] = short
+        pieces.append((made, used, row * (short + 1) + column))
+    return pieces
 
 
 __all__ = ["COLOR_OPERATIONS", "gaussian_blur_", "to_gray_"]
