@@ -45,6 +45,9 @@ def pooled_features(model: nn.Module, pixel_values: torch.Tensor, pooling: str =
 
 def _encoder_states(model: nn.Module, pixel_values: torch.Tensor) -> tuple[torch.Tensor, int]:
     """Last hidden state (or last feature map) of a transformers model, and its number of non-patch tokens."""
+    encode: Callable[[torch.Tensor], Any] | None = getattr(model, "encode", None)
+    if encode is not None:
+        return encode(pixel_values).last_hidden_state, 0
     encoder = getattr(model, "base_model", model)
     masking_off = {"mask_ratio": 0.0} if "mask_ratio" in inspect.signature(encoder.forward).parameters else {}
     outputs = encoder(pixel_values, **masking_off)

@@ -1,0 +1,112 @@
+"""The main claims of the SimCLR paper at small scale, on real images, three seeds each.
+
+python -m benchmarks.simclr_claims OUT --images CIFAR10 [views] [head] [length]
+
+views:  random crops and colour distortion together against either alone (section 3.1, figure 5).
+head:   no projection head, a linear and a nonlinear one, probed before the head (section 4.2, figure 8).
+length: fewer epochs, and a smaller batch (section 5.3, figure 9).
+
+Every network is pre-trained from scratch on 6,000 unlabelled training images of CIFAR10 (a local copy of the data set
+with a train and a test split), then frozen; a linear probe and k-NN learn from 5,000 labelled training images and are
+measured on 2,000 test images. Every run is stored in OUT/results.json when it ends, and is not repeated.
+"""
+
+import argparse
+import tempfile
+from pathlib import Path
+
+import torch
+from hubmodels.modeling.simclr import SimCLRConfig, SimCLRModel
+from transformers import AutoModel
+from transformers.utils import logging
+
+import hubmodels
+from benchmarks.report import machine_line, write_section
+from benchmarks.seeded_results import SEEDS, SeededResults
+from hubmodels.data import EvalTransform, load_image_dataset
+from hubmodels.evaluation import extract_features, knn_accuracy, linear_probe
+from hubmodels.training import Recipe
+
+RECIPE = "simclr/small_pretrain"
+EPOCHS = 12
+BUDGET = ("data.size=6000", f"schedule.epochs={EPOCHS}", "schedule.warmup_epochs=1", "probe.every_epochs=0")
+RUN = ("run.precision=bf16", "run.checkpoints=1", "run.tensorboard=false")
+PROBE_IMAGES, TEST_IMAGES = 5000, 2000
+NO_COLOUR = ("transform.options.jitter_probability=0.0", "transform.options.gray_probability=0.0")
+NO_CROP = ("transform.options.area_range=[1.0, 1.0]", "transform.options.aspect_ratio_range=[1.0, 1.0]")
+FULL = "crop and colour, nonlinear head, batch 256, 12 epochs"
+EXPERIMENTS = {
+    "views": {"random weights": None, "colour only": NO_CROP, "crop only": NO_COLOUR, FULL: ()},
+    "head": {"no head": ("model.proj_head_mode=none",), "linear head": ("model.proj_head_mode=linear",), FULL: ()},
+    "length": {
+        "4 epochs": ("schedule.epochs=4",),
+        "batch 64": ("schedule.batch_size=64",),
+        "batch 64, 4 epochs": ("schedule.batch_size=64", "schedule.epochs=4"),
+        FULL: (),
+    },
+}
+TITLES = {
+    "views": "SimCLR claim: crops and colours",
+    "head": "SimCLR claim: projection head",
+    "length": "SimCLR claim: epochs and batch",
+}
+
+
+def probes(model, images: str, seed: int) -> dict[str, float]:
+    """Linear probe and k-NN accuracy of frozen features, in per cent."""
+    transform = EvalTransform(model.config.image_size, crop_fraction=1.0, mean=0.0, std=1.0)
+    train = load_image_dataset(images, "train").subset(PROBE_IMAGES, seed=0)
+    test = load_image_dataset(images, "test").subset(TEST_IMAGES, seed=0)
+    features = [
+        part
+        for data in (train, test)
+        for part in (extract_features(model, data, transform, progress=False)[0], data.labels)
+    ]
+    return {
+        "linear": 100 * linear_probe(*features, seed=seed).accuracy,
+        "knn": 100 * knn_accuracy(*features),
+    }
+
+
+def measure(overrides: tuple[str, ...] | None, images: str, seed: int) -> dict[str, float]:
+    """Pre-trains (or not, without overrides) and probes."""
+    with tempfile.TemporaryDirectory() as folder:
+        if overrides is None:
+            torch.manual_seed(seed)
+            return probes(SimCLRModel(SimCLRConfig(**Recipe.load(RECIPE).model)), images, seed)
+        settings = [*BUDGET, *RUN, f"run.seed={seed}", *overrides]
+        run = hubmodels.train("simclr", images, Path(folder) / "run", recipe=RECIPE, overrides=settings)
+        return probes(AutoModel.from_pretrained(run.folder), images, seed)
+
+
+def main() -> None:
+    """Runs the experiments that are named, all by default."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("out", type=Path)
+    parser.add_argument("experiments", nargs="*", default=list(EXPERIMENTS))
+    parser.add_argument("--images", required=True, help="labelled images with the splits train and test")
+    arguments = parser.parse_args()
+    arguments.out.mkdir(parents=True, exist_ok=True)
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    results = SeededResults(arguments.out / "results.json")
+    for name in arguments.experiments:
+        for seed in SEEDS:
+            for setting, overrides in EXPERIMENTS[name].items():
+                results.once(f"{setting}/{seed}", lambda o=overrides, s=seed: measure(o, arguments.images, s))
+        lines = [
+            f"ResNet-18 of stem width 16, 32 pixels, features before the head; accuracy in per cent on {TEST_IMAGES:,}",
+            "CIFAR-10 test images: mean (lowest to highest) of seeds 0, 1, 2.",
+            "",
+            "| pre-training | linear probe | k-NN |",
+            "| --- | --- | --- |",
+        ]
+        for setting in EXPERIMENTS[name]:
+            cells = [results.cell(f"{setting}/{{seed}}/{figure}") for figure in ("linear", "knn")]
+            lines.append(f"| {setting} | " + " | ".join(cells) + " |")
+        command = f"python -m benchmarks.simclr_claims OUT {name} --images CIFAR10"
+        write_section(TITLES[name], command, [*lines, "", machine_line("torch", "transformers")])
+
+
+if __name__ == "__main__":
+    main()
