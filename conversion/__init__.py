@@ -4,9 +4,11 @@ Each method has one module here, which offers
 
 * `convert(checkpoint, source, **options) -> Converted`: the model, processors and card of an official checkpoint;
 * `MODEL_CLASSES`: the classes whose folders it can convert back, by name;
-* `to_official(model) -> dict`: the official state dict of such a model.
+* `to_official(model) -> dict`: the official state dict of such a model;
+* where official checkpoints are not torch files: `read_official(path)`, which opens one, and
+  `write_official(model, out, **options)`, which writes one.
 
-Everything that has to do with files (safe reading, complete-or-absent writing) is common and happens here.
+Everything else that has to do with files (safe reading, complete-or-absent writing) is common and happens here.
 """
 
 import inspect
@@ -17,7 +19,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-METHODS: tuple[str, ...] = ("mae",)
+METHODS: tuple[str, ...] = ("mae", "simclr")
 
 
 def convert(method: str, checkpoint: str | os.PathLike[str], out: str | os.PathLike[str], **options: Any) -> Path:
@@ -25,7 +27,8 @@ def convert(method: str, checkpoint: str | os.PathLike[str], out: str | os.PathL
 
     Args:
         method: name of the method whose official code wrote the file, e.g. `"mae"`.
-        checkpoint: the official file (`.pth` or `.safetensors`). Nothing in it is executed.
+        checkpoint: the official file (`.pth` or `.safetensors`), or what the method's `read_official` takes, such as
+            the prefix of a TensorFlow checkpoint. Nothing in it is executed.
         out: folder to create; it appears only when it is complete. An empty folder may exist there.
         options: what cannot be read from the file, see the method's `convert` (for example `num_heads=12`);
             None counts as not given.
@@ -55,7 +58,8 @@ def convert(method: str, checkpoint: str | os.PathLike[str], out: str | os.PathL
     given = {name: value for name, value in options.items() if value is not None}
     _check_options(method, module, given)
     check_new_folder(out)
-    converted = module.convert(read_checkpoint(checkpoint), Path(checkpoint), **given)
+    read = getattr(module, "read_official", read_checkpoint)
+    converted = module.convert(read(checkpoint), Path(checkpoint), **given)
     with new_folder(out) as folder:
         converted.model.save_pretrained(folder)
         for processor in converted.processors:
@@ -64,12 +68,14 @@ def convert(method: str, checkpoint: str | os.PathLike[str], out: str | os.PathL
     return Path(out)
 
 
-def to_official(folder: str | os.PathLike[str], out: str | os.PathLike[str]) -> Path:
-    """Write the weights of a model folder as an official checkpoint, `{"model": state_dict}`.
+def to_official(folder: str | os.PathLike[str], out: str | os.PathLike[str], **options: Any) -> Path:
+    """Write the weights of a model folder as an official checkpoint.
 
     Args:
         folder: a local folder that `save_pretrained` or `convert` wrote.
-        out: `.pth` file to create; it appears only when it is complete.
+        out: `.pth` file to create, `{"model": state_dict}`, or prefix of the TensorFlow checkpoint to create, as the
+            official code has it; it appears only when it is complete.
+        options: of the method's `write_official`, for example `layout="tf2"`; None counts as not given.
 
     Returns:
         The path of the file.
@@ -77,14 +83,22 @@ def to_official(folder: str | os.PathLike[str], out: str | os.PathLike[str]) -> 
     Raises:
         ConversionError: the folder holds no model of a known method, its weights do not fit its config, or the
             official code has no equivalent of the model.
+        TypeError: an option that the method does not have.
         FileExistsError: `out` exists.
     """
     import torch
 
     from .output import check_new_file, new_file
 
+    module = _method_module_of(folder)
+    given = {name: value for name, value in options.items() if value is not None}
+    if hasattr(module, "write_official"):
+        module.write_official(_load_model(folder), out, **given)
+        return Path(out)
+    if given:
+        raise TypeError(f"unknown option {', '.join(given)}: {module.__name__.rpartition('.')[2]} takes none")
     check_new_file(out)
-    state = _method_module_of(folder).to_official(_load_model(folder))
+    state = module.to_official(_load_model(folder))
     with new_file(out) as file:
         torch.save({"model": state}, file)
     return Path(out)

@@ -1,6 +1,7 @@
 """The model card of a converted checkpoint: what it is, where it comes from, its licence, how to load it."""
 
 import hashlib
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,17 +17,19 @@ _TEMPLATE = """---
 
 | | |
 | --- | --- |
-| converted from | `{{ file }}` |
-| SHA-256 of that file | `{{ sha256 }}` |
+| converted from | `{{ name }}` |
+{%- for file, sha256 in files %}
+| SHA-256 of `{{ file }}` | `{{ sha256 }}` |
+{%- endfor %}
 | class | `{{ architecture }}` |
 | parameters | {{ parameters }} |
 | paper | [{{ paper_title }}]({{ paper }}) |
 | official code | <{{ code }}> |
 | licence of the weights | {{ licence }} |
 
-The weights are those of the official file, unchanged: they were only renamed, and fused tensors were split. Converting
-them back gives the official tensors bit for bit. They were trained by the authors of the paper (or by whoever
-wrote the file), and stay under the licence above.
+The weights are those of the official checkpoint, unchanged: {{ changes }}. Converting them back gives the official
+tensors bit for bit. They were trained by the authors of the paper (or by whoever wrote the file), and stay under the
+licence above.
 
 ## Use
 
@@ -82,12 +85,14 @@ def converted_card(
     task: str,
     parameters: int,
     notes: tuple[str, ...] = (),
+    files: Sequence[Path] | None = None,
+    changes: str = "they were only renamed, and fused tensors were split",
 ) -> str:
     """Write the card of a converted checkpoint.
 
     Args:
         origin: the method's paper, code and licence.
-        source: the official file; its SHA-256 goes into the card.
+        source: the official checkpoint.
         title: heading.
         description: one paragraph on what the weights are.
         architecture: name of the model class.
@@ -95,6 +100,8 @@ def converted_card(
         task: Hub pipeline tag.
         parameters: number of values in the weights.
         notes: further paragraphs, each a sentence or two on what to know before using it.
+        files: the files of the checkpoint, whose SHA-256 go into the card; default `source`.
+        changes: what was done to the tensors.
 
     Returns:
         Markdown with the Hub's metadata block at the top.
@@ -110,8 +117,9 @@ def converted_card(
         template_str=_TEMPLATE,
         title=title,
         description=description,
-        file=source.name,
-        sha256=_sha256(source),
+        name=source.name,
+        files=[(file.name, _sha256(file)) for file in files or (source,)],
+        changes=changes,
         architecture=architecture,
         auto_class=auto_class,
         parameters=f"{parameters:,}",

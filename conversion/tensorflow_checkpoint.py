@@ -129,6 +129,9 @@ class TensorFlowCheckpoint(Mapping[str, torch.Tensor]):
         tensor = torch.from_numpy(np.array(values, order="C", ndmin=0))
         return tensor.view(dtype) if tensor.dtype != dtype else tensor
 
+    def __contains__(self, key: object) -> bool:
+        return key in self.entries  # without reading the tensor, as Mapping would
+
     def __iter__(self) -> Iterator[str]:
         return iter(self.entries)
 
@@ -237,6 +240,8 @@ def find_prefix(path: str | os.PathLike[str]) -> str:
         ConversionError: a folder holds several checkpoints and does not say which is the latest.
     """
     path = os.fspath(path)
+    if os.path.basename(path) == "saved_model.pb":
+        path = os.path.dirname(path) or "."
     prefix = re.sub(r"\.(index|meta|data-\d{5}-of-\d{5})$", "", path)
     if os.path.isfile(f"{prefix}.index"):
         return prefix

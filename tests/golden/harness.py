@@ -1,7 +1,8 @@
 """Compares tensors with those that the official code of a method made.
 
 A case is a folder: `manifest.json` (what was run, how, at which tolerance), `inputs.safetensors`, `outputs.safetensors`
-and, where weights matter, `checkpoint.pth` in the official layout.
+and, where weights matter, these in the official layout: `checkpoint.pth`, or `checkpoint.index` and
+`checkpoint.data-00000-of-00001` of TensorFlow, or `weights.safetensors`.
 """
 
 import json
@@ -30,7 +31,11 @@ class Case:
 
     @property
     def checkpoint(self) -> Path:
-        return self.folder / "checkpoint.pth"
+        """The official weights: a torch file, the prefix of a TensorFlow checkpoint, or tensors by official name."""
+        if (self.folder / "checkpoint.index").exists():
+            return self.folder / "checkpoint"
+        named = self.folder / "weights.safetensors"
+        return named if named.exists() else self.folder / "checkpoint.pth"
 
     @cached_property
     def manifest(self) -> dict[str, Any]:
