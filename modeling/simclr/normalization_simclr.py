@@ -145,20 +145,21 @@ class _GlobalBatchNorm(torch.autograd.Function):
     @once_differentiable
     def backward(ctx, grad_output):
         input, weight, mean, var = ctx.saved_tensors
-        # The kernel of inference counts the statistics as constants; its gradients of shift and scale are the two sums
-        # that the part of the gradient through the statistics needs from every process.
-        grad_input, grad_weight, grad_bias = torch.ops.aten.native_batch_norm_backward(
-            grad_output, input, weight, mean, var, None, None, False, ctx.eps, [True, True, True]
+        # The kernel of inference gives the two sums that the gradient needs from every process: its gradients of scale
+        # and shift.
+        _, grad_weight, grad_bias = torch.ops.aten.native_batch_norm_backward(
+            grad_output, input, weight, mean, var, None, None, False, ctx.eps, [False, True, True]
         )
         sums = torch.cat([grad_weight, grad_bias])
         dist.all_reduce(sums, group=ctx.group)
         mean_grad_normalized, mean_grad = (sums / ctx.count).chunk(2)
+        # scale * (grad_output - mean_grad - normalized * mean_grad_normalized), in float32 until the end
         inverse_std = (var + ctx.eps).rsqrt()
         scale = inverse_std if weight is None else inverse_std * weight
         slope = -scale * inverse_std * mean_grad_normalized
         offset = -scale * mean_grad - slope * mean
-        shape = [1, -1] + [1] * (input.dim() - 2)
-        grad_input += torch.addcmul(offset.view(shape), input, slope.view(shape))
+        scale, slope, offset = (c.view([1, -1] + [1] * (input.dim() - 2)) for c in (scale, slope, offset))
+        grad_input = torch.addcmul(offset, input, slope).addcmul_(grad_output, scale).to(input.dtype)
         needed = ctx.needs_input_grad
         return grad_input, grad_weight if needed[1] else None, grad_bias if needed[2] else None, *(None,) * 5
 

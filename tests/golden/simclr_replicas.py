@@ -1,4 +1,4 @@
-"""What one of three processes computes for `test_simclr_replicas.py`: `python -m torch.distributed.run ... FOLDER`.
+"""What one of three processes computes for `test_simclr_replicas.py`: `python simclr_replicas.py FOLDER RANK`.
 
 The golden cases of two replicas run in the group of processes 0 and 1, the comparisons with one process in both groups.
 """
@@ -96,6 +96,15 @@ def uneven_norm(rank, world_size, group):
     return {"y": y, "grad_x": x.grad, "running_var": norm.running_var, **parameters}
 
 
+def bfloat16_norm(rank):
+    """Normalisation of bfloat16 maps with float32 parameters, as under autocast."""
+    x, upstream = (t.split(BN_ROWS[3])[rank].bfloat16() for t in tiny_rows(sum(BN_ROWS[3])))
+    norm = SimCLRBatchNorm(4)
+    y = norm(x.requires_grad_())
+    (y * upstream).sum().backward()
+    return {"y": y, "grad_x": x.grad, "running_var": norm.running_var, "grad_bias": norm.bias.grad}
+
+
 def refusal(rows, group):
     """The message of the error that unequal shares raise."""
     try:
@@ -108,15 +117,15 @@ def refusal(rows, group):
 def main():
     """Writes `rankR.safetensors` and `rankR.json`."""
     torch.set_num_threads(1)
-    dist.init_process_group("gloo")
-    rank = dist.get_rank()
+    folder, rank = Path(sys.argv[1]), int(sys.argv[2])
+    dist.init_process_group("gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=3)
     pair = dist.new_group([0, 1])
     results = {"three/step": training_step(rank, 3, None), "three/norm": uneven_norm(rank, 3, None)}
+    results["three/bfloat16"] = bfloat16_norm(rank)
     messages = {"unequal": refusal(2 * (2 + rank), None)}
     if rank < 2:
         results |= {"golden/loss": golden_loss(rank, pair), "golden/norm": golden_norm(rank, pair)}
         results |= {"two/step": training_step(rank, 2, pair), "two/norm": uneven_norm(rank, 2, pair)}
-    folder = Path(sys.argv[1])
     flat = {f"{part}/{name}": t.detach().contiguous() for part, ts in results.items() for name, t in ts.items()}
     save_file(flat, folder / f"rank{rank}.safetensors")
     (folder / f"rank{rank}.json").write_text(json.dumps(messages))

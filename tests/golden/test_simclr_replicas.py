@@ -23,12 +23,17 @@ def ranks(tmp_path_factory):
     folder = tmp_path_factory.mktemp("ranks")
     root = Path(__file__).parents[2]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", "PYTHONPATH": str(root)}
-    command = [
-        *(sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "3", "--rdzv_backend", "c10d"),
-        *("--rdzv_endpoint", "localhost:0", str(root / "tests/golden/simclr_replicas.py"), str(folder)),
+    script = root / "tests/golden/simclr_replicas.py"
+    processes = [
+        subprocess.Popen([sys.executable, script, folder, str(r)], env=environment, stderr=subprocess.PIPE, text=True)
+        for r in range(3)
     ]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120)
-    assert done.returncode == 0, done.stderr[-4000:]
+    try:
+        errors = [process.communicate(timeout=120)[1] for process in processes]
+    finally:
+        for process in processes:
+            process.kill()
+    assert not any(process.returncode for process in processes), "\n".join(error[-2000:] for error in errors)
     return [
         (load_file(f"{folder}/rank{r}.safetensors"), json.loads((folder / f"rank{r}.json").read_text()))
         for r in range(3)
@@ -91,6 +96,20 @@ def test_normalisation_of_unequal_shares_equals_one_process(ranks, world):
     for name, parameter in norm.named_parameters():
         # what each process contributes; DistributedDataParallel adds them up
         torch.testing.assert_close(sum(ours[f"grad_{name}"]), parameter.grad, rtol=1e-11, atol=1e-11)
+
+
+def test_normalisation_of_bfloat16_uses_float32_statistics(ranks):
+    x, upstream = tiny_rows(sum(BN_ROWS[3])).bfloat16().double()
+    norm = SimCLRBatchNorm(4).double()
+    y = norm(x.requires_grad_())
+    (y * upstream).sum().backward()
+    ours = part(ranks, "three/bfloat16", 3)
+    assert ours["y"][0].dtype == ours["grad_x"][0].dtype == torch.bfloat16
+    torch.testing.assert_close(torch.cat(ours["y"]).double(), y.detach(), rtol=1e-2, atol=1e-3)
+    torch.testing.assert_close(torch.cat(ours["grad_x"]).double(), x.grad, rtol=1e-2, atol=1e-4)
+    for value in ours["running_var"]:
+        torch.testing.assert_close(value.double(), norm.running_var, rtol=1e-5, atol=0)
+    torch.testing.assert_close(sum(ours["grad_bias"]).double(), norm.bias.grad, rtol=1e-5, atol=1e-5)
 
 
 def test_unequal_numbers_of_images_are_refused_by_every_process(ranks):
