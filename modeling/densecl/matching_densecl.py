@@ -56,6 +56,18 @@ def match_by_geometry(crop_boxes: torch.Tensor, flips: torch.Tensor, grid: tuple
     return key_rows * columns + key_columns
 
 
+def check_matches(match_index: torch.Tensor, batch: int, cells: int) -> None:
+    """
+    Raises:
+        ValueError: if `match_index` does not name one of `cells` key cells for each query cell of `batch` images.
+    """
+    if match_index.shape != (batch, cells) or match_index.is_floating_point():
+        raise ValueError(
+            f"match_index must be integers of shape {(batch, cells)} (batch, cells), got {match_index.dtype} of shape "
+            f"{tuple(match_index.shape)}"
+        )
+
+
 @torch.no_grad()
 def match_accuracy(
     match_index: torch.Tensor, crop_boxes: torch.Tensor, flips: torch.Tensor, grid: tuple[int, int]
@@ -124,6 +136,7 @@ def _places_in_key_view(
 __all__ = [
     "at_least_float32",
     "chance_accuracy",
+    "check_matches",
     "distinct_matches",
     "match_accuracy",
     "match_by_geometry",

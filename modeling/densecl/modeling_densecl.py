@@ -21,6 +21,7 @@ from .loading_densecl import check_backbone, check_shapes
 from .losses_densecl import info_nce
 from .matching_densecl import (
     at_least_float32,
+    check_matches,
     distinct_matches,
     match_accuracy,
     match_by_geometry,
@@ -200,7 +201,7 @@ class DenseCLForPreTraining(DenseCLPreTrainedModel):
     ```
     """
 
-    _keep_in_fp32_modules_strict = ["queue", "queue2"]
+    _keep_in_fp32_modules_strict = ["queue$", "queue2$"]
 
     def __init__(self, config: DenseCLConfig):
         super().__init__(config)
@@ -325,19 +326,18 @@ class DenseCLForPreTraining(DenseCLPreTrainedModel):
             # queue2 is filled during the warm-up of the dense loss as well.
             key = self._encode_keys(pixel_values[:, 1], self.config.loss_lambda > 0, shuffle_index)
         with torch.autocast(pixel_values.device.type, enabled=False):
-            output = self._global_branch(query, key, weight)
+            parts = self._global_branch(query, key, weight)
             if weight > 0:
-                self._dense_branch(output, query, key, match_index, crop_boxes, flips, generator)
-                output.contra_dense = weight * output.loss_dense
-                output.loss = output.loss + output.contra_dense
-            elif self.training and torch.is_grad_enabled():
-                # The idle head has a gradient of zero: DDP waits for one, and weight decay goes on.
-                output.loss = output.loss + 0 * sum(p.sum() for p in self.encoder.dense_head.parameters())
+                parts |= self._dense_branch(query, key, weight, match_index, crop_boxes, flips, generator)
+                loss = parts["contra_single"] + parts["contra_dense"]
+            else:
+                loss = parts["contra_single"] + self._idle_dense_head()
             if self.training:
-                self._enqueue(output.key_features, output.key_pooled_features)
-        if output_hidden_states or (output_hidden_states is None and self.config.output_hidden_states):
-            output.hidden_states = query.hidden_states
-        return output
+                self._enqueue(parts["key_features"], parts["key_pooled_features"])
+        if output_hidden_states is None:
+            output_hidden_states = self.config.output_hidden_states
+        hidden_states = query.hidden_states if output_hidden_states else None
+        return DenseCLForPreTrainingOutput(loss=loss, **parts, hidden_states=hidden_states)
 
     def _check_views(self, pixel_values: torch.Tensor | None) -> int:
         """Number of images of this process."""
@@ -406,9 +406,7 @@ class DenseCLForPreTraining(DenseCLPreTrainedModel):
             parts = {name: None if part is None else shuffle.restore(part) for name, part in parts.items()}
         return DenseCLEncoding(**parts, hidden_states=())
 
-    def _global_branch(
-        self, query: DenseCLEncoding, key: DenseCLEncoding, weight: float
-    ) -> DenseCLForPreTrainingOutput:
+    def _global_branch(self, query: DenseCLEncoding, key: DenseCLEncoding, weight: float) -> dict:
         """InfoNCE of the images (paper, equation 1), and what the queues need."""
         queries = functional.normalize(at_least_float32(query.global_embedding), dim=1)
         keys = functional.normalize(at_least_float32(key.global_embedding), dim=1)
@@ -416,74 +414,66 @@ class DenseCLForPreTraining(DenseCLPreTrainedModel):
         pooled = None
         if key.dense_embedding is not None:
             pooled = functional.normalize(at_least_float32(key.dense_embedding).mean(dim=(2, 3)), dim=1)
-        weighted = (1 - weight) * loss
-        return DenseCLForPreTrainingOutput(
-            loss=weighted,
-            loss_global=loss,
-            contra_single=weighted,
-            accuracy_global=accuracy,
-            query_features=queries,
-            key_features=keys,
-            key_pooled_features=pooled,
-            query_feature_map=query.feature_map,
-        )
+        return {
+            "loss_global": loss,
+            "contra_single": (1 - weight) * loss,
+            "accuracy_global": accuracy,
+            "query_features": queries,
+            "key_features": keys,
+            "key_pooled_features": pooled,
+            "query_feature_map": query.feature_map,
+        }
 
     def _dense_branch(
         self,
-        output: DenseCLForPreTrainingOutput,
         query: DenseCLEncoding,
         key: DenseCLEncoding,
+        weight: float,
         match_index: torch.Tensor | None,
         crop_boxes: torch.Tensor | None,
         flips: torch.Tensor | None,
         generator: torch.Generator | None,
-    ) -> None:
+    ) -> dict:
         """InfoNCE of the cells (paper, equation 2): each against its matched key and the pooled keys of the queue."""
-        grid = tuple(query.dense_embedding.shape[-2:])
+        grid = query.dense_embedding.shape[-2:]
+        cells = grid.numel()
         queries, keys = normalize_positions(query.dense_embedding), normalize_positions(key.dense_embedding)
+        key_features = None if key.feature_map is None else normalize_positions(key.feature_map)
         if crop_boxes is not None and flips is None:
             flips = torch.zeros(crop_boxes.shape[:2], dtype=torch.bool, device=crop_boxes.device)
-        if key.feature_map is not None:
-            output.key_backbone_features = normalize_positions(key.feature_map)
-        if match_index is None:
-            match_index = self._match(output, queries, keys, grid, crop_boxes, flips, generator)
-        elif match_index.shape != (len(queries), grid[0] * grid[1]):
-            raise ValueError(
-                f"match_index must have shape {(len(queries), grid[0] * grid[1])} (batch, cells), "
-                f"got {tuple(match_index.shape)}"
-            )
-        positives = keys.gather(2, match_index[:, None].expand_as(keys))
-        rows = (cells.transpose(1, 2).flatten(0, 1) for cells in (queries, positives))
-        output.loss_dense, output.accuracy_dense = info_nce(*rows, self.queue2, self.config.temperature)
-        output.match_index = match_index
-        output.match_targets = distinct_matches(match_index, grid[0] * grid[1])
-        if crop_boxes is not None:
-            output.match_accuracy = match_accuracy(match_index, crop_boxes, flips, grid)
-        output.query_dense_features, output.key_dense_features = queries, keys
-
-    @torch.no_grad()
-    def _match(
-        self,
-        output: DenseCLForPreTrainingOutput,
-        queries: torch.Tensor,
-        keys: torch.Tensor,
-        grid: tuple[int, int],
-        crop_boxes: torch.Tensor | None,
-        flips: torch.Tensor | None,
-        generator: torch.Generator | None,
-    ) -> torch.Tensor:
-        """The key cell of every query cell, `[B, L]` (paper, section 3.3)."""
-        matching, cells = self.config.matching, grid[0] * grid[1]
-        if matching == "backbone":
-            features = normalize_positions(pool_to_grid(output.query_feature_map, self.config.num_grid))
-            return match_by_similarity(features, output.key_backbone_features)
-        if matching == "projection":
-            return match_by_similarity(queries, keys)
-        if matching == "random":
-            return torch.randint(cells, (len(queries), cells), generator=generator, device=queries.device)
-        if crop_boxes is None:
+        if match_index is not None:
+            check_matches(match_index, len(queries), cells)
+        elif self.config.matching == "backbone":
+            query_map = pool_to_grid(query.feature_map.detach(), self.config.num_grid)
+            match_index = match_by_similarity(normalize_positions(query_map), key_features)
+        elif self.config.matching == "projection":
+            match_index = match_by_similarity(queries, keys)
+        elif self.config.matching == "random":
+            match_index = torch.randint(cells, (len(queries), cells), generator=generator, device=queries.device)
+        elif crop_boxes is None:
             raise ValueError("matching='geometry' needs crop_boxes, which the image processor returns with the views")
-        return match_by_geometry(crop_boxes, flips, grid)
+        else:
+            match_index = match_by_geometry(crop_boxes, flips, grid)
+        positives = keys.gather(2, match_index[:, None].expand_as(keys))
+        rows = (vectors.transpose(1, 2).flatten(0, 1) for vectors in (queries, positives))
+        loss, accuracy = info_nce(*rows, self.queue2, self.config.temperature)
+        return {
+            "loss_dense": loss,
+            "contra_dense": weight * loss,
+            "accuracy_dense": accuracy,
+            "match_targets": distinct_matches(match_index, cells),
+            "match_accuracy": None if crop_boxes is None else match_accuracy(match_index, crop_boxes, flips, grid),
+            "match_index": match_index,
+            "query_dense_features": queries,
+            "key_dense_features": keys,
+            "key_backbone_features": key_features,
+        }
+
+    def _idle_dense_head(self) -> torch.Tensor | float:
+        """Zero with a gradient of zero for the dense head: DDP waits for one, and weight decay goes on."""
+        if not (self.training and torch.is_grad_enabled()):
+            return 0.0
+        return 0.0 * sum(parameter.sum() for parameter in self.encoder.dense_head.parameters())
 
     def _enqueue(self, keys: torch.Tensor, pooled_keys: torch.Tensor | None) -> None:
         """The keys of all processes replace the oldest ones; without a dense branch `queue2` stays as it is."""
