@@ -19,7 +19,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-METHODS: tuple[str, ...] = ("mae", "simclr")
+METHODS: tuple[str, ...] = ("mae", "simclr", "densecl")
 
 
 def convert(method: str, checkpoint: str | os.PathLike[str], out: str | os.PathLike[str], **options: Any) -> Path:

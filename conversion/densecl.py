@@ -1,0 +1,237 @@
+"""DenseCL: the official PyTorch checkpoints (arXiv 2011.09157) to our folders and back.
+
+The official code wrote two kinds of file, which are told apart by their keys:
+
+| keys | kind | becomes |
+| --- | --- | --- |
+| `conv1.weight`, `layer1.0...` (released `densecl_r*.pth`), also under `backbone.` | backbone | `DenseCLBackbone` |
+| `encoder_q.*` | encoder with heads | `DenseCLModel` |
+| `encoder_q.*`, `encoder_k.*`, `queue`, `queue2` (a training run) | everything | `DenseCLForPreTraining` |
+
+A training run also stores `backbone.*`, a second name of the tensors `encoder_q.0.*`; both must agree. Every name may
+have the prefix `module.` of a parallel model.
+"""
+
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from hubmodels.modeling.densecl import (
+    DenseCLBackbone,
+    DenseCLConfig,
+    DenseCLForPreTraining,
+    DenseCLImageProcessor,
+    DenseCLModel,
+)
+from transformers import PreTrainedModel
+from transformers.utils import logging
+
+from .cards import Origin, converted_card
+from .checkpoint_reading import ConversionError, model_state_dict
+from .converted import Converted
+from .densecl_exports import to_official, write_official
+from .densecl_names import ALIAS, KEY_MAP, QUERY
+from .key_mapping import check_identical, check_keys
+from .recognition import describe
+
+logger = logging.get_logger(__name__)
+
+MODEL_CLASSES: dict[str, type[PreTrainedModel]] = {
+    model.__name__: model for model in (DenseCLModel, DenseCLForPreTraining, DenseCLBackbone)
+}
+
+ORIGIN = Origin(
+    method="densecl",
+    paper_title="Dense Contrastive Learning for Self-Supervised Visual Pre-Training",
+    paper="https://arxiv.org/abs/2011.09157",
+    code="https://github.com/WXinlong/DenseCL",
+    licence="other",
+    licence_name="none stated by the authors for the weights; their code is GPL-3.0",
+    citation="""@inproceedings{wang2021dense,
+  title={Dense Contrastive Learning for Self-Supervised Visual Pre-Training},
+  author={Wang, Xinlong and Zhang, Rufeng and Shen, Chunhua and Kong, Tao and Li, Lei},
+  booktitle={CVPR},
+  year={2021}
+}""",
+)
+
+_PARALLEL = "module."
+_DESCRIPTIONS = {
+    DenseCLBackbone: "Backbone pre-trained by dense contrastive learning, for detectors and segmentation models.",
+    DenseCLModel: "Encoder pre-trained by dense contrastive learning, with its two projection heads.",
+    DenseCLForPreTraining: "State of a DenseCL training run: both encoders with their heads, and both queues.",
+}
+_AUTO_CLASSES = {
+    DenseCLBackbone: "AutoBackbone",
+    DenseCLModel: "AutoModel",
+    DenseCLForPreTraining: "AutoModelForPreTraining",
+}
+
+
+def convert(
+    checkpoint: Mapping[str, Any],
+    source: Path,
+    *,
+    strides: list[int] | None = None,
+    dilations: list[int] | None = None,
+    style: str | None = None,
+    momentum: float | None = None,
+    temperature: float | None = None,
+    loss_lambda: float | None = None,
+    num_grid: int | None = None,
+) -> Converted:
+    """Convert the content of an official DenseCL checkpoint, or of a ResNet's state dict with torchvision's names.
+
+    Depth, widths, sizes of heads and queues are read from the tensors. What they do not show is published, or given:
+
+    Args:
+        checkpoint: top-level dictionary of the file, with the state dict under `"state_dict"` or as it is.
+        source: where it was read from.
+        strides, dilations, style: of the ResNet.
+        momentum, temperature, loss_lambda, num_grid: of the pre-training.
+
+    Returns:
+        The model, its image processor and its card.
+
+    Raises:
+        ConversionError: no backbone weights in it, an alias that disagrees, unknown or missing keys, wrong shapes.
+    """
+    official = _canonical(_state_dict(checkpoint), checkpoint)
+    options = {
+        "strides": strides,
+        "dilations": dilations,
+        "style": style,
+        "momentum": momentum,
+        "temperature": temperature,
+        "loss_lambda": loss_lambda,
+        "num_grid": num_grid,
+    }
+    fields = _config_fields(official) | {name: value for name, value in options.items() if value is not None}
+    try:
+        config = DenseCLConfig(**fields)
+    except ValueError as error:
+        raise ConversionError(f"the checkpoint and the options describe an impossible model: {error}") from error
+    model, notes = _build(_model_class(official), config, official)
+    processors = (DenseCLImageProcessor(),) if config.num_channels == 3 else ()
+    return Converted(model, processors, _card(model, source, notes))
+
+
+def _state_dict(checkpoint: Mapping[str, Any]) -> dict[str, torch.Tensor]:
+    """The named tensors, without the prefix of a parallel model."""
+    key = next((key for key in ("state_dict", "model") if isinstance(checkpoint.get(key), Mapping)), None)
+    if key is None and any(isinstance(value, torch.Tensor) for value in checkpoint.values()):
+        key, checkpoint = "state_dict", {"state_dict": checkpoint}
+    state = model_state_dict(checkpoint, key or "state_dict")
+    return {name.removeprefix(_PARALLEL): tensor for name, tensor in state.items()}
+
+
+def _canonical(state: dict[str, torch.Tensor], checkpoint: Mapping[str, Any]) -> dict[str, torch.Tensor]:
+    """The state dict with all backbone weights under `encoder_q.0.`, and without their second names."""
+    if "conv1.weight" in state:
+        return {QUERY + name: tensor for name, tensor in state.items()}
+    alias = {QUERY + name.removeprefix(ALIAS): t for name, t in state.items() if name.startswith(ALIAS)}
+    official = {name: tensor for name, tensor in state.items() if not name.startswith(ALIAS)}
+    if QUERY + "conv1.weight" not in official and QUERY + "conv1.weight" not in alias:
+        raise ConversionError(
+            "no backbone weights found; known layouts: conv1.weight, layer1.0.conv1.weight, ... (released files, "
+            f"torchvision), these under backbone., and under encoder_q.0. (training runs); {describe(checkpoint)}"
+        )
+    if not any(name.startswith(QUERY) for name in official):
+        return official | alias
+    if alias:
+        encoder = {name: tensor for name, tensor in official.items() if name.startswith(QUERY)}
+        try:
+            check_identical(encoder, alias)
+        except ConversionError as error:
+            raise ConversionError(f"backbone.* and encoder_q.0.* must be the same tensors. {error}") from error
+    return official
+
+
+def _model_class(official: Mapping[str, torch.Tensor]) -> type[PreTrainedModel]:
+    if all(name.startswith(QUERY) for name in official):
+        return DenseCLBackbone
+    if all(name.startswith("encoder_q.") for name in official):
+        return DenseCLModel
+    return DenseCLForPreTraining
+
+
+def _config_fields(official: Mapping[str, torch.Tensor]) -> dict[str, Any]:
+    """Config fields that the tensors show."""
+    width, channels, *_ = _shape(official, "encoder_q.0.conv1.weight", 4)
+    layers = {match.groups() for name in official if (match := re.match(r"encoder_q\.0\.layer(\d+)\.(\d+)\.", name))}
+    depths = [sum(int(stage) == number for stage, _ in layers) for number in range(1, 5)]
+    num_stages = sum(depth > 0 for depth in depths)
+    if not num_stages or 0 in depths[:num_stages]:
+        raise ConversionError(f"the ResNet must have stages layer1, layer2, ..., found {sorted(layers)}")
+    fields: dict[str, Any] = {
+        "embedding_size": width,
+        "num_channels": channels,
+        "num_stages": num_stages,
+        "depths": depths[:num_stages],
+        "layer_type": "bottleneck" if "encoder_q.0.layer1.0.conv3.weight" in official else "basic",
+    }
+    if any(not name.startswith(QUERY) for name in official):
+        fields["projection_hidden_size"] = _shape(official, "encoder_q.1.mlp.0.weight", 2)[0]
+        fields["projection_size"] = _shape(official, "encoder_q.1.mlp.2.weight", 2)[0]
+    if "queue" in official:
+        fields["queue_length"] = _shape(official, "queue", 2)[1]
+    return fields
+
+
+def _shape(official: Mapping[str, torch.Tensor], key: str, axes: int) -> tuple[int, ...]:
+    if key not in official:
+        raise ConversionError(f"missing keys: {key}")
+    shape = tuple(official[key].shape)
+    if len(shape) != axes or 0 in shape:
+        raise ConversionError(f"{key} must have {axes} axes, found shape {list(shape)}")
+    return shape
+
+
+def _build(
+    model_class: type[PreTrainedModel], config: DenseCLConfig, official: dict[str, torch.Tensor]
+) -> tuple[PreTrainedModel, list[str]]:
+    """Build the model around the official tensors, checking every name, shape and, back again, every bit."""
+    notes = []
+    with torch.device("meta"):
+        model = model_class(config)
+    expected = KEY_MAP.to_official(model.state_dict())
+    if model_class is DenseCLForPreTraining and not any(name.startswith("queue2") for name in official):
+        notes.append("The file has no queue of dense keys (`queue2`): it starts with random ones.")
+        logger.warning(notes[-1])
+        fresh = torch.nn.functional.normalize(torch.randn(official["queue"].shape), dim=0)
+        official = official | {"queue2": fresh.to(official["queue"]), "queue2_ptr": torch.zeros(1, dtype=torch.int64)}
+    check_keys(expected, official)
+    ours = KEY_MAP.to_ours(official)
+    check_identical(official, KEY_MAP.to_official(ours))
+    model.load_state_dict(ours, assign=True)
+    if isinstance(model, DenseCLForPreTraining):
+        model.momentum_encoder.requires_grad_(False)
+    return model.eval(), notes
+
+
+def _card(model: PreTrainedModel, source: Path, notes: list[str]) -> str:
+    """The model card, saying what the file is good for."""
+    architecture = type(model)
+    if architecture is DenseCLBackbone:
+        notes = [
+            "The file has no projection heads and no queues (those of the released files were not published): "
+            "`DenseCLForPreTraining` starts them anew.",
+            *notes,
+        ]
+    return converted_card(
+        ORIGIN,
+        source,
+        title=source.stem,
+        description=_DESCRIPTIONS[architecture],
+        architecture=architecture.__name__,
+        auto_class=_AUTO_CLASSES[architecture],
+        task="image-feature-extraction",
+        parameters=sum(tensor.numel() for tensor in model.state_dict().values()),
+        notes=tuple(notes),
+        changes="they were only renamed",
+    )
+
+
+__all__ = ["MODEL_CLASSES", "ORIGIN", "convert", "to_official", "write_official"]
