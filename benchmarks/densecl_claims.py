@@ -30,7 +30,7 @@ from hubmodels.data.transforms import IMAGENET_MEAN, IMAGENET_STD
 from hubmodels.evaluation import box_masks, dense_probe, knn_accuracy, linear_probe
 from hubmodels.training import Recipe
 
-EPOCHS = 20
+EPOCHS = 10
 IMAGE_SIZE, CELL_SIZE = 64, 128
 NETWORK = Recipe.load("densecl/small_pretrain").model
 BACKBONE = {key: NETWORK[key] for key in ("layer_type", "depths", "embedding_size", "strides")}
