@@ -129,6 +129,30 @@ MAE = Method(
     },
 )
 
+SIMCLR = Method(
+    name="simclr",
+    title="A Simple Framework for Contrastive Learning of Visual Representations",
+    summary=(
+        "Pre-trains an image encoder on unlabelled images: two random augmentations of an image must recognise each "
+        "other among those of all other images. The plain baseline of self-supervision, for any backbone."
+    ),
+    paper="https://arxiv.org/abs/2002.05709",
+    arxiv="2002.05709",
+    modality="image",
+    tasks=("image-feature-extraction", "image-classification"),
+    code_licence="apache-2.0",
+    weights_licence="apache-2.0",
+    module="hubmodels.modeling.simclr",
+    auto_classes={
+        "AutoConfig": "SimCLRConfig",
+        "AutoModel": "SimCLRModel",
+        "AutoModelForPreTraining": "SimCLRForPreTraining",
+        "AutoModelForImageClassification": "SimCLRForImageClassification",
+        "AutoBackbone": "SimCLRBackbone",
+        "AutoImageProcessor": "SimCLRImageProcessor",
+    },
+)
+
 DENSECL = Method(
     name="densecl",
     title="Dense Contrastive Learning for Self-Supervised Visual Pre-Training",
@@ -152,7 +176,7 @@ DENSECL = Method(
     },
 )
 
-METHODS: tuple[Method, ...] = (MAE, DENSECL)
+METHODS: tuple[Method, ...] = (MAE, SIMCLR, DENSECL)
 
 
 @dataclass(frozen=True, slots=True)

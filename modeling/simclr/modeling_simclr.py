@@ -15,6 +15,7 @@ from .backbones_simclr import build_backbone, pool, token_states
 from .configuration_simclr import SimCLRConfig
 from .heads_simclr import SimCLRProjectionHead
 from .losses_simclr import nt_xent
+from .normalization_simclr import SimCLRBatchNorm
 from .outputs_simclr import SimCLRForPreTrainingOutput
 from .resnet_simclr import SimCLRResidualLayer, SimCLRResNet, SimCLRStem
 
@@ -35,17 +36,15 @@ class SimCLRPreTrainedModel(PreTrainedModel):
     main_input_name = "pixel_values"
     input_modalities = ("image",)
     _no_split_modules = [SimCLRStem.__name__, SimCLRResidualLayer.__name__]
-    _supports_sdpa = True
-    _supports_flash_attn = True
-    _supports_flex_attn = True
-    _supports_attention_backend = True
+    supports_gradient_checkpointing = True
     # Losses are means over the batch: `Trainer` must divide them itself when it accumulates gradients.
     accepts_loss_kwargs = False
 
     def __init__(self, config: SimCLRConfig):
         super().__init__(config)
         self.backbone = build_backbone(config)
-        self.supports_gradient_checkpointing = getattr(self.backbone, "supports_gradient_checkpointing", False)
+        if isinstance(self.backbone, PreTrainedModel):
+            self.supports_gradient_checkpointing = self.backbone.supports_gradient_checkpointing
         self._pixel_range_is_known = config.backbone_config is not None
 
     @torch.no_grad()
@@ -61,10 +60,14 @@ class SimCLRPreTrainedModel(PreTrainedModel):
             init.normal_(module.weight, std=0.0 if zero else DENSE_STD)
             if module.bias is not None:
                 init.zeros_(module.bias)
-        else:
-            super()._init_weights(module)
-            if zero:  # the last normalisation of every residual layer: the layer starts as its shortcut
-                init.zeros_(module.weight)
+        elif isinstance(module, SimCLRBatchNorm):
+            # Zero for the last one of every residual layer, which so starts as its shortcut.
+            init.constant_(module.weight, 0.0 if zero else 1.0)
+            if module.bias is not None:
+                init.zeros_(module.bias)
+            init.zeros_(module.running_mean)
+            init.ones_(module.running_var)
+            init.zeros_(module.num_batches_tracked)
 
     def no_weight_decay(self) -> set[str]:
         """Matrices that LARS neither decays nor adapts: the supervised head's (official `LARSOptimizer`)."""
@@ -242,18 +245,17 @@ class SimCLRForPreTraining(SimCLRPreTrainedModel):
             raise ValueError("labels are required: config.linear_probe trains a classifier on them")
         outputs = self.encode(pixel_values, output_hidden_states, **kwargs)
         states = self.projection_head(outputs.pooler_output)
-        result = SimCLRForPreTrainingOutput(
+        logits = self.classifier(states[self.config.selected_layer].detach()) if self.config.linear_probe else None
+        losses = self._losses(states[-1], logits, labels, return_logits) if return_loss else {}
+        return SimCLRForPreTrainingOutput(
+            **losses,
             projections=states[-1],
             pooler_output=states[0],
             projection_states=states,
+            logits=logits,
             hidden_states=outputs.hidden_states,
             attentions=outputs.attentions,
         )
-        if self.config.linear_probe:
-            result.logits = self.classifier(states[self.config.selected_layer].detach())
-        if return_loss:
-            self._add_losses(result, labels, return_logits)
-        return result
 
     def _flat_views(self, pixel_values, return_loss):
         """Rows of all first views, then of all second views."""
@@ -269,24 +271,31 @@ class SimCLRForPreTraining(SimCLRPreTrainedModel):
             )
         return pixel_values
 
-    def _add_losses(self, result, labels, return_logits):
+    def _losses(self, projections, logits, labels, return_logits):
+        """The fields of the output that compare."""
         config = self.config
         if return_logits is None:
-            return_logits = len(result.projections) <= 2 * MAX_IMAGES_WITH_LOGITS
+            return_logits = len(projections) <= 2 * MAX_IMAGES_WITH_LOGITS
         contrast = nt_xent(
-            result.projections,
+            projections,
             config.temperature,
             hidden_norm=config.hidden_norm,
             reduction=config.loss_reduction,
             return_logits=return_logits,
         )
-        result.loss = result.contrastive_loss = contrast.loss
-        result.logits_ab, result.labels = contrast.logits_ab, contrast.labels
-        result.contrast_accuracy, result.contrast_entropy = contrast.accuracy, contrast.entropy
+        loss, supervised_loss = contrast.loss, None
         if config.linear_probe:
-            both = torch.cat([labels, labels]).to(result.logits.device)
-            result.supervised_loss = classification_loss(result.logits, both)
-            result.loss = result.loss + result.supervised_loss + kernel_decay(config, self.classifier)
+            supervised_loss = classification_loss(logits, torch.cat([labels, labels]).to(logits.device))
+            loss = loss + supervised_loss + kernel_decay(config, self.classifier)
+        return {
+            "loss": loss,
+            "contrastive_loss": contrast.loss,
+            "supervised_loss": supervised_loss,
+            "logits_ab": contrast.logits_ab,
+            "labels": contrast.labels,
+            "contrast_accuracy": contrast.accuracy,
+            "contrast_entropy": contrast.entropy,
+        }
 
 
 class SimCLRForImageClassification(SimCLRPreTrainedModel):

@@ -3,6 +3,7 @@
 import torch
 from torch import nn
 from torch.nn import functional
+from transformers.modeling_layers import GradientCheckpointingLayer
 
 from .configuration_simclr import SimCLRConfig
 from .normalization_simclr import SimCLRBatchNorm
@@ -107,7 +108,7 @@ class SimCLRShortcut(SimCLRConvLayer):
         return super().forward(hidden_states)
 
 
-class SimCLRResidualLayer(nn.Module):
+class SimCLRResidualLayer(GradientCheckpointingLayer):
     """
     Basic or bottleneck block with post-activation; the stride is in the first 3x3 convolution.
 
