@@ -14,12 +14,17 @@ Everything else that has to do with files (safe reading, complete-or-absent writ
 import inspect
 import json
 import os
+from collections.abc import Callable
 from importlib import import_module
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 METHODS: tuple[str, ...] = ("mae", "simclr", "densecl")
+
+
+class UnknownOptionError(TypeError):
+    """An option was given that the converter of the method does not have."""
 
 
 def convert(method: str, checkpoint: str | os.PathLike[str], out: str | os.PathLike[str], **options: Any) -> Path:
@@ -39,7 +44,7 @@ def convert(method: str, checkpoint: str | os.PathLike[str], out: str | os.PathL
     Raises:
         ConversionError: the file is refused; the message says why. `out` is not created.
         ValueError: unknown `method`.
-        TypeError: an option that the method does not have.
+        UnknownOptionError: an option that the method does not have.
         FileNotFoundError: there is no such checkpoint.
         FileExistsError: `out` exists and is not an empty folder.
 
@@ -56,7 +61,7 @@ def convert(method: str, checkpoint: str | os.PathLike[str], out: str | os.PathL
 
     module = _method_module(method)
     given = {name: value for name, value in options.items() if value is not None}
-    _check_options(method, module, given)
+    _check_options(module, module.convert, given)
     check_new_folder(out)
     read = getattr(module, "read_official", read_checkpoint)
     converted = module.convert(read(checkpoint), Path(checkpoint), **given)
@@ -83,7 +88,7 @@ def to_official(folder: str | os.PathLike[str], out: str | os.PathLike[str], **o
     Raises:
         ConversionError: the folder holds no model of a known method, its weights do not fit its config, or the
             official code has no equivalent of the model.
-        TypeError: an option that the method does not have.
+        UnknownOptionError: an option that the method does not have.
         FileExistsError: `out` exists.
     """
     import torch
@@ -93,10 +98,10 @@ def to_official(folder: str | os.PathLike[str], out: str | os.PathLike[str], **o
     module = _method_module_of(folder)
     given = {name: value for name, value in options.items() if value is not None}
     if hasattr(module, "write_official"):
+        _check_options(module, module.write_official, given)
         module.write_official(_load_model(folder), out, **given)
         return Path(out)
-    if given:
-        raise TypeError(f"unknown option {', '.join(given)}: {module.__name__.rpartition('.')[2]} takes none")
+    _check_options(module, module.to_official, given)
     check_new_file(out)
     state = module.to_official(_load_model(folder))
     with new_file(out) as file:
@@ -110,12 +115,15 @@ def _method_module(method: str) -> ModuleType:
     return import_module(f"{__name__}.{method}")
 
 
-def _check_options(method: str, module: ModuleType, options: dict[str, Any]) -> None:
-    parameters = inspect.signature(module.convert).parameters.values()
-    accepted = [parameter.name for parameter in parameters if parameter.kind is parameter.KEYWORD_ONLY]
+def _check_options(module: ModuleType, function: Callable[..., Any], options: dict[str, Any]) -> None:
+    """Refuse options that `function` of a method's module does not have; those it has come with a default."""
+    parameters = inspect.signature(function).parameters.values()
+    accepted = [parameter.name for parameter in parameters if parameter.default is not parameter.empty]
     unknown = [name for name in options if name not in accepted]
     if unknown:
-        raise TypeError(f"unknown option {', '.join(unknown)} for {method}; it accepts: {', '.join(accepted)}")
+        method = module.__name__.rpartition(".")[2]
+        known = f"it accepts: {', '.join(accepted)}" if accepted else "it accepts none"
+        raise UnknownOptionError(f"unknown option {', '.join(unknown)} for {method}; {known}")
 
 
 def _read_config(folder: str | os.PathLike[str]) -> dict[str, Any]:
@@ -162,4 +170,4 @@ def __getattr__(name: str) -> Any:
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
-__all__ = ["METHODS", "ConversionError", "convert", "to_official"]
+__all__ = ["METHODS", "ConversionError", "UnknownOptionError", "convert", "to_official"]

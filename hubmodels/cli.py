@@ -272,6 +272,10 @@ def convert(
         bool | None,
         typer.Option(help="Whether the decoder predicts normalised pixels, where the file and its name do not tell."),
     ] = None,
+    options: Annotated[
+        list[str] | None,
+        typer.Option("--set", help="Any other option of the method's converter, key=value; may be repeated."),
+    ] = None,
 ) -> None:
     """Convert an official checkpoint into a folder that `from_pretrained` loads."""
     from hubmodels.conversion import convert as run_conversion
@@ -283,19 +287,40 @@ def convert(
         num_heads=num_heads,
         decoder_num_heads=decoder_num_heads,
         norm_pix_loss=norm_pix_loss,
+        **_parse_options(options or []),
     )
     typer.echo(f"wrote {out}")
+
+
+def _parse_options(assignments: list[str]) -> dict[str, Any]:
+    """Options from `key=value`, where the value is YAML: `strides=[1,2,2,1]`, `use_ema=true`."""
+    import yaml
+
+    options = {}
+    for assignment in assignments:
+        name, equals, value = assignment.partition("=")
+        if not equals:
+            raise ValueError(f"--set takes key=value, got {assignment!r}")
+        options[name] = yaml.safe_load(value)
+    return options
 
 
 @app.command()
 def export(
     folder: Annotated[Path, typer.Argument(help="Folder with a model, as `convert` or `save_pretrained` wrote it.")],
-    out: Annotated[Path, typer.Argument(help="Official checkpoint to create (.pth).")],
+    out: Annotated[Path, typer.Argument(help="Checkpoint to create; its suffix is that of the layout, mostly .pth.")],
+    layout: Annotated[
+        str | None,
+        typer.Option(
+            help="For whom, if not for the official code. SimCLR: tf1, tf2. DenseCL: torchvision, timm, detectron2, "
+            "transformers."
+        ),
+    ] = None,
 ) -> None:
-    """Write a model back as a checkpoint in the layout of the official code."""
+    """Write a model back as a checkpoint of the official code, or of other code that reads such models."""
     from hubmodels.conversion import to_official
 
-    to_official(folder, out)
+    to_official(folder, out, layout=layout)
     typer.echo(f"wrote {out}")
 
 

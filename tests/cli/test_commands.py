@@ -151,6 +151,29 @@ def test_convert_passes_its_arguments(invoke, replace):
     assert calls == [(("mae", Path("in.pth"), Path("out")), options)]
 
 
+def test_convert_takes_options_of_any_method(invoke, replace):
+    calls = replace("hubmodels.conversion", "convert")
+    arguments = ("convert", "densecl", "in.pth", "out", "--set", "strides=[1,2,2,1]", "--set", "momentum=0.99")
+    assert invoke(*arguments).exit_code == 0
+    options = {name: value for name, value in calls[0][1].items() if value is not None}
+    assert options == {"strides": [1, 2, 2, 1], "momentum": 0.99}
+    assert "key=value" in invoke(*arguments[:4], "--set", "strides").stderr
+
+
+def test_unknown_options_of_a_converter_are_user_errors(invoke, tmp_path):
+    file = tmp_path / "in.pth"
+    file.touch()
+    result = invoke("convert", "densecl", file, tmp_path / "out", "--set", "num_stages=3")
+    assert result.exit_code == ERROR_EXIT_CODE
+    assert "unknown option num_stages for densecl; it accepts: strides" in result.stderr
+
+
+def test_export_passes_its_layout(invoke, replace):
+    calls = replace("hubmodels.conversion", "to_official")
+    assert invoke("export", "folder", "out.pkl", "--layout", "detectron2").exit_code == 0
+    assert calls == [((Path("folder"), Path("out.pkl")), {"layout": "detectron2"})]
+
+
 def test_train_tells_a_method_from_a_recipe(invoke, replace):
     calls = replace("hubmodels.training", "train")
     assert invoke("train", "mae", "--data", "photos", "--out", "run", "--yes").exit_code == 0
@@ -172,7 +195,7 @@ def test_publish_passes_its_flags(invoke, replace):
 def test_export_passes_its_arguments(invoke, replace):
     calls = replace("hubmodels.conversion", "to_official")
     assert invoke("export", "folder", "out.pth").stdout == "wrote out.pth\n"
-    assert calls == [((Path("folder"), Path("out.pth")), {})]
+    assert calls == [((Path("folder"), Path("out.pth")), {"layout": None})]
 
 
 def test_quickstart_passes_its_seeds(invoke, monkeypatch):
