@@ -10,52 +10,18 @@ compared before anything is timed.
 """
 
 import argparse
-import json
 import statistics
-import subprocess
-import sys
-from pathlib import Path
 
 from benchmarks.report import machine_line, write_section
+from benchmarks.turns import Worker
 
 CONTENDERS = ("hubmodels", "transformers", "lightly")
 DTYPES = ("float32", "bfloat16")
 
 
-class Worker:
-    """A contender in a process of its own, told line by line to run some steps."""
-
-    def __init__(self, contender: str, dtype: str, batch: int):
-        command = [sys.executable, "-m", "benchmarks.mae_step_worker", contender, dtype, str(batch)]
-        self.process = subprocess.Popen(
-            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, cwd=Path(__file__).parents[1]
-        )
-        self.ready = self._read()
-        self.seconds: list[float] = []
-
-    def _read(self) -> dict:
-        line = self.process.stdout.readline()
-        if not line:
-            raise RuntimeError(f"the worker {self.process.args} ended with {self.process.wait()}")
-        return json.loads(line)
-
-    def run(self, steps: int) -> None:
-        """Runs some steps and keeps the seconds per step."""
-        self.process.stdin.write(f"{steps}\n")
-        self.process.stdin.flush()
-        self.seconds.append(self._read()["seconds"] / steps)
-
-    def close(self) -> dict:
-        """Ends the process and returns its last report (peak memory)."""
-        self.process.stdin.close()
-        report = self._read()
-        self.process.wait()
-        return report
-
-
 def race(dtype: str, rounds: int, steps: int, batch: int) -> list[str]:
     """Runs all contenders in turn in one dtype; returns the rows of the table."""
-    workers = {name: Worker(name, dtype, batch) for name in CONTENDERS}
+    workers = {name: Worker("benchmarks.mae_step_worker", name, dtype, batch) for name in CONTENDERS}
     losses = {name: worker.ready["loss"] for name, worker in workers.items()}
     limit = 1e-5 if dtype == "float32" else 2e-2
     if max(losses.values()) - min(losses.values()) > limit:
