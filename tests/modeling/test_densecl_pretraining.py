@@ -1,0 +1,280 @@
+"""DenseCL's forward in training: the method written plainly, its options, what it changes and what it leaves alone."""
+
+import pytest
+import torch
+from hubmodels.modeling.densecl.matching_densecl import chance_accuracy, match_accuracy, match_by_geometry
+from tiny_densecl import BATCH, plain_step, snapshot, tiny_config, tiny_model, tiny_views
+
+EXACT = {"rtol": 0, "atol": 1e-9}
+
+
+def assert_equals_plain_step(model, views, match=None, **inputs):
+    expected = plain_step(model, views, match)
+    output = model(views, **inputs)
+    for name in ("loss", "loss_global", "loss_dense"):
+        torch.testing.assert_close(output[name], expected[name], **EXACT)
+    assert torch.equal(output.match_index, expected["match_index"])
+    for name in ("queue", "queue2"):
+        torch.testing.assert_close(getattr(model, name), expected[name], **EXACT)
+    for ours, theirs in zip(
+        model.momentum_encoder.parameters(), expected["momentum_encoder"].parameters(), strict=True
+    ):
+        torch.testing.assert_close(ours, theirs, **EXACT)
+    for ours, theirs in zip(model.momentum_encoder.buffers(), expected["momentum_encoder"].buffers(), strict=True):
+        torch.testing.assert_close(ours, theirs, **EXACT)
+    output.loss.backward()
+    expected["loss"].backward()
+    for ours, theirs in zip(model.encoder.parameters(), expected["encoder"].parameters(), strict=True):
+        torch.testing.assert_close(ours.grad, theirs.grad, **EXACT)
+    assert all(parameter.grad is None for parameter in model.momentum_encoder.parameters())
+
+
+@pytest.mark.parametrize("num_grid", [None, 4, 3, 2, 1])
+@pytest.mark.parametrize("loss_lambda", [0.3, 1])
+def test_step_equals_the_method_written_plainly(num_grid, loss_lambda):
+    model = tiny_model(num_grid=num_grid, loss_lambda=loss_lambda, momentum=0.9)
+    for seed in range(4):  # the queues wrap after three
+        model.zero_grad()
+        assert_equals_plain_step(model, tiny_views(seed=seed))
+
+
+def test_grid_of_the_size_of_the_map_changes_nothing():
+    views = tiny_views()
+    assert torch.equal(tiny_model(num_grid=4)(views).loss, tiny_model()(views).loss)
+
+
+@pytest.mark.parametrize("length", [10, 3])
+def test_partial_queue_wraps(length):
+    model = tiny_model(queue_length=length, queue_partial="wrap")
+    for seed in range(4):
+        model.zero_grad()
+        assert_equals_plain_step(model, tiny_views(seed=seed))
+        assert int(model.queue_ptr) == int(model.queue2_ptr) == (seed + 1) * BATCH % length
+
+
+def test_matching_by_projection():
+    model, views = tiny_model(matching="projection"), tiny_views()
+    reference = tiny_model()(views)
+    similarity = torch.einsum("bci,bcj->bij", reference.query_dense_features, reference.key_dense_features)
+    assert_equals_plain_step(model, views, match=similarity.argmax(2))
+
+
+def test_matching_at_random_repeats_with_a_generator():
+    matches = []
+    for seed in (5, 5, 6):
+        output = tiny_model(matching="random")(tiny_views(), generator=torch.Generator().manual_seed(seed))
+        matches.append(output.match_index)
+    assert torch.equal(matches[0], matches[1])
+    assert not torch.equal(matches[0], matches[2])
+    assert matches[0].unique().tolist() == list(range(16))
+
+
+def test_given_matches_are_used():
+    match = torch.randint(16, (BATCH, 16), generator=torch.Generator().manual_seed(0))
+    assert_equals_plain_step(tiny_model(), tiny_views(), match=match, match_index=match)
+
+
+def boxes_and_flips():
+    """The same crop twice, once mirrored; the left and the right half; a quarter of the other crop."""
+    boxes = [[[0, 0, 32, 32]] * 2] * 2 + [[[0, 0, 32, 16], [0, 16, 32, 16]], [[0, 0, 32, 32], [16, 0, 16, 16]]]
+    flips = [[False, False], [False, True], [False, False], [False, False]]
+    return torch.tensor(boxes), torch.tensor(flips)
+
+
+def test_matching_by_geometry():
+    boxes, flips = boxes_and_flips()
+    match = match_by_geometry(boxes, flips, (4, 4)).view(4, 4, 4)
+    same = torch.arange(16).view(4, 4)
+    assert torch.equal(match[0], same)
+    assert torch.equal(match[1], same.flip(1))
+    assert torch.equal(match[2], same[:, :1].expand(4, 4))  # nothing overlaps: the nearest column
+    # The lower left cells lie in the quarter, two cells of it apart; all others are nearest to its border.
+    assert match[3].tolist() == [[1, 3, 3, 3], [1, 3, 3, 3], [5, 7, 7, 7], [13, 15, 15, 15]]
+    model = tiny_model(matching="geometry")
+    assert_equals_plain_step(model, tiny_views(), match=match.flatten(1), crop_boxes=boxes, flips=flips)
+    with pytest.raises(ValueError, match=r"geometry.*crop_boxes"):
+        model(tiny_views())
+
+
+def test_match_accuracy_counts_neighbours_inside_of_the_overlap():
+    boxes, flips = boxes_and_flips()
+    true_match = match_by_geometry(boxes, flips, (4, 4))
+    assert match_accuracy(true_match, boxes, flips, (4, 4)) == 1
+    assert match_accuracy(true_match[:1] + 1, boxes[:1], flips[:1], (4, 4)) == 12 / 16  # off the end of each row
+    assert match_accuracy(true_match[:1].flip(1), boxes[:1], flips[:1], (4, 4)) == 4 / 16  # the middle is near itself
+    assert torch.isnan(match_accuracy(true_match[2:3], boxes[2:3], flips[2:3], (4, 4)))
+    # Corners have 4 near cells of 16, edges 6, the middle 9.
+    expected = (4 * 4 + 8 * 6 + 4 * 9) / 16**2
+    assert chance_accuracy(boxes[:1], flips[:1], (4, 4)) == pytest.approx(expected)
+
+
+def test_equal_views_are_matched_in_place():
+    model = tiny_model(momentum=0.0)  # the keys are encoded by the encoder itself
+    views = tiny_views()
+    views[:, 1] = views[:, 0]
+    boxes = torch.tensor([[[0, 0, 32, 32]] * 2] * BATCH)
+    output = model(views, crop_boxes=boxes)
+    assert output.match_accuracy == 1
+    assert output.match_targets == 16
+    assert torch.equal(output.match_index, torch.arange(16).expand(BATCH, 16))
+
+
+def test_accuracies_and_distinct_targets_are_reported():
+    output = tiny_model()(tiny_views())
+    assert output.match_targets == sum(len(row.unique()) for row in output.match_index) / BATCH
+    assert 0 <= output.accuracy_dense <= 1
+    assert 0 <= output.accuracy_global <= 1
+    assert not output.accuracy_global.requires_grad
+
+
+def test_evaluation_changes_nothing():
+    model = tiny_model().eval()
+    before = snapshot(model)
+    output = model(tiny_views(batch=5))  # a batch that does not divide the queues
+    assert output.loss > 0
+    for name, tensor in snapshot(model).items():
+        assert torch.equal(tensor, before[name]), name
+
+
+def test_lambda_of_zero_is_moco_v2():
+    model, full = tiny_model(loss_lambda=0), tiny_model(loss_lambda=0.5)
+    calls = []
+    for network in (model.encoder, model.momentum_encoder):
+        network.dense_head.register_forward_hook(lambda *_: calls.append(1))
+    before = model.queue2.clone()
+    output, reference = model(tiny_views()), full(tiny_views())
+    assert torch.equal(output.loss, reference.loss_global)
+    assert output.loss_dense is None
+    output.loss.backward()
+    reference.loss_global.backward()
+    for parameter in model.encoder.dense_head.parameters():
+        assert torch.equal(parameter.grad, torch.zeros_like(parameter))
+    for (name, ours), theirs in zip(
+        model.encoder.backbone.named_parameters(), full.encoder.backbone.parameters(), strict=True
+    ):
+        assert torch.equal(ours.grad, theirs.grad), name
+    assert not calls
+    assert torch.equal(model.queue, full.queue)
+    assert torch.equal(model.queue2, before)
+    assert int(model.queue2_ptr) == 0
+
+
+def test_warm_up_of_the_dense_loss_is_a_step():
+    model = tiny_model(loss_lambda=1, loss_lambda_warmup_steps=2)
+    optimizer = torch.optim.SGD(model.encoder.parameters(), lr=0.1)
+    weights = []
+    for seed in range(4):
+        for micro_batch in range(2):  # accumulated: optimiser steps count, not forwards
+            output = model(tiny_views(seed=10 * seed + micro_batch))
+            weights.append(None if output.loss_dense is None else (output.contra_dense / output.loss_dense).item())
+            output.loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    assert weights == [None] * 4 + [1.0] * 4
+    assert int(model.steps) == 4
+    # The queue of pooled dense keys is filled from the beginning.
+    assert int(model.queue2_ptr) == int(model.queue_ptr) == 8 * BATCH % 12
+    assert model.eval()(tiny_views()).loss_dense is not None
+
+
+@pytest.mark.parametrize("zero_grad_first", [True, False], ids=["zero_grad after step", "zero_grad after forward"])
+def test_momentum_moves_once_per_optimiser_step(zero_grad_first):
+    model = tiny_model(momentum=0.5)
+    optimizer = torch.optim.SGD(model.encoder.parameters(), lr=0.1)
+    weight = model.momentum_encoder.global_head[0].weight
+    moved = []
+    for step in range(3):
+        for micro_batch in range(2):
+            before = weight.clone()
+            output = model(tiny_views(seed=10 * step + micro_batch))
+            moved.append(not torch.equal(weight, before))
+            if not zero_grad_first and micro_batch == 0:
+                optimizer.zero_grad()
+            output.loss.backward()
+        optimizer.step()
+        if zero_grad_first:
+            optimizer.zero_grad()
+    assert moved == [True, False] * 3
+    assert int(model.queue_ptr) == 6 * BATCH % 12
+
+
+def test_momentum_update_can_be_forced():
+    model = tiny_model(momentum=0.5)
+    weight = model.momentum_encoder.global_head[0].weight
+    for wanted in (False, True, True, False):
+        before = weight.clone()
+        model(tiny_views(), update_momentum=wanted).loss.backward()
+        assert torch.equal(weight, before) != wanted
+
+
+@pytest.mark.parametrize("use_reentrant", [True, False])
+def test_activation_checkpointing_repeats_nothing(use_reentrant):
+    plain, checkpointed = tiny_model(), tiny_model()
+    checkpointed.activation_checkpointing_enable({"use_reentrant": use_reentrant})
+    for seed in range(2):
+        for model in (plain, checkpointed):
+            model(tiny_views(seed=seed)).loss.backward()
+    for name, tensor in plain.state_dict().items():
+        torch.testing.assert_close(checkpointed.state_dict()[name], tensor, **EXACT, msg=name)
+    for ours, theirs in zip(checkpointed.encoder.parameters(), plain.encoder.parameters(), strict=True):
+        torch.testing.assert_close(ours.grad, theirs.grad, **EXACT)
+
+
+def test_autocast_keeps_the_contrast_in_float32():
+    model = tiny_model(dtype=torch.float32)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        output = model(tiny_views(dtype=torch.float32))
+    assert output.query_feature_map.dtype == torch.bfloat16
+    for name in ("loss", "query_features", "key_dense_features", "key_backbone_features"):
+        assert output[name].dtype == torch.float32, name
+    assert model.queue.dtype == torch.float32
+    torch.testing.assert_close(model.queue.norm(dim=0), torch.ones(12))
+    output.loss.backward()
+
+
+@pytest.mark.parametrize(
+    ("views", "changes", "inputs", "message"),
+    [
+        ((4, 3, 32, 32), {}, {}, r"expected 5 dimensions \(batch, 2 views, channels, height, width\), got shape"),
+        ((4, 3, 3, 32, 32), {}, {}, r"2 views.*\(4, 3, 3, 32, 32\)"),
+        ((4, 2, 1, 32, 32), {}, {}, "3 channels, got 1"),
+        ((5, 2, 3, 32, 32), {}, {}, r"queue_length 12 is not divisible by the global batch 5;.*queue_partial='wrap'"),
+        ((4, 2, 3, 32, 32), {"num_grid": 5}, {}, "num_grid must be at most the sides of the feature map, 4x4, got 5"),
+        ((1, 2, 3, 8, 8), {}, {}, "batch normalisation needs more than one value per channel.*1x1"),
+        ((4, 2, 3, 32, 32), {}, {"shuffle_index": torch.tensor([0, 1, 2, 2])}, "permutation of the 4 images"),
+        ((4, 2, 3, 32, 32), {}, {"shuffle_index": torch.arange(8)}, "permutation of the 4 images"),
+        ((4, 2, 3, 32, 32), {}, {"match_index": torch.zeros(4, 15, dtype=torch.int64)}, r"\(4, 16\) \(batch, cells\)"),
+    ],
+)
+def test_bad_inputs_are_refused_before_anything_changes(views, changes, inputs, message):
+    model = tiny_model(dtype=torch.float32, **changes)
+    before = snapshot(model)
+    with pytest.raises(ValueError, match=message):
+        model(torch.zeros(views), **inputs)
+    for name in ("queue", "queue2", "queue_ptr", "queue2_ptr"):
+        assert torch.equal(getattr(model, name), before[name])
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"loss_lambda": 1.1}, r"loss_lambda must be in \[0, 1\], got 1.1"),
+        ({"momentum": -0.1}, r"momentum must be in \[0, 1\], got -0.1"),
+        ({"temperature": 0.0}, "temperature must be greater than 0, got 0.0"),
+        ({"num_grid": 0}, "num_grid must be at least 1 or None, got 0"),
+        ({"matching": "nearest"}, "matching must be one of .*'backbone'.*got 'nearest'"),
+        ({"queue_partial": "drop"}, "queue_partial must be one of .*got 'drop'"),
+        ({"queue_length": 0}, "queue_length must be at least 1, got 0"),
+        ({"style": "tf"}, "style must be one of"),
+        ({"layer_type": "wide"}, "layer_type must be one of"),
+        ({"num_stages": 5}, r"num_stages must be in \[1, 4\], got 5"),
+        ({"num_stages": 3}, "depths must be positive, one for each of the 3 stages"),
+        ({"strides": [1, 0]}, r"strides must be positive.*\[1, 0\]"),
+        ({"frozen_stages": 3}, r"frozen_stages must be in \[-1, 2\], got 3"),
+        ({"loss_lambda_warmup_steps": -1}, "loss_lambda_warmup_steps must be at least 0"),
+        ({"out_features": ["stage9"]}, "out_features must be a subset of stage_names"),
+    ],
+)
+def test_bad_configurations_are_refused(changes, message):
+    with pytest.raises(ValueError, match=message):
+        tiny_config(**changes)
