@@ -306,8 +306,8 @@ def test_what_tensors_do_not_show_must_be_given(state, options, message, tmp_pat
 
 
 def test_unknown_method_and_option(tmp_path):
-    with pytest.raises(ValueError, match="no converter for method 'simclr'; there are converters for: mae"):
-        convert("simclr", tmp_path / "a.pth", tmp_path / "out")
+    with pytest.raises(ValueError, match="no converter for method 'albert'; there are converters for: mae"):
+        convert("albert", tmp_path / "a.pth", tmp_path / "out")
     with pytest.raises(TypeError, match="unknown option heads for mae; it accepts: num_heads, decoder_num_heads"):
         convert_case("linear_probe_cls", tmp_path / "out", heads=3)
 
