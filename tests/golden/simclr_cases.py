@@ -1,43 +1,58 @@
-"""SimCLR's golden cases: models from their configurations and weights, and comparison at their tolerances."""
+"""SimCLR's golden cases: models from the official checkpoints, official names, and comparison at their tolerances."""
 
 import re
+from collections.abc import Mapping
+from pathlib import Path
 
 import torch
-from hubmodels.modeling.simclr import SimCLRConfig
-from safetensors.torch import load_file
+from hubmodels.conversion import convert
+from hubmodels.conversion.simclr_names import Network, to_official_layout, variables
 
 from tests.golden.harness import Case, load_case
-from tests.golden.simclr_names import TF1Names, TF2Names, to_ours
 
 
-def config_of(case: Case, **changes) -> SimCLRConfig:
-    """Our configuration of the network that a manifest describes."""
-    official = case.manifest["config"]
-    size = official.get("size") or official.get("image_size") or official["height"]
-    same = ("stem_width", "sk_ratio", "se_ratio", "proj_out_dim", "num_proj_layers", "global_bn")
-    optional = ("temperature", "hidden_norm", "proj_head_mode", "cifar_stem", "ft_proj_selector")
-    fields = {name: official[name] for name in (*same, *(name for name in optional if name in official))}
-    fields |= {"depths": official["layers"], "layer_type": official["block"], "image_size": size}
-    if "num_classes" in official:
-        fields["num_labels"] = official["num_classes"]
-    return SimCLRConfig(**(fields | changes))
+def load(name: str, model_class, folder: Path, dtype: torch.dtype = torch.float32, **changes):
+    """
+    A case, and a model of it in training mode, through the converter that users run.
 
-
-def load(name: str, model_class, dtype=torch.float32, **changes):
-    """A case, a model of it in training mode and the names of its tensors in the official layout."""
+    Args:
+        name: name of the case.
+        model_class: class of the model.
+        folder: where to convert to.
+        dtype: of the model.
+        changes: fields of the configuration that no checkpoint holds.
+    """
     case = load_case("simclr", name)
-    model = model_class(config_of(case, **changes)).train()
-    scheme = TF2Names if name.startswith("tf2") else TF1Names
-    names = {ours: official for ours, official in scheme(model.config).names.items() if ours in model.state_dict()}
-    stored = load_file(case.folder / "weights.safetensors")
-    official = {name.removesuffix("/.ATTRIBUTES/VARIABLE_VALUE"): tensor for name, tensor in stored.items()}
-    missing, unexpected = model.load_state_dict(
-        {ours: to_ours(official[name]) for ours, name in names.items() if name in official}, strict=False
+    official = case.manifest["config"]
+    options = {"image_size": official.get("size") or official.get("image_size") or official["height"]}
+    if official.get("ft_proj_selector"):
+        options["ft_proj_selector"] = official["ft_proj_selector"]
+    fields = {key: official[key] for key in ("temperature", "hidden_norm", "global_bn") if key in official}
+    source = "checkpoint" if (case.folder / "checkpoint.index").is_file() else "weights.safetensors"
+    if not (folder / "config.json").is_file():
+        convert("simclr", case.folder / source, folder, **options)
+    model = model_class.from_pretrained(folder, dtype=dtype, **(fields | changes))
+    return case, model.train()
+
+
+def official(model, tensors: Mapping[str, torch.Tensor], layout: str = "tf1") -> dict[str, torch.Tensor]:
+    """Tensors by our names -> by their official names, in the official layout; others are left out."""
+    config = model.config
+    network = Network(
+        layer_type=config.layer_type,
+        depths=tuple(config.depths),
+        stem="cifar" if config.uses_cifar_stem else "deep" if config.sk_ratio > 0 else "plain",
+        selective_kernels=config.sk_ratio > 0,
+        head_mode=config.proj_head_mode,
+        head_layers=config.num_head_layers,
+        classifier=True,
     )
-    assert not unexpected
-    absent = {name for name in missing if not name.endswith("num_batches_tracked")}
-    assert absent <= {"classifier.weight", "classifier.bias"} - set(names), absent
-    return case, model.to(dtype), names
+    names = {variable.ours: getattr(variable, layout) for variable in variables(network)}
+    return {
+        names[name].removesuffix("/.ATTRIBUTES/VARIABLE_VALUE"): to_official_layout(tensor.detach())
+        for name, tensor in tensors.items()
+        if name in names
+    }
 
 
 def limits(case: Case, kind: str) -> tuple[float, float]:
