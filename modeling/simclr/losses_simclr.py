@@ -5,7 +5,6 @@ from typing import NamedTuple
 import torch
 import torch.distributed as dist
 from torch.autograd.function import once_differentiable
-from torch.distributed.nn.functional import all_gather
 
 REDUCTIONS = ("official", "mean")
 # Logits that are held at a time: 4 MiB in float32, which stay in a CPU's last cache.
@@ -116,6 +115,8 @@ def _gather_views(own: torch.Tensor, group: "dist.ProcessGroup | None") -> tuple
     if world_size == 1:
         everyone, first = own, 0
     else:
+        from torch.distributed.nn.functional import all_gather  # not in every build of torch
+
         sizes = [torch.empty(1, dtype=torch.int64, device=own.device) for _ in range(world_size)]
         dist.all_gather(sizes, torch.full_like(sizes[0], images), group=group)
         sizes = torch.cat(sizes).tolist()
@@ -177,7 +178,7 @@ def _stream(own, everyone, first, temperature, chunk, with_gradient):
 
 def _entropy(probabilities: torch.Tensor) -> torch.Tensor:
     """Sum of the rows' entropies, with the small number of the official code inside of the logarithm."""
-    return -(probabilities * (probabilities + 1e-8).log()).sum()
+    return -(probabilities + 1e-8).log_().mul_(probabilities).sum()
 
 
 class _WithGradients(torch.autograd.Function):
