@@ -11,9 +11,9 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from .colors_simclr import affine_, blend_with_gray_, grayscale_, hue_, saturation_
+from .colors_simclr import affine_, blend_with_gray_, grayscale_, hue_, hue_shifts, saturation_
 from .crops_simclr import CROP_DRAWS, sample_crop_boxes
-from .resampling_simclr import RESAMPLES, bicubic_taps, combine_rows, gaussian_taps, transposed
+from .resampling_simclr import RESAMPLES, bicubic_taps, blur_transposed, combine_rows, gaussian_kernels, transposed
 
 JITTERS = ("tensorflow", "torchvision")
 BRIGHTNESS_MODES = ("multiplicative", "additive")
@@ -28,7 +28,7 @@ PARAMETERS = {"crop": (4,), "flip": (), "apply_jitter": (), "order": (4,), "brig
 PARAMETERS |= {"saturation": (), "hue": (), "gray": (), "blur": (), "sigma": ()}
 
 # Numbers per chunk of views: with the temporaries of the colour operations it stays in the second-level cache.
-_CHUNK_NUMBERS = {"cpu": 100_000, "other": 20_000_000}
+_CHUNK_NUMBERS = {"cpu": 200_000, "other": 20_000_000}
 
 
 @dataclass(frozen=True)
@@ -182,14 +182,13 @@ def augment(
     """
     views = parameters["crop"].shape[1]
     plan = _Plan(parameters, settings, images[0].device, dtype)
-    count, (height, width) = len(plan.rows), settings.size
-    channels = images[0].shape[0]
+    count, channels, (height, width) = len(plan.rows), images[0].shape[0], settings.size
     result = torch.empty(count, channels, height, width, dtype=dtype, device=plan.device)
     numbers = _CHUNK_NUMBERS["cpu" if plan.device.type == "cpu" else "other"]
     step = max(1, numbers // (channels * height * width))
     for start in range(0, count, step):
         part = slice(start, min(start + step, count))
-        chunk = plan.crop(images, part, views)
+        chunk = plan.crop(images, part)
         plan.jitter_(chunk, part)
         plan.grayscale_(chunk, part)
         plan.blur_and_store(chunk, part, result)
@@ -211,90 +210,93 @@ class _Plan:
         dtype: torch.dtype,
     ):
         self.settings, self.device, self.dtype = settings, device, dtype
+        views = parameters["crop"].shape[1]
         flat = {name: parameters[name].flatten(0, 1).cpu() for name in settings.parameters}
-        self.jittered = "order" in flat
-        pattern = self._patterns(flat) if self.jittered else np.zeros(len(flat["crop"]), dtype=np.int64)
-        rows = np.argsort(pattern, kind="stable")
-        self.pattern, order = pattern[rows], torch.from_numpy(rows)
+        pattern = _patterns(flat)
+        order = torch.from_numpy(np.argsort(pattern, kind="stable"))
         flat = {name: value[order] for name, value in flat.items()}
-        self.rows, self.boxes = rows, flat["crop"].numpy()
-        self.rows_on_device = order.to(device)
-        self._prepare_taps(flat)
-        if self.jittered:
+        self.rows, self.image_rows = order.to(device), (order // views).to(device)
+        self.groups = _runs(pattern[order.numpy()])
+        self._prepare_crop(flat)
+        if self.groups:
             self._prepare_jitter(flat)
-        self.gray = flat["gray"].bool().numpy() if "gray" in flat else np.zeros(len(rows), dtype=bool)
-        self.blur = flat["blur"].bool().numpy() if "blur" in flat else np.zeros(len(rows), dtype=bool)
+        off = torch.zeros(len(order), dtype=torch.bool)
+        self.gray, self.blur = (flat.get(name, off).bool().numpy() for name in ("gray", "blur"))
         if "sigma" in flat:
-            self.sigma = flat["sigma"].to(device, dtype)
+            self.kernels = gaussian_kernels(flat["sigma"].to(device, dtype), settings.blur_radius)
 
-    @staticmethod
-    def _patterns(flat: dict[str, torch.Tensor]) -> np.ndarray:
-        """4 * (place of saturation) + (place of hue), or -1 without jitter, [N]."""
-        order = flat["order"].numpy()
-        code = 4 * np.argmax(order == SATURATION, axis=1) + np.argmax(order == HUE, axis=1)
-        return np.where(flat["apply_jitter"].bool().numpy(), code, -1)
-
-    def _prepare_taps(self, flat: dict[str, torch.Tensor]) -> None:
+    def _prepare_crop(self, flat: dict[str, torch.Tensor]) -> None:
+        self.boxes = flat["crop"].numpy()
         top, left, height, width = flat["crop"].to(self.device).unbind(1)
         kind, (out_height, out_width) = self.settings.resample, self.settings.size
         self.vertical = bicubic_taps(top, height, out_height, kind, dtype=self.dtype)
         flip = flat["flip"].to(self.device).bool()
         self.horizontal = bicubic_taps(left, width, out_width, kind, flip, dtype=self.dtype)
+        self.vertical_of_bytes = self.vertical[1] / 255
 
     def _prepare_jitter(self, flat: dict[str, torch.Tensor]) -> None:
-        """Factors and offsets of brightness or contrast at each of the four places [N, 4]."""
-        order = flat["order"]
-        brightness, contrast = (flat[name].to(self.dtype)[:, None] for name in ("brightness", "contrast"))
-        anchored, is_brightness = order == CONTRAST, order == BRIGHTNESS
-        self.contrast_places = anchored.numpy()
+        """Factors of all operations [N], those of brightness and contrast for each of the four places."""
+        values = {name: flat[name].to(self.dtype)[:, None] for name in ("brightness", "contrast")}
+        is_contrast, is_brightness = flat["order"] == CONTRAST, flat["order"] == BRIGHTNESS
         additive = self.settings.brightness_mode == "additive"
-        factor = torch.where(anchored, contrast, 1.0 if additive else brightness).to(self.dtype)
-        self.factor, self.anchored = factor.to(self.device), anchored.to(self.device, self.dtype)
-        self.offset = (is_brightness * brightness).to(self.device) if additive else None
+        factor = torch.where(is_contrast, values["contrast"], 1.0 if additive else values["brightness"]).to(self.dtype)
+        self.is_contrast = is_contrast.numpy()
+        self.factor = factor.t().to(self.device).unbind()
+        self.mean_factor = ((1 - factor) * is_contrast).t().to(self.device).unbind()
+        offset = (values["brightness"] * is_brightness).t().to(self.device).unbind()
+        self.offset = offset if additive else None
         self.saturation = flat["saturation"].to(self.device, self.dtype)
-        self.hue = flat["hue"].to(self.device, self.dtype)
+        self.hue_shifts = hue_shifts(flat["hue"].to(self.device, self.dtype))
 
-    def crop(self, images: torch.Tensor | list[torch.Tensor], part: slice, views: int) -> torch.Tensor:
-        """Cropped, resized and flipped views of a chunk, transposed: [n, 3, width, height]."""
-        image_rows = self.rows[part] // views
+    def crop(self, images: torch.Tensor | list[torch.Tensor], part: slice) -> torch.Tensor:
+        """Cropped, resized and flipped views of a chunk, transposed: [n, channels, width, height]."""
+        image_rows = self.image_rows[part]
         if isinstance(images, torch.Tensor) and len(image_rows) > 1:
-            return self._crop(images.index_select(0, self.rows_on_device[part] // views), part)
-        places = range(part.start, part.stop)
-        crops = [self._crop(images[row][None], slice(i, i + 1)) for row, i in zip(image_rows, places, strict=True)]
+            return self._crop(images.index_select(0, image_rows), part)
+        crops = [
+            self._crop_alone(images[row], slice(part.start + i, part.start + i + 1))
+            for i, row in enumerate(image_rows.tolist())
+        ]
         return crops[0] if len(crops) == 1 else torch.cat(crops)
 
-    def _crop(self, source: torch.Tensor, part: slice) -> torch.Tensor:
-        boxes = self.boxes[part]
-        (top, left), (bottom, right) = boxes[:, :2].min(axis=0), (boxes[:, :2] + boxes[:, 2:]).max(axis=0)
-        pixels = source[:, :, top:bottom, left:right].to(self.dtype)
-        index, weight = (taps[part] for taps in self.vertical)
-        rows = combine_rows(pixels, index - int(top), weight / 255 if source.dtype == torch.uint8 else weight)
-        index, weight = (taps[part] for taps in self.horizontal)
-        return combine_rows(transposed(rows), index - int(left), weight)
+    def _crop_alone(self, image: torch.Tensor, part: slice) -> torch.Tensor:
+        """As `_crop` for one image of any size, of which only the box is read."""
+        top, left, height, width = self.boxes[part.start].tolist()
+        return self._crop(image[None, :, top : top + height, left : left + width], part, top, left)
+
+    def _crop(self, source: torch.Tensor, part: slice, top: int = 0, left: int = 0) -> torch.Tensor:
+        """Resamples images [n, channels, H, W] whose first row and column are `top` and `left`."""
+        vertical, horizontal = self.vertical[0][part], self.horizontal[0][part]
+        if top or left:
+            vertical, horizontal = vertical - top, horizontal - left
+        vertical_weight = self.vertical_of_bytes if source.dtype == torch.uint8 else self.vertical[1]
+        pixels = source.to(self.dtype).contiguous()
+        rows = combine_rows(pixels, vertical, vertical_weight[part])
+        return combine_rows(transposed(rows), horizontal, self.horizontal[1][part])
 
     def jitter_(self, chunk: torch.Tensor, part: slice) -> None:
-        """Colour jitter of the views that have it, clipped after each operation, in place."""
-        if self.jittered:
-            codes, starts = np.unique(self.pattern[part], return_index=True)
-            stops = [*starts[1:], part.stop - part.start]
-            for code, start, stop in zip(codes.tolist(), starts.tolist(), stops, strict=True):
-                if code >= 0:
-                    self._jitter_group_(chunk[start:stop], slice(part.start + start, part.start + stop), code)
+        """Colour jitter of the views that have it, in place."""
+        for pattern, start, stop in self.groups:
+            start, stop = max(start, part.start), min(stop, part.stop)
+            if start < stop:
+                self._jitter_group_(chunk[start - part.start : stop - part.start], slice(start, stop), pattern)
 
     def _jitter_group_(self, images: torch.Tensor, part: slice, pattern: int) -> None:
-        """All views of one pattern. Saturation and hue keep [0, 1], so they are clipped in the first place only."""
+        """All views of one pattern. They are clipped where an operation can leave [0, 1]."""
         saturation_place, hue_place = divmod(pattern, 4)
         torchvision = self.settings.jitter == "torchvision"
         for place in range(4):
+            keeps_range = place > 0
             if place == saturation_place:
                 (blend_with_gray_ if torchvision else saturation_)(images, self.saturation[part])
+                keeps_range &= not torchvision
             elif place == hue_place:
-                hue_(images, self.hue[part])
+                hue_(images, self.hue_shifts[part])
             else:
-                anchored = self.anchored[part, place] if self.contrast_places[part, place].any() else None
-                offset = None if self.offset is None else self.offset[part, place]
-                affine_(images, self.factor[part, place], anchored, offset, gray_mean=torchvision)
-            keeps_range = place > 0 and (place == hue_place or (place == saturation_place and not torchvision))
+                mean_factor = self.mean_factor[place][part] if self.is_contrast[part, place].any() else None
+                offset = self.offset[place][part] if self.offset else None
+                affine_(images, self.factor[place][part], mean_factor, offset, gray_mean=torchvision)
+                keeps_range = False
             if not keeps_range:
                 images.clamp_(0, 1)
 
@@ -310,19 +312,31 @@ class _Plan:
 
     def blur_and_store(self, chunk: torch.Tensor, part: slice, result: torch.Tensor) -> None:
         """Writes the chunk to its rows of the result, upright again, after the blur of those that were drawn for it."""
-        blurred = self.blur[part]
+        targets, blurred = self.rows[part], self.blur[part]
         for rows, is_blurred in ((np.flatnonzero(blurred), True), (np.flatnonzero(~blurred), False)):
-            if not len(rows):
-                continue
-            index = torch.from_numpy(rows).to(self.device)
-            images = chunk if len(rows) == len(chunk) else chunk.index_select(0, index)
-            targets = self.rows_on_device[part][index]
-            upright = self._blur(images, self.sigma[part][index]) if is_blurred else images.transpose(2, 3)
-            result.index_copy_(0, targets, upright)
+            if len(rows):
+                kernels = self.kernels[part] if is_blurred else None
+                if len(rows) < len(chunk):
+                    index = torch.from_numpy(rows).to(self.device)
+                    images, places = chunk.index_select(0, index), targets[index]
+                    kernels = kernels[index] if is_blurred else None
+                else:
+                    images, places = chunk, targets
+                upright = blur_transposed(images, kernels).clamp_(0, 1) if is_blurred else images.transpose(2, 3)
+                result.index_copy_(0, places, upright)
 
-    def _blur(self, images: torch.Tensor, sigma: torch.Tensor) -> torch.Tensor:
-        """Gaussian blur of transposed images [n, 3, W, H] along both axes, upright [n, 3, H, W]."""
-        radius, (height, width) = self.settings.blur_radius, self.settings.size
-        images = combine_rows(images, *gaussian_taps(sigma, radius, width, self.dtype))
-        images = combine_rows(transposed(images), *gaussian_taps(sigma, radius, height, self.dtype))
-        return images.clamp_(0, 1)
+
+def _patterns(flat: dict[str, torch.Tensor]) -> np.ndarray:
+    """4 * (place of saturation) + (place of hue), or -1 without jitter, [N]."""
+    if "order" not in flat:
+        return np.full(len(flat["crop"]), -1)
+    order = flat["order"].numpy()
+    code = 4 * np.argmax(order == SATURATION, axis=1) + np.argmax(order == HUE, axis=1)
+    return np.where(flat["apply_jitter"].bool().numpy(), code, -1)
+
+
+def _runs(pattern: np.ndarray) -> list[tuple[int, int, int]]:
+    """(pattern, start, stop) of every pattern of a sorted array but -1."""
+    codes, starts = np.unique(pattern, return_index=True)
+    stops = [*starts[1:].tolist(), len(pattern)]
+    return [run for run in zip(codes.tolist(), starts.tolist(), stops, strict=True) if run[0] >= 0]

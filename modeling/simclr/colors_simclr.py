@@ -29,27 +29,26 @@ def grayscale_(images: torch.Tensor) -> torch.Tensor:
 def affine_(
     images: torch.Tensor,
     factor: torch.Tensor,
-    anchored: torch.Tensor | None = None,
+    mean_factor: torch.Tensor | None = None,
     offset: torch.Tensor | None = None,
     gray_mean: bool = False,
 ) -> torch.Tensor:
     """
-    Brightness and contrast: `images * factor + anchored * mean * (1 - factor) + offset`.
+    Brightness and contrast: `images * factor + mean * mean_factor + offset`.
 
     Args:
         images: [N, 3, H, W].
         factor: [N]; 1 leaves an image as it is.
-        anchored: 1 for contrast, which scales the distance to the mean, 0 for brightness [N]; default: all 0.
-        offset: additive brightness [N]; default: none.
+        mean_factor: `1 - factor` for contrast, which scales the distance to the mean, 0 for brightness [N]; default: 0.
+        offset: additive brightness [N]; default: 0.
         gray_mean: take the mean of the grey image (torchvision) instead of each channel's own (TensorFlow).
     """
-    factor = _per_image(factor)
     shift = None if offset is None else _per_image(offset)
-    if anchored is not None:
+    if mean_factor is not None:
         mean = (luminance(images) if gray_mean else images).mean(dim=(2, 3), keepdim=True)
-        kept = mean * (_per_image(anchored) * (1 - factor))
-        shift = kept if shift is None else kept + shift
-    images.mul_(factor)
+        mean.mul_(_per_image(mean_factor))
+        shift = mean if shift is None else mean + shift
+    images.mul_(_per_image(factor))
     return images if shift is None else images.add_(shift)
 
 
@@ -83,16 +82,31 @@ def blend_with_gray_(images: torch.Tensor, factor: torch.Tensor) -> torch.Tensor
     return torch.lerp(luminance(images), images, _per_image(factor), out=images)
 
 
-def hue_(images: torch.Tensor, delta: torch.Tensor) -> torch.Tensor:
+def hue_shifts(delta: torch.Tensor) -> torch.Tensor:
+    """
+    What `hue_` adds to a hue for its distances from red, green and blue, in sixths of a turn.
+
+    Args:
+        delta: by how much the hue is turned, in turns [N].
+
+    Returns:
+        [N, 3] in [-3, 3].
+    """
+    shift = 6 * delta[:, None] + torch.tensor([0.0, -2.0, 2.0], dtype=delta.dtype, device=delta.device)
+    return shift - 6 * torch.floor(shift / 6 + 0.5)
+
+
+def hue_(images: torch.Tensor, shifts: torch.Tensor) -> torch.Tensor:
     """
     Turns the hue of HSV at constant saturation and value.
 
     In sixths of a turn, the distance of a hue from red is H = (G + B - R + max - 2 min) / C, with the sign of G - B. A
-    channel whose own hue is q (red 0, green 2, blue -2) is min + C * clamp(||h - q| - 3| - 1, 0, 1) at the new hue h.
+    channel whose own hue is q (red 0, green 2, blue -2) is min + C * clamp(||h - q| - 3| - 1, 0, 1) at the new hue h,
+    as long as |h - q| <= 7.
 
     Args:
         images: [N, 3, H, W].
-        delta: in turns [N].
+        shifts: from `hue_shifts` [N, 3].
     """
     red, green, blue = images.split(1, dim=1)
     value, smallest = _extremes(images)
@@ -100,9 +114,6 @@ def hue_(images: torch.Tensor, delta: torch.Tensor) -> torch.Tensor:
     hue = torch.add(green, blue).sub_(red).add_(value).sub_(smallest, alpha=2)
     side = torch.sub(green, blue, out=value)
     hue.div_(torch.clamp(chroma, min=_TINY)).copysign_(side)
-    # h - q, with the constant part brought to [-3, 3): then |h - q| <= 6, where the formula holds.
-    shift = 6 * delta[:, None] + torch.tensor([0.0, -2.0, 2.0], dtype=images.dtype, device=images.device)
-    shift -= 6 * torch.floor(shift / 6 + 0.5)
-    torch.add(hue, shift.view(-1, 3, 1, 1), out=images)
+    torch.add(hue, shifts.view(-1, 3, 1, 1), out=images)
     images.abs_().sub_(3).abs_().clamp_(1, 2)
     return images.mul_(chroma).add_(smallest.sub_(chroma))

@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 
 RESAMPLES = ("tf2", "tf1", "torch")
+_FEW_PLANES = 6
 _FRACTIONS = 1024  # TensorFlow's kernels round the position between two pixels to a table of this size
 
 
@@ -71,26 +72,39 @@ def bicubic_taps(
     return inside + starts.to(torch.int32)[:, None, None], weight
 
 
-def gaussian_taps(
-    sigma: torch.Tensor, radius: int, size: int, dtype: torch.dtype = torch.float32
-) -> tuple[torch.Tensor, torch.Tensor]:
+def gaussian_kernels(sigma: torch.Tensor, radius: int) -> torch.Tensor:
     """
-    Indices and weights of a Gaussian blur of an axis with zeros outside of the image (borders darken).
+    Kernels of a Gaussian blur.
 
     Args:
-        sigma: standard deviation in pixels [N].
-        radius: the kernel has 2 * radius + 1 taps, normalised to sum 1.
-        size: length of the axis in pixels.
-        dtype: of the weights.
+        sigma: standard deviations in pixels [N].
+        radius: of the kernel in pixels.
 
     Returns:
-        Indices int32 and weights, [N, size, 2 * radius + 1] each.
+        [N, 2 * radius + 1], normalised to sum 1.
     """
-    index, inside = _neighbours(radius, size, sigma.device)
-    distance = torch.arange(-radius, radius + 1, dtype=dtype, device=sigma.device)
-    weight = torch.exp(-(distance**2) / (2 * sigma.to(dtype)[:, None] ** 2))
-    weight /= weight.sum(dim=-1, keepdim=True)
-    return index.expand(len(sigma), -1, -1), weight[:, None] * inside
+    distance = torch.arange(-radius, radius + 1, dtype=sigma.dtype, device=sigma.device)
+    kernel = torch.exp(-(distance**2) / (2 * sigma[:, None] ** 2))
+    return kernel / kernel.sum(dim=-1, keepdim=True)
+
+
+def blur_transposed(images: torch.Tensor, kernels: torch.Tensor) -> torch.Tensor:
+    """
+    Blurs both axes, with zeros outside of the image (borders darken).
+
+    Args:
+        images: [N, C, W, H].
+        kernels: of odd length, one per image [N, K].
+
+    Returns:
+        The transposed images [N, C, H, W].
+    """
+    return _blur_rows(transposed(_blur_rows(images, kernels)), kernels)
+
+
+def _blur_rows(images: torch.Tensor, kernels: torch.Tensor) -> torch.Tensor:
+    index, inside = _neighbours(kernels.shape[1] // 2, images.shape[2], images.device)
+    return combine_rows(images, index.expand(len(images), -1, -1), kernels[:, None] * inside)
 
 
 @functools.lru_cache(maxsize=8)
@@ -125,10 +139,17 @@ def combine_rows(images: torch.Tensor, index: torch.Tensor, weight: torch.Tensor
     planes = torch.arange(0, batch * channels * height, height, dtype=torch.int32).view(batch, channels, 1, 1)
     rows = (index[:, None] + planes).view(-1, taps)
     weights = weight[:, None].expand(batch, channels, out_size, taps).reshape(-1, taps)
-    table = images.reshape(-1, width)
-    return F.embedding_bag(rows, table, mode="sum", per_sample_weights=weights).view(batch, channels, out_size, width)
+    combined = F.embedding_bag(rows, images.view(-1, width), mode="sum", per_sample_weights=weights)
+    return combined.view(batch, channels, out_size, width)
 
 
 def transposed(images: torch.Tensor) -> torch.Tensor:
     """Images [N, C, H, W] as contiguous [N, C, W, H]."""
-    return images.transpose(2, 3).contiguous()
+    batch, channels, height, width = images.shape
+    if batch * channels > _FEW_PLANES or images.device.type != "cpu":
+        return images.transpose(2, 3).contiguous()
+    # Matrix by matrix the copy goes tile by tile, which is faster for large ones.
+    result = images.new_empty(batch, channels, width, height)
+    for target, source in zip(result.flatten(0, 1), images.flatten(0, 1), strict=True):
+        target.copy_(source.t())
+    return result
