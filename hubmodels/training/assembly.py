@@ -268,6 +268,7 @@ def training_arguments(
     # At least an epoch lies between two checkpoints, or 100 steps where epochs are long.
     cadence = max(1, steps // max(run.checkpoints, 1), min(steps_per_epoch, 100))
     precision = resolved_precision(run.precision)
+    measures = recipe.task != "pretrain" or method_training(recipe.method).has_test_loss
     return HubTrainingArguments(
         output_dir=str(output),
         # A stream has no length: one long epoch, in which the warm-up takes the same share.
@@ -300,7 +301,7 @@ def training_arguments(
         save_strategy="steps" if run.checkpoints else "no",
         save_steps=cadence,
         save_total_limit=run.keep_checkpoints,
-        eval_strategy="steps" if data.test is not None else "no",
+        eval_strategy="steps" if data.test is not None and measures else "no",
         eval_steps=cadence,
         logging_steps=max(1, min(steps_per_epoch // 5, 50)),
         tensorboard=run.tensorboard,

@@ -21,11 +21,13 @@ class MethodTraining:
         shape_keys: Keys of the config that a run which starts from another model takes from that model.
         divides_steps: Whether an optimiser step may be divided into micro-batches without changing the result. False
             for losses that compare the images of a batch with each other.
+        has_test_loss: Whether the pre-training loss of the test images says something, so that it is worth its time.
         sheet_file: Name of the picture that `draw` makes.
     """
 
     shape_keys: tuple[str, ...] = ("image_size", "num_channels")
     divides_steps = True
+    has_test_loss = True
     sheet_file: str
 
     def __init__(self, name: str):

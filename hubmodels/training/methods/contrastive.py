@@ -54,6 +54,7 @@ class ContrastiveTraining(MethodTraining):
 
     shape_keys = ("image_size", "backbone_config", "layer_type", "depths", "stem_width", "embedding_size")
     divides_steps = False
+    has_test_loss = False
     sheet_file = "views.png"
 
     def processor(self, recipe, config, evaluation):
