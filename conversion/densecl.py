@@ -64,7 +64,7 @@ _DESCRIPTIONS = {
     DenseCLForPreTraining: "State of a DenseCL training run: both encoders with their heads, and both queues.",
 }
 _AUTO_CLASSES = {
-    DenseCLBackbone: "AutoBackbone",
+    DenseCLBackbone: "AutoModel",  # AutoBackbone looks for folders on the Hub
     DenseCLModel: "AutoModel",
     DenseCLForPreTraining: "AutoModelForPreTraining",
 }
@@ -217,7 +217,8 @@ def _card(model: PreTrainedModel, source: Path, notes: list[str]) -> str:
     if architecture is DenseCLBackbone:
         notes = [
             "The file has no projection heads and no queues (those of the released files were not published): "
-            "`DenseCLForPreTraining` starts them anew.",
+            "`AutoModel` and `DenseCLForPreTraining` start them anew and say so. For a detector or segmentation model "
+            "load `DenseCLBackbone` of `hubmodels.modeling.densecl`, with the `out_features` it needs.",
             *notes,
         ]
     return converted_card(

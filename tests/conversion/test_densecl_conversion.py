@@ -1,0 +1,312 @@
+"""DenseCL checkpoints to folders and on to other libraries: kinds of file, inferred sizes, refused files."""
+
+import pickle
+from pathlib import Path
+
+import pytest
+import timm
+import torch
+import torchvision
+from hubmodels.conversion import ConversionError, UnknownOptionError, convert, to_official
+from hubmodels.modeling.densecl import DenseCLBackbone, DenseCLConfig, DenseCLForPreTraining, DenseCLModel
+from safetensors.torch import load_file
+from transformers import AutoImageProcessor, AutoModel, ResNetBackbone
+
+GOLDEN = Path(__file__).resolve().parent.parent / "golden" / "densecl" / "backbone_export"
+FULL, EXTRACTED = GOLDEN / "checkpoint_full.pth", GOLDEN / "extracted.pth"
+
+
+def official(path: Path) -> dict:
+    return torch.load(path, weights_only=True)
+
+
+def small(model_class=DenseCLBackbone, **changes):
+    """A randomly initialised model whose statistics are not those of a new one."""
+    torch.manual_seed(0)
+    fields = {"embedding_size": 4, "depths": [1, 2, 1, 1], "projection_hidden_size": 8, "projection_size": 6}
+    model = model_class(DenseCLConfig(**(fields | {"queue_length": 10} | changes)))
+    for module in model.modules():
+        if isinstance(module, torch.nn.BatchNorm2d):
+            module.running_mean.uniform_(-1, 1)
+            module.running_var.uniform_(0.5, 2)
+            module.num_batches_tracked.fill_(7)
+    return model.eval()
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """A saved model, by class and changes of its configuration."""
+
+    def save(model_class=DenseCLBackbone, **changes):
+        small(model_class, **changes).save_pretrained(tmp_path / "ours")
+        return tmp_path / "ours"
+
+    return save
+
+
+@pytest.mark.parametrize("prefix", ["", "module."])
+@pytest.mark.parametrize(
+    ("content", "expected"),
+    [
+        ("everything", "DenseCLForPreTraining"),
+        ("without alias", "DenseCLForPreTraining"),
+        ("query encoder", "DenseCLModel"),
+        ("query backbone", "DenseCLBackbone"),
+        ("alias", "DenseCLBackbone"),
+        ("released", "DenseCLBackbone"),
+        ("bare", "DenseCLBackbone"),
+    ],
+)
+def test_kinds_of_file(prefix, content, expected, write_checkpoint, tmp_path):
+    everything = official(FULL)["state_dict"]
+    kept = {
+        "everything": "",
+        "without alias": ("encoder_", "queue"),
+        "query encoder": "encoder_q.",
+        "query backbone": "encoder_q.0.",
+        "alias": "backbone.",
+    }
+    if content in kept:
+        state = {name: tensor for name, tensor in everything.items() if name.startswith(kept[content])}
+    else:
+        state = official(EXTRACTED)["state_dict"]
+    state = {prefix + name: tensor for name, tensor in state.items()}
+    file = write_checkpoint(state if content == "bare" else {"meta": {"epoch": 3}, "state_dict": state})
+    out = convert("densecl", file, tmp_path / "out")
+    config = DenseCLConfig.from_pretrained(out)
+    assert config.architectures == [expected]
+    backbone = DenseCLBackbone.from_pretrained(out)
+    weight = backbone.encoder.backbone.embedder.embedder.convolution.weight
+    assert torch.equal(weight, everything["encoder_q.0.conv1.weight"])
+
+
+def test_sizes_are_inferred(tmp_path):
+    config = DenseCLConfig.from_pretrained(convert("densecl", FULL, tmp_path / "out"))
+    assert (config.depths, config.embedding_size, config.layer_type) == ([2, 1, 1, 1], 2, "bottleneck")
+    assert (config.projection_hidden_size, config.projection_size, config.queue_length) == (16, 8, 8)
+    assert (config.momentum, config.temperature, config.loss_lambda) == (0.999, 0.2, 0.5)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"layer_type": "basic", "depths": [2, 1, 1, 3]},
+        {"num_stages": 3, "depths": [1, 1, 2]},
+        {"num_channels": 1},
+        {"strides": [1, 2, 2, 1], "dilations": [1, 1, 1, 2], "style": "caffe"},
+    ],
+)
+@torch.no_grad()
+def test_any_resnet_survives_the_way_out_and_in(changes, folder, tmp_path):
+    ours = folder(DenseCLForPreTraining, **changes)
+    file = to_official(ours, tmp_path / "official.pth")
+    options = {name: value for name, value in changes.items() if name in ("strides", "dilations", "style")}
+    back = DenseCLForPreTraining.from_pretrained(convert("densecl", file, tmp_path / "back", **options))
+    before = DenseCLForPreTraining.from_pretrained(ours)
+    assert back.config.num_stages == before.config.num_stages
+    for (name, left), (_, right) in zip(before.state_dict().items(), back.state_dict().items(), strict=True):
+        assert torch.equal(left, right), name
+    pixels = torch.rand(1, changes.get("num_channels", 3), 64, 64)
+    maps = (model.eval().encoder.feature_maps(pixels)[-1] for model in (before, back))
+    torch.testing.assert_close(*maps, rtol=0, atol=0)
+
+
+def test_options_fill_in_what_no_tensor_shows(tmp_path):
+    out = convert("densecl", FULL, tmp_path / "out", momentum=0.99, temperature=0.1, loss_lambda=1.0, num_grid=3)
+    config = DenseCLConfig.from_pretrained(out)
+    assert (config.momentum, config.temperature, config.loss_lambda, config.num_grid) == (0.99, 0.1, 1.0, 3)
+    with pytest.raises(ConversionError, match=r"impossible model: .*temperature"):
+        convert("densecl", FULL, tmp_path / "other", temperature=-1.0)
+    with pytest.raises(UnknownOptionError, match="unknown option depth for densecl; it accepts: strides"):
+        convert("densecl", FULL, tmp_path / "other", depth=50)
+
+
+def test_files_without_the_second_queue_get_a_random_one(write_checkpoint, tmp_path):
+    state = {name: t for name, t in official(FULL)["state_dict"].items() if not name.startswith("queue2")}
+    out = convert("densecl", write_checkpoint({"state_dict": state}), tmp_path / "out")
+    model = DenseCLForPreTraining.from_pretrained(out)
+    torch.testing.assert_close(model.queue2.norm(dim=0), torch.ones(8))
+    assert torch.equal(model.queue, state["queue"])
+    assert "queue2" in (out / "README.md").read_text()
+
+
+def damaged(change):
+    """The state dict of the golden training run, after `change`."""
+    state = dict(official(FULL)["state_dict"])
+    change(state)
+    return {"state_dict": state}
+
+
+def reshape_queue(state):
+    state["queue"] = state["queue"][:4].contiguous()
+
+
+def change_alias(state):
+    state["backbone.bn1.weight"] = state["backbone.bn1.weight"] + 1
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (damaged(change_alias), r"backbone\.\* and encoder_q\.0\.\* must be the same tensors.*bn1\.weight"),
+        (damaged(lambda s: s.pop("backbone.conv1.weight")), r"must be the same tensors.*missing keys"),
+        (damaged(lambda s: s.pop("encoder_q.1.mlp2.2.bias")), r"missing keys: encoder_q\.1\.mlp2\.2\.bias"),
+        (damaged(lambda s: s.pop("encoder_k.0.bn1.running_var")), "missing keys"),
+        (damaged(lambda s: s.update({"encoder_q.1.extra": torch.zeros(1)})), r"unknown keys: encoder_q\.1\.extra"),
+        (damaged(reshape_queue), r"wrong shapes: queue"),
+        ({"state_dict": {"fc.weight": torch.zeros(2, 3)}}, "no backbone weights found; known layouts: conv1.weight"),
+        ({"state_dict": {}}, "empty dictionary"),
+        ({"epoch": 3}, "no 'state_dict' key"),
+        ({"state_dict": {"conv1.weight": torch.zeros(4, 3, 7, 7)}}, "must have stages"),
+    ],
+)
+def test_bad_files_are_refused(content, message, write_checkpoint, tmp_path):
+    with pytest.raises(ConversionError, match=message):
+        convert("densecl", write_checkpoint(content), tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_missing_stage_is_refused(write_checkpoint, tmp_path):
+    state = {name: t for name, t in official(EXTRACTED)["state_dict"].items() if not name.startswith("layer2.")}
+    with pytest.raises(ConversionError, match="must have stages layer1, layer2"):
+        convert("densecl", write_checkpoint({"state_dict": state}), tmp_path / "out")
+
+
+def test_a_file_that_could_run_code_is_refused(tmp_path):
+    file = tmp_path / "evil.pth"
+    file.write_bytes(pickle.dumps({"state_dict": Trap(tmp_path / "sprung")}))
+    with pytest.raises(ConversionError):
+        convert("densecl", file, tmp_path / "out")
+    assert not (tmp_path / "sprung").exists() and not (tmp_path / "out").exists()
+
+
+class Trap:
+    def __init__(self, path):
+        self.path = path
+
+    def __reduce__(self):
+        return Path.touch, (self.path,)
+
+
+def test_the_folder_is_complete(tmp_path):
+    out = convert("densecl", EXTRACTED, tmp_path / "out")
+    card = (out / "README.md").read_text()
+    assert "none stated by the authors" in card and "DenseCLBackbone" in card and "no projection heads" in card
+    assert AutoImageProcessor.from_pretrained(out).size == {"height": 224, "width": 224}
+    assert isinstance(AutoModel.from_pretrained(out), DenseCLModel)
+
+
+@pytest.mark.parametrize("layout", ["torchvision", "timm"])
+@pytest.mark.parametrize("suffix", [".pth", ".safetensors"])
+@torch.no_grad()
+def test_torchvision_and_timm_load_the_export(layout, suffix, folder, tmp_path):
+    shape = {"embedding_size": 64, "layer_type": "basic", "depths": [2, 2, 2, 2]}
+    file = to_official(folder(**shape), tmp_path / f"resnet{suffix}", layout=layout)
+    state = load_file(file) if suffix == ".safetensors" else torch.load(file, weights_only=True)
+    pixels = torch.rand(1, 3, 64, 64)
+    if layout == "torchvision":
+        network = torchvision.models.resnet18().eval()
+        network.fc = torch.nn.Identity()
+        network.load_state_dict(state, strict=True)
+        features = network(pixels)
+    else:
+        network = timm.create_model("resnet18", num_classes=0).eval()
+        network.load_state_dict(state, strict=True)
+        features = network(pixels)
+    expected = small(**shape)(pixels).feature_maps[-1].mean(dim=(2, 3))
+    torch.testing.assert_close(features, expected)
+
+
+@pytest.mark.parametrize("changes", [{}, {"layer_type": "basic", "strides": [2, 2, 2, 2]}, {"style": "caffe"}])
+@torch.no_grad()
+def test_transformers_loads_the_export(changes, folder, tmp_path):
+    out = to_official(folder(out_features=["stage2", "stage4"], **changes), tmp_path / "resnet", layout="transformers")
+    network, info = ResNetBackbone.from_pretrained(out, output_loading_info=True)
+    assert not any(info.values())
+    pixels = torch.rand(1, 3, 64, 64)
+    expected = small(out_features=["stage2", "stage4"], **changes)(pixels).feature_maps
+    for left, right in zip(network.eval()(pixels).feature_maps, expected, strict=True):
+        torch.testing.assert_close(left, right)
+
+
+@pytest.mark.parametrize("strides", [[1, 2, 2, 1], [1, 2, 1, 2]])
+def test_transformers_cannot_hold_every_resnet(strides, folder, tmp_path):
+    with pytest.raises(ConversionError, match=r"strides \(1 or 2, 2, 2, 2\) and no dilations, not \[1, 2"):
+        to_official(folder(strides=strides), tmp_path / "resnet", layout="transformers")
+    assert not (tmp_path / "resnet").exists()
+
+
+def test_torchvision_to_here_to_detectron2(write_checkpoint, tmp_path):
+    """The names differ, the tensors do not."""
+    state = torchvision.models.resnet18().state_dict()
+    state = {name: tensor for name, tensor in state.items() if not name.startswith("fc.")}
+    ours = convert("densecl", write_checkpoint(state), tmp_path / "ours")
+    written = load_file(to_official(ours, tmp_path / "d2.safetensors", layout="detectron2"))
+    with to_official(ours, tmp_path / "d2.pkl", layout="detectron2").open("rb") as file:
+        pickled = pickle.load(file)["model"]
+    names = {
+        "conv1.weight": "stem.conv1.weight",
+        "bn1.running_mean": "stem.conv1.norm.running_mean",
+        "layer1.0.conv2.weight": "res2.0.conv2.weight",
+        "layer3.1.bn1.num_batches_tracked": "res4.1.conv1.norm.num_batches_tracked",
+        "layer4.0.downsample.0.weight": "res5.0.shortcut.weight",
+        "layer4.0.downsample.1.bias": "res5.0.shortcut.norm.bias",
+    }
+    assert len(written) == len(state) == len(pickled)
+    for official_name, name in names.items():
+        assert torch.equal(written[name], state[official_name])
+        assert torch.equal(torch.from_numpy(pickled[name]), state[official_name])
+        assert pickled[name].flags.writeable
+
+
+def test_pickles_for_detectron2_name_one_harmless_class(folder, tmp_path):
+    """An old numpy, which lacks private names of a new one, can read them as well."""
+    data = to_official(folder(), tmp_path / "d2.pkl", layout="detectron2").read_bytes()
+
+    class Strict(pickle.Unpickler):
+        def find_class(self, module, name):
+            assert (module, name) in {("numpy", "ndarray"), ("builtins", "bytearray")}
+            return super().find_class(module, name)
+
+    with (tmp_path / "d2.pkl").open("rb") as file:
+        assert Strict(file).load()["matching_heuristics"] is True
+    assert b"numpy._core" not in data
+
+
+@pytest.mark.parametrize(
+    ("layout", "name", "error", "message"),
+    [
+        ("yolo", "out.pth", ValueError, "layout must be one of official, torchvision"),
+        ("detectron2", "out.pth", ConversionError, r"must end in \.pkl or \.safetensors for layout detectron2"),
+        ("official", "out.bin", ConversionError, r"must end in \.pth"),
+    ],
+)
+def test_wrong_layouts_and_suffixes_are_refused(layout, name, error, message, folder, tmp_path):
+    with pytest.raises(error, match=message):
+        to_official(folder(), tmp_path / name, layout=layout)
+    assert not (tmp_path / name).exists()
+
+
+def test_existing_files_are_kept(folder, tmp_path):
+    out = tmp_path / "out.pth"
+    out.write_text("mine")
+    with pytest.raises(FileExistsError):
+        to_official(folder(), out)
+    assert out.read_text() == "mine"
+
+
+def test_foreign_backbones_and_bfloat16_pickles_are_refused(tmp_path):
+    config = DenseCLConfig(backbone_config={"model_type": "resnet", "depths": [1], "hidden_sizes": [8]})
+    DenseCLModel(config).save_pretrained(tmp_path / "foreign")
+    with pytest.raises(ConversionError, match="only models with DenseCL's own ResNet"):
+        to_official(tmp_path / "foreign", tmp_path / "out.pth")
+    small().bfloat16().save_pretrained(tmp_path / "half")
+    with pytest.raises(ConversionError, match=r"cannot be bfloat16; use \.safetensors"):
+        to_official(tmp_path / "half", tmp_path / "out.pkl", layout="detectron2")
+
+
+def test_float64_survives(write_checkpoint, tmp_path):
+    state = {name: t.double() if t.is_floating_point() else t for name, t in official(FULL)["state_dict"].items()}
+    out = convert("densecl", write_checkpoint({"state_dict": state}), tmp_path / "out")
+    back = official(to_official(out, tmp_path / "back.pth"))["state_dict"]
+    assert all(torch.equal(back[name], tensor) for name, tensor in state.items())
