@@ -2,9 +2,9 @@
 
 import pytest
 import yaml
-from hubmodels.modeling.mae import MAEConfig
 
 from hubmodels.training import Recipe, RecipeError, recipe_names
+from hubmodels.training.methods import method_class
 
 PRETRAIN = {
     "optimizer.name": "adamw",
@@ -100,8 +100,11 @@ def test_every_paper_recipe_is_checked():
 @pytest.mark.parametrize("name", recipe_names())
 def test_packaged_recipes_are_whole(name):
     recipe = Recipe.load(name)
-    assert set(recipe.model) <= set(MAEConfig().to_dict())
-    MAEConfig(**recipe.model)
+    config_class = method_class(recipe.method, "AutoConfig")
+    assert set(recipe.model) <= set(config_class().to_dict())
+    config_class(**recipe.model)
+    if recipe.transform.options:
+        method_class(recipe.method, "AutoImageProcessor")(**recipe.transform.options)
     assert Recipe.from_dict(yaml.safe_load(recipe.to_yaml())) == recipe
 
 
