@@ -22,7 +22,7 @@ Every class loads every folder: `SimCLRForPreTraining.from_pretrained` takes the
 import os
 import re
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -32,12 +32,14 @@ from hubmodels.modeling.simclr import (
     SimCLRConfig,
     SimCLRForImageClassification,
     SimCLRForPreTraining,
+    SimCLRImageProcessor,
     SimCLRModel,
 )
 from transformers import PreTrainedModel
 
 from .cards import Origin, converted_card
 from .checkpoint_reading import ConversionError, read_checkpoint
+from .converted import Converted
 from .key_mapping import check_keys
 from .output import check_new_file, new_file
 from .recognition import describe
@@ -94,21 +96,6 @@ _TF1_IGNORED = re.compile(
 _TF2_IGNORED = re.compile(rf"^{OBJECT_GRAPH_KEY}$|/\.OPTIMIZER_SLOT/|^(optimizer/|(global_step|save_counter)(/|$))")
 _EMA = "ema_model/"
 _STANDARD_WIDTH = 64
-
-
-@dataclass(frozen=True)
-class Converted:
-    """A converted checkpoint, ready to be saved.
-
-    Args:
-        model: the model with the official weights, in their floating-point type.
-        processors: the processors to save beside it.
-        card: its model card, Markdown.
-    """
-
-    model: PreTrainedModel
-    processors: tuple[Any, ...]
-    card: str
 
 
 def read_official(path: str | os.PathLike[str]) -> Mapping[str, torch.Tensor]:
@@ -433,12 +420,10 @@ def _is_counter(name: str) -> bool:
     return name.endswith(".num_batches_tracked")
 
 
-def _image_processors(config: SimCLRConfig) -> tuple[Any, ...]:
+def _image_processors(config: SimCLRConfig) -> tuple[SimCLRImageProcessor, ...]:
     """The official views and evaluation crop at the size of the model; none without the three channels of RGB."""
     if config.num_channels != 3:
         return ()
-    from hubmodels.modeling.simclr import SimCLRImageProcessor
-
     height, width = config.image_height_width
     return (SimCLRImageProcessor(size={"height": height, "width": width}),)
 
