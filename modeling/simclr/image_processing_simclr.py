@@ -115,8 +115,9 @@ class SimCLRImageProcessor(TorchvisionBackend):
 
     def __init__(self, **kwargs: Unpack[SimCLRImageProcessorKwargs]):
         super().__init__(**kwargs)
-        settings = {name: getattr(self, name) for name in self._valid_kwargs_names}
-        _settings(settings)
+        for name in ("area_range", "aspect_range", "sigma_range"):
+            setattr(self, name, list(getattr(self, name)))  # as JSON brings them back
+        _settings({name: getattr(self, name) for name in self._valid_kwargs_names})
         _check_mode(self.mode)
 
     @property
@@ -145,7 +146,7 @@ class SimCLRImageProcessor(TorchvisionBackend):
                 on the device where the model is goes the shortest way.
             mode: "pretrain", "finetune" or "eval". By default the processor's, but "pretrain" if any of the following
                 arguments is given.
-            views: per image, 2 by default ("pretrain" only).
+            views: per image, 2 by default, or as many as `params` or `uniforms` have ("pretrain" only).
             params: drawn parameters to replay, as `return_params` gives them: tensors [B, views], "crop" and "order"
                 [B, views, 4]; of a single image or view also without that axis. "sigma" may be one per view or one
                 for all.
@@ -289,15 +290,17 @@ def _random_params(
         raise ValueError("params, generator and uniforms exclude each other, got more than one")
     if params is not None:
         return _given_params(params, len(images), 1 if is_single else views, settings, _heights_and_widths(images))
-    views = views if views is not None else 1 if is_single else 2
+    if views is None:
+        views = 1 if is_single else 2 if uniforms is None or uniforms.ndim != 3 else uniforms.shape[1]
     if views < 1:
         raise ValueError(f"views must be at least 1, got {views}")
     shape = (len(images), views, DRAWS)
     if uniforms is None:
         device = "cpu" if generator is None else generator.device
         uniforms = torch.rand(shape, generator=generator, dtype=torch.float64, device=device)
-    table = uniforms.cpu().numpy() if isinstance(uniforms, torch.Tensor) else np.asarray(uniforms, dtype=np.float64)
-    if is_single and table.shape == (len(images), DRAWS):
+    table = uniforms.cpu().numpy() if isinstance(uniforms, torch.Tensor) else uniforms
+    table = table.astype(np.float64, copy=False)
+    if views == 1 and table.shape == (len(images), DRAWS):
         table = table[:, None]
     if table.shape != shape:
         raise ValueError(f"uniforms must have shape {shape} (images, views, draws), got {table.shape}")
