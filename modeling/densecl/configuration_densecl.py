@@ -1,5 +1,6 @@
 """Configuration of DenseCL models (Wang et al., "Dense Contrastive Learning ...", CVPR 2021, arXiv 2011.09157)."""
 
+import dataclasses
 from typing import ClassVar
 
 from huggingface_hub.dataclasses import strict
@@ -130,6 +131,16 @@ class DenseCLConfig(BackboneConfigMixin, PreTrainedConfig):
             self.set_output_features_output_indices(out_features=out_features, out_indices=out_indices)
         else:
             self._take_stages_of_backbone(out_features, out_indices)
+
+    @classmethod
+    def from_dict(cls, config_dict, **kwargs):
+        """As in transformers; changed fields are checked, and the stages follow them."""
+        fields = {field.name for field in dataclasses.fields(cls)} - {"backbone_config"}
+        changes = {name: kwargs.pop(name) for name in list(kwargs) if name in fields}
+        selection = {name: kwargs.pop(name) for name in ("out_features", "out_indices") if name in kwargs}
+        if selection or "num_stages" in changes:
+            config_dict = {k: v for k, v in config_dict.items() if k not in ("out_features", "out_indices")}
+        return super().from_dict(config_dict | changes | selection, **kwargs)
 
     @property
     def hidden_sizes(self) -> list[int]:

@@ -532,6 +532,8 @@ class DenseCLBackbone(BackboneMixin, DenseCLPreTrainedModel):
             self.num_features = self.encoder.backbone.channels
         else:
             self.num_features = self.encoder.backbone.num_features
+        # An inner backbone has its hooks for hidden states already; transformers would install them once more.
+        self._output_capturing_hooks_installed = True
         self.post_init()
 
     @can_return_tuple

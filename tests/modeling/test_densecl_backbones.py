@@ -1,0 +1,112 @@
+"""DenseCL on backbones of transformers and timm, and DenseCL as a backbone of others."""
+
+import pytest
+import torch
+from hubmodels.modeling.densecl import DenseCLBackbone, DenseCLForPreTraining, DenseCLModel
+from tiny_densecl import snapshot, tiny_config, tiny_views
+from transformers import (
+    AutoBackbone,
+    AutoConfig,
+    ConvNextConfig,
+    Dinov2Config,
+    ResNetConfig,
+    SwinConfig,
+    TimmBackboneConfig,
+    UperNetConfig,
+    UperNetForSemanticSegmentation,
+)
+from transformers.modeling_outputs import BackboneOutput
+
+VIT = {"num_hidden_layers": 2, "num_attention_heads": 2, "image_size": 32}
+BACKBONES = {
+    "resnet18": (ResNetConfig(layer_type="basic", depths=[2, 2, 2, 2], hidden_sizes=[8, 16, 32, 64]), 64, (1, 1)),
+    "resnet50": (ResNetConfig(embedding_size=4, hidden_sizes=[8, 16, 32, 64]), 64, (1, 1)),
+    "convnext": (ConvNextConfig(hidden_sizes=[8, 8, 16, 16], depths=[1, 1, 1, 1]), 16, (1, 1)),
+    "swin": (SwinConfig(embed_dim=8, depths=[1, 1], num_heads=[1, 2], image_size=32, window_size=4), 16, (4, 4)),
+    "vit": (Dinov2Config(hidden_size=16, patch_size=8, **VIT), 16, (4, 4)),
+    "mae": (AutoConfig.for_model("mae", hidden_size=16, patch_size=8, intermediate_size=16, **VIT), 16, (4, 4)),
+    "timm resnet18": (TimmBackboneConfig(backbone="resnet18", out_indices=[-2]), 256, (2, 2)),
+    "timm convnext": (TimmBackboneConfig(backbone="convnext_atto", out_indices=[-2]), 160, (2, 2)),
+    "timm vit": (TimmBackboneConfig(backbone="test_vit"), 64, (2, 2)),
+}
+
+
+def config_on(name, **changes):
+    backbone, channels, grid = BACKBONES[name]
+    return tiny_config(backbone_config=backbone.to_dict(), queue_length=8, **changes), channels, grid
+
+
+@pytest.mark.parametrize("name", BACKBONES)
+def test_pre_training_on_any_backbone(name, tmp_path):
+    config, channels, grid = config_on(name)
+    torch.manual_seed(0)
+    model = DenseCLForPreTraining(config).train()
+    size = 160 if name == "timm vit" else 32
+    grid = (10, 10) if name == "timm vit" else grid
+    for seed in range(2):
+        output = model(tiny_views(seed=seed, dtype=torch.float32, size=size))
+        output.loss.backward()
+    assert output.query_feature_map.shape == (4, channels, *grid)
+    assert output.match_index.shape == (4, grid[0] * grid[1])
+    assert all(p.grad is not None for p in model.encoder.global_head.parameters())
+    assert any(p.grad is not None and p.grad.abs().sum() > 0 for p in model.encoder.backbone.parameters())
+    assert all(p.grad is None for p in model.momentum_encoder.parameters())
+    # The whole state survives, and the encoder alone gives the same features.
+    model.save_pretrained(tmp_path)
+    loaded = DenseCLForPreTraining.from_pretrained(tmp_path)
+    for key, tensor in snapshot(model).items():
+        assert torch.equal(loaded.state_dict()[key], tensor), key
+    images = tiny_views(dtype=torch.float32, size=size)[:, 0]
+    with torch.no_grad():
+        expected = model.eval().encoder(images)
+        encoder = DenseCLModel.from_pretrained(tmp_path)(images)
+        backbone = DenseCLBackbone.from_pretrained(tmp_path)
+        maps = backbone(images).feature_maps
+    torch.testing.assert_close(encoder.last_hidden_state, expected.feature_map)
+    torch.testing.assert_close(encoder.global_embedding, expected.global_embedding)
+    torch.testing.assert_close(maps[-1], expected.feature_map)
+    assert backbone.channels == [channels]
+
+
+def test_chosen_maps_of_another_backbone():
+    config, *_ = config_on("convnext", out_features=["stage2", "stage4"])
+    backbone = AutoBackbone.from_config(config)
+    maps = backbone(torch.zeros(1, 3, 64, 64)).feature_maps
+    assert [tuple(m.shape[1:]) for m in maps] == [(8, 8, 8), (16, 2, 2)]
+    assert backbone.channels == [8, 16]
+    assert backbone.out_indices == [2, 4]
+
+
+@pytest.mark.parametrize("tokens", [(4, 17, 16), (4, 4, 4, 16)], ids=["tokens", "channels last"])
+def test_a_backbone_without_a_map_is_refused(tokens):
+    model = DenseCLModel(config_on("vit")[0])
+    model.encoder.backbone.forward = lambda pixel_values: BackboneOutput(feature_maps=(torch.zeros(tokens),))
+    with pytest.raises(ValueError, match=r"Dinov2Backbone gives a feature map of shape .*\(batch, 16 channels, height"):
+        model(torch.zeros(4, 3, 32, 32))
+
+
+def test_backbone_of_a_segmentation_model(tmp_path):
+    """A saved pre-training model under transformers' UperNet, all stages of the backbone trained."""
+    pretrained = DenseCLForPreTraining(
+        tiny_config(num_stages=4, depths=[1] * 4, strides=[1, 2, 2, 2], dilations=[1] * 4)
+    )
+    pretrained.save_pretrained(tmp_path)
+    backbone = DenseCLBackbone.from_pretrained(tmp_path, out_indices=[1, 2, 3, 4])
+    config = UperNetConfig(
+        backbone_config=backbone.config, hidden_size=8, num_labels=3, auxiliary_channels=4, auxiliary_in_channels=16
+    )
+    model = UperNetForSemanticSegmentation(config)
+    model.backbone.load_state_dict(backbone.state_dict())
+    labels = torch.randint(3, (2, 64, 64))
+    model(torch.randn(2, 3, 64, 64), labels=labels).loss.backward()
+    assert all(parameter.grad is not None for parameter in model.backbone.parameters())
+    assert backbone.channels == [4, 8, 16, 32]
+
+
+def test_out_features_and_out_indices_agree():
+    by_name = DenseCLBackbone(tiny_config(out_features=["stem", "stage2"]))
+    by_index = DenseCLBackbone(tiny_config(out_indices=[0, 2]))
+    assert by_name.out_features == by_index.out_features == ["stem", "stage2"]
+    assert [m.shape[1:] for m in by_name(torch.zeros(1, 3, 32, 32)).feature_maps] == [(4, 16, 16), (8, 4, 4)]
+    by_name.out_features = ["stage1"]
+    assert by_name(torch.zeros(1, 3, 32, 32)).feature_maps[0].shape == (1, 4, 8, 8)
