@@ -171,7 +171,7 @@ def _checkpoint_rows(checkpoint: catalog.Checkpoint) -> dict[str, str]:
         "notes": checkpoint.notes,
     }
     if not checkpoint.is_packaged:
-        rows["to use it"] = f"hubmodels convert {checkpoint.method} {checkpoint.name}.pth OUT"
+        rows["to use it"] = f"hubmodels convert {checkpoint.method} {checkpoint.official_file} OUT"
     return {key: value for key, value in rows.items() if value}
 
 
