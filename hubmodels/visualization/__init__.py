@@ -1,16 +1,27 @@
-"""Pictures of what a model does: reconstructions, anomaly maps and attention, as matplotlib figures."""
+"""Pictures of what a model does: reconstructions, anomaly maps, attention, views and their correspondences, embeddings.
+
+All are matplotlib figures.
+"""
 
 from .anomaly import anomaly_map, anomaly_sheet
 from .attention import attention_maps, attention_sheet
+from .embeddings import embedding_map, embedding_plane
 from .figures import save_figure, to_pictures
 from .reconstruction import reconstruction_sheet
+from .views import Correspondences, correspondences, dense_correspondences, view_pairs
 
 __all__ = [
+    "Correspondences",
     "anomaly_map",
     "anomaly_sheet",
     "attention_maps",
     "attention_sheet",
+    "correspondences",
+    "dense_correspondences",
+    "embedding_map",
+    "embedding_plane",
     "reconstruction_sheet",
     "save_figure",
     "to_pictures",
+    "view_pairs",
 ]
