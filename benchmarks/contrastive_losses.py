@@ -1,8 +1,9 @@
 """Race of the contrastive losses of SimCLR and DenseCL: hubmodels (streamed), lightly and the plain form.
 
 python -m benchmarks.contrastive_losses [--images 4096] [--queue 65536] [--rounds 5] [--steps 1] [--doublings 3]
+    [--threads 2]
 
-Forward + backward in float32 with two threads and vectors of 128 numbers: NT-Xent over two views of some images,
+Forward + backward in float32 with vectors of 128 numbers: NT-Xent over two views of some images,
 InfoNCE of 1568 queries (32 images of 7 x 7 places) against a queue. Every contender lives in a process of its own (so
 that peak memory is its own) and they take turns: a ratio compares neighbours in time. The losses of the first step are
 compared before anything is timed. A second table shows the memory at sizes that double up to the raced one, and of the
@@ -23,18 +24,18 @@ TITLES = {
 }
 
 
-def start(loss: str, size: int) -> dict[str, Worker]:
+def start(loss: str, size: int, threads: int) -> dict[str, Worker]:
     """Starts the contenders and checks that they compute the same."""
-    workers = {name: Worker("benchmarks.contrastive_losses_worker", loss, name, size) for name in CONTENDERS}
+    workers = {name: Worker("benchmarks.contrastive_losses_worker", loss, name, size, threads) for name in CONTENDERS}
     losses = {name: worker.ready["loss"] for name, worker in workers.items()}
     if max(losses.values()) - min(losses.values()) > LARGEST_LOSS_DIFFERENCE * max(losses.values()):
         raise RuntimeError(f"the contenders do not compute the same loss: {losses}")
     return workers
 
 
-def race(loss: str, size: int, rounds: int, steps: int) -> list[str]:
+def race(loss: str, size: int, threads: int, rounds: int, steps: int) -> list[str]:
     """Runs all contenders in turn; returns the rows of the table."""
-    workers = start(loss, size)
+    workers = start(loss, size, threads)
     for _ in range(rounds):
         for worker in workers.values():
             worker.run(steps)
@@ -58,14 +59,14 @@ def race(loss: str, size: int, rounds: int, steps: int) -> list[str]:
     return rows
 
 
-def alone(loss: str, contender: str, size: int) -> str:
+def alone(loss: str, contender: str, size: int, threads: int) -> str:
     """Peak MiB that a step of one contender adds."""
-    worker = Worker("benchmarks.contrastive_losses_worker", loss, contender, size)
+    worker = Worker("benchmarks.contrastive_losses_worker", loss, contender, size, threads)
     worker.close()
     return f"{worker.ready['step_mib']:.0f}"
 
 
-def memory_curve(loss: str, size: int, doublings: int) -> list[str]:
+def memory_curve(loss: str, size: int, threads: int, doublings: int) -> list[str]:
     """Peak MiB that a step adds at sizes around the raced one; returns the rows of the table."""
     rows = []
     for power in range(-doublings, 3):
@@ -73,7 +74,7 @@ def memory_curve(loss: str, size: int, doublings: int) -> list[str]:
         contenders = CONTENDERS if power <= 0 else CONTENDERS[:1]
         cells = [f"{current:,}"]
         for name in CONTENDERS:
-            cells.append(alone(loss, name, current) if name in contenders else "")
+            cells.append(alone(loss, name, current, threads) if name in contenders else "")
         rows.append("| " + " | ".join(cells) + " |")
     return rows
 
@@ -85,26 +86,27 @@ def main() -> None:
     parser.add_argument("--queue", type=int, default=65536)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--steps", type=int, default=1)
+    parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--doublings", type=int, default=3, help="smaller sizes in the memory table")
     arguments = parser.parse_args()
     for loss, size in (("nt_xent", arguments.images), ("info_nce", arguments.queue)):
         title, unit = TITLES[loss]
         table = [
-            f"{size:,} {unit}, vectors of 128, float32, forward + backward, 2 threads; {arguments.rounds} rounds of "
-            f"{arguments.steps} steps in turn.",
+            f"{size:,} {unit}, vectors of 128, float32, forward + backward, {arguments.threads} threads; "
+            f"{arguments.rounds} rounds of {arguments.steps} steps in turn.",
             "Time / ours: above 1 means that ours is faster, round by round. Memory: what the steps add to the peak of",
             "the process. Of peak: operations of the matrix products of the plain form per second, over the",
             "matrix-product peak measured in the same process.",
             "",
             "| loss | ms: median (range) | time / ours: median (range) | MiB | MiB / ours | of peak |",
             "| --- | --- | --- | --- | --- | --- |",
-            *race(loss, size, arguments.rounds, arguments.steps),
+            *race(loss, size, arguments.threads, arguments.rounds, arguments.steps),
             "",
             "MiB that a step adds to the peak of the process:",
             "",
             f"| {unit} | {' | '.join(CONTENDERS)} |",
             "| --- | --- | --- | --- |",
-            *memory_curve(loss, size, arguments.doublings),
+            *memory_curve(loss, size, arguments.threads, arguments.doublings),
             "",
             machine_line("torch", "lightly"),
         ]

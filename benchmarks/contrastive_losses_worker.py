@@ -1,6 +1,6 @@
 """One contender of `benchmarks.contrastive_losses`: reads a number of steps per line, runs them, answers with seconds.
 
-python -m benchmarks.contrastive_losses_worker LOSS CONTENDER SIZE
+python -m benchmarks.contrastive_losses_worker LOSS CONTENDER SIZE THREADS
 """
 
 import json
@@ -14,7 +14,6 @@ import torch.nn.functional as F
 
 from benchmarks.mae_step_worker import matmul_peak, peak_mib
 
-THREADS = 2
 WIDTH = 128
 QUERIES = 32 * 49
 NT_XENT_TEMPERATURE, INFO_NCE_TEMPERATURE = 0.1, 0.2
@@ -99,7 +98,7 @@ def start_of_memory() -> float:
 def main() -> None:
     """Serves steps until standard input ends."""
     name, contender, size = sys.argv[1], sys.argv[2], int(sys.argv[3])
-    torch.set_num_threads(THREADS)
+    torch.set_num_threads(int(sys.argv[4]))
     torch.manual_seed(0)
     loss, leaf, operations = {"nt_xent": nt_xent_contender, "info_nce": info_nce_contender}[name](contender, size)
     before = start_of_memory()

@@ -173,7 +173,7 @@ def _stream(own, everyone, first, temperature, chunk, with_gradient):
         if with_gradient:
             gradients[1][1 - view] += grad_keys[:columns]
             gradients[1][view] += grad_keys[columns:]
-    return loss, correct, entropy, [gradient / temperature for gradient in gradients]
+    return loss, correct, entropy, [gradient.div_(temperature) for gradient in gradients]
 
 
 def _entropy(probabilities: torch.Tensor) -> torch.Tensor:
