@@ -1,14 +1,19 @@
 """The encoders that SimCLR can train: its own ResNets, and every backbone of transformers and timm."""
 
 import torch
+import torch.distributed as dist
 from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
 from transformers import AutoBackbone
 from transformers.backbone_utils import BackboneType
 from transformers.modeling_outputs import BackboneOutput
+from transformers.utils import logging
 
 from .configuration_simclr import SimCLRConfig
 from .normalization_simclr import SimCLRBatchNorm
 from .resnet_simclr import SimCLRResNet
+
+logger = logging.get_logger(__name__)
 
 
 def build_backbone(config: SimCLRConfig) -> nn.Module:
@@ -28,6 +33,11 @@ def build_backbone(config: SimCLRConfig) -> nn.Module:
         raise ValueError("pooling 'cls' needs a backbone with class tokens; timm backbones return feature maps only")
     if config.global_bn:
         use_global_statistics(backbone, config)
+        others = {type(m).__name__ for m in backbone.modules() if isinstance(m, _BatchNorm)} - {
+            SimCLRBatchNorm.__name__
+        }
+        if others and dist.is_available() and dist.is_initialized():
+            logger.warning_once(f"global_bn: the statistics of {', '.join(sorted(others))} stay those of each process")
     return backbone
 
 
@@ -48,12 +58,13 @@ def use_global_statistics(module: nn.Module, config: SimCLRConfig) -> None:
             use_global_statistics(child, config)
 
 
-def pool(feature_map: torch.Tensor) -> torch.Tensor:
+def channels_first(feature_map: torch.Tensor, channels: int) -> torch.Tensor:
     """
-    Mean over space, the representation `h`.
+    A map `[B, channels, H, W]` of one that may be `[B, H, W, channels]`, as that of timm's Swin.
 
     Args:
-        feature_map (`torch.Tensor` of shape `[B, D, H, W]`).
+        feature_map (`torch.Tensor`): a backbone's map.
+        channels (`int`): its channels.
 
     Raises:
         ValueError: if it is no map.
@@ -63,12 +74,19 @@ def pool(feature_map: torch.Tensor) -> torch.Tensor:
             f"the backbone must return feature maps [B, D, H, W], got shape {tuple(feature_map.shape)}; "
             "some need reshape_hidden_states=True in their configuration"
         )
+    if feature_map.shape[1] != channels and feature_map.shape[3] == channels:
+        return feature_map.permute(0, 3, 1, 2)
+    return feature_map
+
+
+def pool(feature_map: torch.Tensor) -> torch.Tensor:
+    """The representation `h`, `[B, D]`: the mean over space of a map `[B, D, H, W]`."""
     return feature_map.mean(dim=(2, 3))
 
 
-def token_states(backbone: nn.Module, outputs: BackboneOutput) -> torch.Tensor:
+def class_token(backbone: nn.Module, outputs: BackboneOutput) -> torch.Tensor:
     """
-    Tokens `[B, 1 + N, D]` of the last stage, class token first, after the final norm if the backbone applies one.
+    Class token `[B, D]` of the last stage, after the final norm if the backbone applies one.
 
     Args:
         backbone: a transformers backbone.
@@ -78,12 +96,12 @@ def token_states(backbone: nn.Module, outputs: BackboneOutput) -> torch.Tensor:
         ValueError: if it has no class token.
     """
     feature_map, states = outputs.feature_maps[-1], outputs.hidden_states[backbone.out_indices[-1]]
-    if states.ndim != 3 or (feature_map.ndim == 4 and states.shape[1] <= feature_map[0, 0].numel()):
+    if states.ndim != 3 or states.shape[1] <= feature_map[0, 0].numel():
         raise ValueError(
             f"pooling 'cls' needs a backbone with a class token; {type(backbone).__name__} has none "
             f"(hidden states of shape {tuple(states.shape)})"
         )
-    if not getattr(backbone.config, "apply_layernorm", False):
-        return states
-    norm = getattr(backbone, "layernorm", None) or backbone.norm
-    return norm(states)
+    token = states[:, 0]
+    if getattr(backbone.config, "apply_layernorm", False):
+        token = (getattr(backbone, "layernorm", None) or backbone.norm)(token)
+    return token

@@ -11,7 +11,7 @@ from transformers.processing_utils import Unpack
 from transformers.utils import TransformersKwargs, logging
 from transformers.utils.generic import can_return_tuple
 
-from .backbones_simclr import build_backbone, pool, token_states
+from .backbones_simclr import build_backbone, channels_first, class_token, pool
 from .configuration_simclr import SimCLRConfig
 from .heads_simclr import SimCLRProjectionHead
 from .losses_simclr import nt_xent
@@ -104,17 +104,19 @@ class SimCLRPreTrainedModel(PreTrainedModel):
         if isinstance(self.backbone, SimCLRResNet):
             feature_maps = self.backbone(pixel_values)
             hidden_states, attentions = feature_maps if output_hidden_states else None, None
-            pooled = pool(feature_maps[-1])
+            last_map = feature_maps[-1]
+            pooled = pool(last_map)
         else:
             tokens_needed = self.config.pooling == "cls"
             outputs = self.backbone.forward_with_filtered_kwargs(
                 pixel_values, output_hidden_states=output_hidden_states or tokens_needed, **kwargs
             )
-            feature_maps, attentions = outputs.feature_maps, outputs.attentions
+            attentions = outputs.attentions
             hidden_states = outputs.hidden_states if output_hidden_states else None
-            pooled = token_states(self.backbone, outputs)[:, 0] if tokens_needed else pool(feature_maps[-1])
+            last_map = channels_first(outputs.feature_maps[-1], self.backbone.channels[-1])
+            pooled = class_token(self.backbone, outputs) if tokens_needed else pool(last_map)
         return BaseModelOutputWithPooling(
-            last_hidden_state=feature_maps[-1],
+            last_hidden_state=last_map,
             pooler_output=pooled,
             hidden_states=hidden_states,
             attentions=attentions,
@@ -430,6 +432,11 @@ class SimCLRBackbone(BackboneMixin, SimCLRPreTrainedModel):
     def __init__(self, config: SimCLRConfig):
         super().__init__(config)
         self.post_init()
+
+    def post_init(self):
+        # As for a model that is no backbone: the mixin would install the hooks that record hidden states a second time
+        # in the backbone inside, which has its own.
+        super(BackboneMixin, self).post_init()
 
     def _init_transformers_backbone(self):
         if isinstance(self.backbone, SimCLRResNet):

@@ -23,12 +23,13 @@ UNSTABLE_STEP_RTOL = {"r18_cifar_v1head": {"gamma": 0.2, "beta": 0.2, "kernel": 
 DTYPES = pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=["float32", "float64"])
 
 
-@pytest.fixture
-def load(tmp_path):
+@pytest.fixture(scope="module")
+def load(tmp_path_factory):
     """Converts a case's official checkpoint once and loads it with `from_pretrained`."""
+    root = tmp_path_factory.mktemp("converted")
 
     def load(name, model_class, dtype=torch.float32, **changes):
-        return load_case_and_model(name, model_class, tmp_path / name, dtype, **changes)
+        return load_case_and_model(name, model_class, root / name, dtype, **changes)
 
     return load
 
