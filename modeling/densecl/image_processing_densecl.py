@@ -149,6 +149,10 @@ class DenseCLImageProcessor(TorchvisionBackend):
         random = {"uniforms": uniforms, "params": params, "generator": generator, "return_params": return_params}
         return super().preprocess(images, *args, image_like_kwargs=random, **kwargs)
 
+    def _standardize_kwargs(self, **kwargs) -> dict:
+        kwargs = super()._standardize_kwargs(**kwargs)
+        return kwargs | {name: tuple(kwargs[name]) for name in ("crop_scale", "crop_ratio", "blur_sigma")}
+
     def _validate_preprocess_kwargs(self, mode: str = "eval", engine: str = "tensor", views: int = 2, **kwargs):
         super()._validate_preprocess_kwargs(**kwargs)
         for name, value, accepted in (
