@@ -80,6 +80,8 @@ class DenseCLEncoder(nn.Module):
             return self.backbone(pixel_values)
         feature_maps = tuple(self.backbone(pixel_values).feature_maps)
         shape, channels = tuple(feature_maps[-1].shape), self.backbone.channels[-1]
+        if len(shape) == 4 and shape[1] != channels and shape[3] == channels:  # timm's Swin has the channels last
+            return tuple(feature_map.permute(0, 3, 1, 2) for feature_map in feature_maps)
         if len(shape) != 4 or shape[1] != channels:
             raise ValueError(
                 f"backbone_config: {type(self.backbone).__name__} gives a feature map of shape {shape}; needed is one "

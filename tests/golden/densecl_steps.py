@@ -4,34 +4,18 @@
 to `FOLDER/rankRANK.safetensors`.
 """
 
-import re
 import sys
 from pathlib import Path
 
 import torch
 import torch.distributed as dist
-from hubmodels.modeling.densecl import DenseCLConfig, DenseCLForPreTraining
+from hubmodels.conversion.densecl_names import KEY_MAP
+from hubmodels.modeling.densecl import DenseCLForPreTraining
 from safetensors.torch import save_file
 from torch import nn
 
 from tests.golden.harness import load_case
 
-# Official names to ours, one after the other.
-RULES = [
-    (r"^encoder_q\.0\.", "encoder.backbone."),
-    (r"^encoder_k\.0\.", "momentum_encoder.backbone."),
-    (r"^encoder_q\.1\.", "encoder."),
-    (r"^encoder_k\.1\.", "momentum_encoder."),
-    (r"backbone\.conv1\.", "backbone.embedder.embedder.convolution."),
-    (r"backbone\.bn1\.", "backbone.embedder.embedder.normalization."),
-    (r"layer(\d)\.(\d+)\.", lambda match: f"encoder.stages.{int(match[1]) - 1}.layers.{match[2]}."),
-    (r"(layers\.\d+)\.conv(\d)\.", lambda match: f"{match[1]}.layer.{int(match[2]) - 1}.convolution."),
-    (r"(layers\.\d+)\.bn(\d)\.", lambda match: f"{match[1]}.layer.{int(match[2]) - 1}.normalization."),
-    (r"downsample\.0\.", "shortcut.convolution."),
-    (r"downsample\.1\.", "shortcut.normalization."),
-    (r"encoder\.mlp\.", "encoder.global_head."),
-    (r"encoder\.mlp2\.", "encoder.dense_head."),
-]
 # Official names of what the model returns.
 OUTPUTS = {
     "q": "query_features",
@@ -50,34 +34,11 @@ OUTPUTS = {
 }
 
 
-def our_name(official):
-    """The name of a tensor of the official model in ours."""
-    for pattern, replacement in RULES:
-        official = re.sub(pattern, replacement, official)
-    return official
-
-
-def load_model(case, **changes):
-    """The model of a case in training mode."""
+def load_model(case, folder):
+    """The model of a case in training mode, from its official checkpoint."""
     config = case.manifest["config"]
-    model = DenseCLForPreTraining(
-        DenseCLConfig(
-            layer_type=config["block"],
-            depths=config["layers"],
-            embedding_size=config["stem_width"],
-            strides=config["strides"],
-            projection_hidden_size=config["hid"],
-            projection_size=config["feat"],
-            queue_length=config["queue_len"],
-            momentum=config["momentum"],
-            loss_lambda=config["loss_lambda"],
-            temperature=config["temperature"],
-            **changes,
-        )
-    )
-    state = torch.load(case.checkpoint, weights_only=True)["state_dict"]
-    model.load_state_dict({our_name(k): v for k, v in state.items() if not k.startswith("backbone.")})
-    return model.train()
+    options = {name: config[name] for name in ("momentum", "temperature", "loss_lambda", "strides")}
+    return DenseCLForPreTraining.from_pretrained(case.convert(folder, **options)).train()
 
 
 def train(case, model, rank=0, parallel=None):
@@ -97,18 +58,12 @@ def train(case, model, rank=0, parallel=None):
         optimizer.zero_grad()
         output.loss.backward()
         if step == 1:
-            gradients = {name: parameter.grad for name, parameter in model.named_parameters()}
-            for name in case.outputs:
-                kind, _, official = name.partition("/")
-                if kind in ("grad", "gradnorm"):
-                    gradient = gradients[our_name(official)]
-                    actual[name] = gradient if kind == "grad" else gradient.norm()
+            learned = {name: p.grad for name, p in model.named_parameters() if p.requires_grad}
+            for name, gradient in KEY_MAP.to_official(learned).items():
+                actual |= {f"grad/{name}": gradient, f"gradnorm/{name}": gradient.norm()}
         optimizer.step()
-        state = model.state_dict()
-        for name in case.outputs:
-            when, _, official = name.partition("/")
-            if when in (f"after_step{step}", f"rank{rank}.after_step{step}"):
-                actual[name] = state[our_name(official)].clone()
+        for name, tensor in KEY_MAP.to_official(model.state_dict()).items():
+            actual |= {f"{owner}after_step{step}/{name}": tensor.clone() for owner in ("", f"rank{rank}.")}
     return {name: tensor.detach() for name, tensor in actual.items() if name in case.outputs}
 
 
@@ -117,8 +72,8 @@ def main():
     case, folder = load_case("densecl", sys.argv[1]), Path(sys.argv[2])
     rank, ranks = int(sys.argv[3]), int(sys.argv[4])
     torch.set_num_threads(1)
+    model = load_model(case, folder / f"converted{rank}")  # before: together only the first process would write
     dist.init_process_group("gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=ranks)
-    model = load_model(case)
     actual = train(case, model, rank, nn.parallel.DistributedDataParallel(model))
     model.check_queues()
     save_file({name: tensor.contiguous() for name, tensor in actual.items()}, folder / f"rank{rank}.safetensors")

@@ -40,9 +40,9 @@ def is_statistic(name):
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=["float32", "float64"])
 @pytest.mark.parametrize("name", ONE_PROCESS)
-def test_steps_of_one_process(name, dtype):
+def test_steps_of_one_process(name, dtype, tmp_path):
     case = load_case("densecl", name)
-    actual = train(case, load_model(case).to(dtype))
+    actual = train(case, load_model(case, tmp_path / "converted").to(dtype))
     # What the model does not return: similarities before the temperature, and the unused pooled query.
     absent = {n.rpartition(".")[2] for n in set(case.outputs) - set(actual)}
     assert absent == {"q2_unnormalised", "similarity", "pos_global", "pos_dense", "neg_global", "neg_dense"}
@@ -50,9 +50,9 @@ def test_steps_of_one_process(name, dtype):
     assert_steps_match(case, actual)
 
 
-def test_activation_checkpointing_changes_neither_gradients_nor_statistics():
+def test_activation_checkpointing_changes_neither_gradients_nor_statistics(tmp_path):
     case = load_case("densecl", ONE_PROCESS[0])
-    plain, checkpointed = load_model(case), load_model(case)
+    plain, checkpointed = (load_model(case, tmp_path / name) for name in ("plain", "checkpointed"))
     checkpointed.activation_checkpointing_enable()
     expected, actual = train(case, plain), train(case, checkpointed)
     assert_steps_match(case, actual)

@@ -77,10 +77,17 @@ def test_chosen_maps_of_another_backbone():
     assert backbone.out_indices == [2, 4]
 
 
-@pytest.mark.parametrize("tokens", [(4, 17, 16), (4, 4, 4, 16)], ids=["tokens", "channels last"])
-def test_a_backbone_without_a_map_is_refused(tokens):
+def test_maps_with_the_channels_last_are_turned():
     model = DenseCLModel(config_on("vit")[0])
-    model.encoder.backbone.forward = lambda pixel_values: BackboneOutput(feature_maps=(torch.zeros(tokens),))
+    feature_map = torch.randn(2, 3, 4, 16)
+    model.encoder.backbone.forward = lambda pixel_values: BackboneOutput(feature_maps=(feature_map,))
+    assert torch.equal(model(torch.zeros(2, 3, 24, 32)).last_hidden_state, feature_map.permute(0, 3, 1, 2))
+
+
+@pytest.mark.parametrize("shape", [(4, 17, 16), (4, 4, 4, 8)], ids=["tokens", "other channels"])
+def test_a_backbone_without_a_map_is_refused(shape):
+    model = DenseCLModel(config_on("vit")[0])
+    model.encoder.backbone.forward = lambda pixel_values: BackboneOutput(feature_maps=(torch.zeros(shape),))
     with pytest.raises(ValueError, match=r"Dinov2Backbone gives a feature map of shape .*\(batch, 16 channels, height"):
         model(torch.zeros(4, 3, 32, 32))
 
