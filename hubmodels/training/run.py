@@ -42,7 +42,7 @@ from hubmodels.training.planning import (
     plan_table,
     with_fitting_batch,
 )
-from hubmodels.training.recipe import Recipe, RecipeError
+from hubmodels.training.recipe import Recipe, RecipeError, recipe_names
 from hubmodels.training.trainer import HubTrainer
 
 RECIPE_FILE = "recipe.yaml"
@@ -173,7 +173,10 @@ def next_command(recipe: Recipe, data: RunData, output: Path) -> str:
     """
     source = recipe.data.source
     if recipe.task == "pretrain" and not data.class_names:
-        return f"hubmodels train small_finetune --backbone {output} --data LABELLED_FOLDER --out {output}-finetuned"
+        finetuning = f"{recipe.method}/small_finetune"
+        if finetuning in recipe_names(recipe.method):
+            return f"hubmodels train {finetuning} --backbone {output} --data LABELLED_FOLDER --out {output}-finetuned"
+        return f"hubmodels evaluate {output} --data LABELLED_FOLDER --protocol knn"
     protocol = " --protocol knn" if recipe.task == "pretrain" else ""
     return f"hubmodels evaluate {output} --data {source}{protocol}"
 
