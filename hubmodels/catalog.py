@@ -12,6 +12,7 @@ import fnmatch
 from dataclasses import dataclass
 from pathlib import Path
 
+from hubmodels.catalog_densecl import DENSECL_CHECKPOINTS
 from hubmodels.catalog_records import Checkpoint, Method, Metric
 from hubmodels.catalog_simclr import SIMCLR_CHECKPOINTS
 
@@ -224,6 +225,7 @@ CHECKPOINTS: tuple[Checkpoint, ...] = (
         "Encoder and decoder, trained on plain pixels with an additional adversarial loss: sharper pictures only.",
     ),
     *SIMCLR_CHECKPOINTS,
+    *DENSECL_CHECKPOINTS,
 )
 
 

@@ -11,6 +11,7 @@ from hubmodels import catalog
 
 ROOT = Path(__file__).resolve().parent.parent
 OFFICIAL_MAE = [c for c in catalog.CHECKPOINTS if c.method == "mae" and not c.is_packaged]
+OFFICIAL_DENSECL = [c for c in catalog.CHECKPOINTS if c.method == "densecl" and not c.is_packaged]
 PACKAGED = [c for c in catalog.CHECKPOINTS if c.is_packaged]
 
 
@@ -75,6 +76,22 @@ def test_parameter_counts_of_the_official_files(checkpoint):
     with torch.device("meta"):
         model = model_class(config)
     assert sum(parameter.numel() for parameter in model.parameters()) == checkpoint.parameters
+
+
+@pytest.mark.parametrize("checkpoint", OFFICIAL_DENSECL, ids=lambda checkpoint: checkpoint.name)
+def test_the_official_densecl_files_are_backbones_of_their_size(checkpoint):
+    """The number of values of a ResNet-50 or ResNet-101, with the statistics of its normalisation."""
+    torch = pytest.importorskip("torch")
+    densecl = importlib.import_module("hubmodels.modeling.densecl")
+    depths = {"r50": [3, 4, 6, 3], "r101": [3, 4, 23, 3]}[checkpoint.name.split("_")[1]]
+    with torch.device("meta"):
+        model = densecl.DenseCLBackbone(densecl.DenseCLConfig(depths=depths))
+    assert sum(tensor.numel() for tensor in model.state_dict().values()) == checkpoint.parameters
+    assert checkpoint.source.endswith(f"/xinlongwang/DenseCL/resolve/main/{checkpoint.name}.pth")
+
+
+def test_the_four_official_densecl_files_are_listed():
+    assert len(OFFICIAL_DENSECL) == 4
 
 
 @pytest.mark.parametrize("checkpoint", PACKAGED, ids=lambda checkpoint: checkpoint.name)
