@@ -287,7 +287,8 @@ class SimCLRForPreTraining(SimCLRPreTrainedModel):
         )
         loss, supervised_loss = contrast.loss, None
         if config.linear_probe:
-            supervised_loss = classification_loss(logits, torch.cat([labels, labels]).to(logits.device))
+            labels = labels.to(logits.device)
+            supervised_loss = sum(classification_loss(view, labels) for view in logits.chunk(2)) / 2
             loss = loss + supervised_loss + kernel_decay(config, self.classifier)
         return {
             "loss": loss,

@@ -1,0 +1,218 @@
+"""SimCLR on other encoders: ViTs, ConvNeXt, timm, our own MAE; and SimCLR as the backbone of something else."""
+
+import pytest
+import torch
+import torch.distributed as dist
+from hubmodels.modeling.mae import MAEConfig
+from hubmodels.modeling.simclr import (
+    SimCLRBackbone,
+    SimCLRConfig,
+    SimCLRForImageClassification,
+    SimCLRForPreTraining,
+    SimCLRModel,
+)
+from hubmodels.modeling.simclr.normalization_simclr import SimCLRBatchNorm
+from transformers import (
+    AutoBackbone,
+    ConvNextConfig,
+    Dinov2Config,
+    ResNetBackbone,
+    ResNetConfig,
+    SwinConfig,
+    TimmBackboneConfig,
+    UperNetConfig,
+    UperNetForSemanticSegmentation,
+)
+
+from tests.modeling.tiny_simclr import images, tiny_config
+
+VIT = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "image_size": 32, "patch_size": 8}
+BACKBONES = {
+    "vit": Dinov2Config(**VIT),
+    "mae": MAEConfig(**VIT, intermediate_size=32),
+    "convnext": ConvNextConfig(hidden_sizes=[8, 16, 24, 32], depths=[1, 1, 1, 1]),
+    "swin": SwinConfig(image_size=32, patch_size=4, embed_dim=8, depths=[1, 1], num_heads=[2, 2], window_size=4),
+    "resnet": ResNetConfig(embedding_size=8, hidden_sizes=[16, 32], depths=[1, 1]),
+    "timm_resnet": TimmBackboneConfig(backbone="test_resnet"),
+    "timm_vit": TimmBackboneConfig(backbone="test_vit"),
+    "timm_convnext": TimmBackboneConfig(backbone="test_convnext"),
+}
+WIDTHS = {"vit": 16, "mae": 16, "convnext": 32, "swin": 16, "resnet": 32}
+
+
+def config_with(name, **fields):
+    backbone_config = type(BACKBONES[name]).from_dict(BACKBONES[name].to_dict())
+    return SimCLRConfig(backbone_config=backbone_config, image_size=32, proj_out_dim=8, num_proj_layers=2, **fields)
+
+
+def pixels_for(name, *shape):
+    return images(*shape, size=160 if name == "timm_vit" else 32)
+
+
+@pytest.mark.parametrize("name", BACKBONES)
+def test_pre_training_and_back(name, tmp_path):
+    """A step, then saved and loaded by every class with equal features; h is the mean of the last map."""
+    torch.manual_seed(0)
+    model = SimCLRForPreTraining(config_with(name, temperature=0.5)).train()
+    before = {n: p.clone() for n, p in model.backbone.named_parameters()}
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    model(pixels_for(name, 3, 2)).loss.backward()
+    optimizer.step()
+    changed = sum(not torch.equal(p, before[n]) for n, p in model.backbone.named_parameters())
+    assert changed > len(before) / 2, "the encoder learns"
+    model.save_pretrained(tmp_path)
+    pixels = pixels_for(name, 2)
+    with torch.no_grad():
+        expected = model.eval()(pixels, return_loss=False)
+        assert name not in WIDTHS or expected.pooler_output.shape == (2, WIDTHS[name])
+        for model_class in (SimCLRForPreTraining, SimCLRModel, SimCLRBackbone, SimCLRForImageClassification):
+            loaded, report = model_class.from_pretrained(tmp_path, output_loading_info=True)
+            assert not report["unexpected_keys"] and not report["mismatched_keys"]
+            assert all(key.startswith("classifier.") for key in report["missing_keys"])
+            loaded.eval()
+            if model_class is SimCLRBackbone:
+                last = loaded(pixels).feature_maps[-1]
+                torch.testing.assert_close(last.mean(dim=(2, 3)), expected.pooler_output)
+                assert loaded.channels[-1] == last.shape[1]
+            else:
+                torch.testing.assert_close(loaded.encode(pixels).pooler_output, expected.pooler_output)
+
+
+@pytest.mark.parametrize("name", ["vit", "convnext"])
+def test_it_learns_to_recognise_views(name):
+    """A few steps on eight images: the loss falls, and more second views are found."""
+    torch.manual_seed(0)
+    model = SimCLRForPreTraining(config_with(name, temperature=0.2)).train()
+    optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3)
+    base = images(8, size=32)
+    losses = []
+    for number in range(12):
+        views = torch.stack([base, (0.8 * base + 0.2 * images(8, size=32, seed=number + 1))], dim=1)
+        output = model(views)
+        optimizer.zero_grad()
+        output.loss.backward()
+        optimizer.step()
+        losses.append(output.loss.item())
+    assert losses[-1] < 0.5 * losses[0]
+    assert output.contrast_accuracy == 1
+
+
+@pytest.mark.parametrize("name", ["vit", "mae"])
+def test_class_token_pooling(name):
+    """The token of the last stage, after the norm if the backbone applies it to its maps."""
+    torch.manual_seed(0)
+    model = SimCLRModel(config_with(name, pooling="cls")).eval()
+    pixels = images(2, size=32)
+    with torch.no_grad():
+        output = model(pixels)
+        states = model.backbone(pixels, output_hidden_states=True).hidden_states[-1]
+    token = states[:, 0] if name == "mae" else model.backbone.layernorm(states)[:, 0]
+    torch.testing.assert_close(output.pooler_output, token)
+    assert output.hidden_states is None
+    assert (output.pooler_output - output.last_hidden_state.mean(dim=(2, 3))).abs().max() > 1e-3
+
+
+def test_backbones_without_class_tokens_are_refused():
+    model = SimCLRModel(config_with("swin", pooling="cls"))
+    with pytest.raises(ValueError, match="pooling 'cls' needs a backbone with a class token; SwinBackbone has none"):
+        model(images(1, size=32))
+    with pytest.raises(ValueError, match="timm backbones return feature maps only"):
+        SimCLRModel(config_with("timm_vit", pooling="cls"))
+
+
+def test_backbones_must_return_maps():
+    model = SimCLRModel(SimCLRConfig(backbone_config=Dinov2Config(**VIT, reshape_hidden_states=False)))
+    with pytest.raises(
+        ValueError, match=r"must return feature maps \[B, D, H, W\], got shape .* reshape_hidden_states"
+    ):
+        model(images(1, size=32))
+
+
+def test_maps_with_channels_last(monkeypatch):
+    """timm's Swin returns them so."""
+    model = SimCLRModel(config_with("resnet")).eval()
+    pixels = images(2, size=32)
+    with torch.no_grad():
+        expected = model(pixels)
+        outputs = model.backbone(pixels)
+        outputs.feature_maps = tuple(m.permute(0, 2, 3, 1) for m in outputs.feature_maps)
+        monkeypatch.setattr(model.backbone, "forward", lambda *args, **kwargs: outputs)
+        actual = model(pixels)
+    torch.testing.assert_close(actual.pooler_output, expected.pooler_output)
+    torch.testing.assert_close(actual.last_hidden_state, expected.last_hidden_state)
+
+
+@pytest.mark.parametrize("name", ["resnet", "timm_resnet"])
+def test_statistics_of_other_backbones_are_global_too(name):
+    torch.manual_seed(0)
+    model = SimCLRModel(config_with(name))
+    norms = [m for m in model.modules() if isinstance(m, torch.nn.modules.batchnorm._BatchNorm)]
+    assert norms and all(isinstance(m, SimCLRBatchNorm) and m.global_stats for m in norms)
+    local = SimCLRModel(config_with(name, global_bn=False))
+    local.load_state_dict(model.state_dict())
+    assert not any(isinstance(m, SimCLRBatchNorm) for m in local.modules())
+    with torch.no_grad():
+        outputs = [m.train()(images(4, size=32)).pooler_output for m in (model, local)]
+    torch.testing.assert_close(*outputs)
+
+
+def test_statistics_that_stay_local_are_named(monkeypatch):
+    messages = []
+    monkeypatch.setattr("hubmodels.modeling.simclr.backbones_simclr.logger.warning_once", messages.append)
+    monkeypatch.setattr(dist, "is_initialized", lambda: True)
+    SimCLRModel(SimCLRConfig(backbone_config=TimmBackboneConfig(backbone="test_efficientnet")))
+    assert messages == ["global_bn: the statistics of BatchNormAct2d stay those of each process"]
+
+
+def test_trained_weights_of_a_backbone_can_be_used():
+    """Any `AutoBackbone` model's state dict fits the encoder."""
+    stock = ResNetBackbone(BACKBONES["resnet"]).eval()
+    model = SimCLRModel(config_with("resnet")).eval()
+    model.backbone.load_state_dict(stock.state_dict())
+    with torch.no_grad():
+        torch.testing.assert_close(model(images(2)).last_hidden_state, stock(images(2)).feature_maps[-1])
+
+
+def test_stages_of_the_own_network():
+    backbone = SimCLRBackbone(tiny_config(out_features=["stem", "stage2", "stage4"])).eval()
+    assert backbone.stage_names == ["stem", "stage1", "stage2", "stage3", "stage4"]
+    assert backbone.channels == [4, 32, 128]
+    output = backbone(images(2), output_hidden_states=True)
+    assert [tuple(m.shape[1:]) for m in output.feature_maps] == [(4, 16, 16), (32, 8, 8), (128, 2, 2)]
+    assert all(a is output.hidden_states[i] for a, i in zip(output.feature_maps, (0, 2, 4), strict=True))
+    assert output.attentions is None
+
+
+@pytest.mark.parametrize("name", ["vit", "convnext"])
+def test_stages_of_another_network(name):
+    config = config_with(name, out_features=["stage1", "stage2"])
+    backbone = SimCLRBackbone(config).eval()
+    assert backbone.out_features == ["stage1", "stage2"] == backbone.backbone.out_features
+    maps = backbone(images(2, size=32)).feature_maps
+    assert [m.shape[1] for m in maps] == backbone.channels
+    again = AutoBackbone.from_config(SimCLRConfig.from_dict(config.to_dict()))
+    assert type(again) is SimCLRBackbone and again.out_features == ["stage1", "stage2"]
+
+
+def test_segmentation_on_a_simclr_backbone():
+    """UperNet of transformers holds it as it holds its own."""
+    backbone_config = tiny_config(image_size=64, out_features=["stage1", "stage2", "stage3", "stage4"])
+    config = UperNetConfig(
+        backbone_config=backbone_config, hidden_size=16, num_labels=3, use_auxiliary_head=False, pool_scales=[1]
+    )
+    model = UperNetForSemanticSegmentation(config)
+    assert type(model.backbone) is SimCLRBackbone
+    output = model(images(2, size=64), labels=torch.zeros(2, 64, 64, dtype=torch.long))
+    output.loss.backward()
+    assert output.logits.shape == (2, 3, 64, 64)
+    assert all(p.grad is not None for p in model.backbone.parameters())
+
+
+def test_simclr_on_simclr():
+    """A SimCLR network is a backbone like any other."""
+    config = SimCLRConfig(backbone_config=tiny_config())
+    model = SimCLRModel(config).eval()
+    inner = SimCLRBackbone(tiny_config()).eval()
+    inner.load_state_dict(model.backbone.state_dict())
+    with torch.no_grad():
+        torch.testing.assert_close(model(images(2)).last_hidden_state, inner(images(2)).feature_maps[0])
