@@ -1,0 +1,68 @@
+"""DenseCL under the stock Trainer and under ours: several processes, gradient accumulation, exact resume."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from densecl_run import BATCH, trainer
+from safetensors.torch import load_file
+
+HERE = Path(__file__).parent
+
+
+def run_two_processes(output, kind, **overrides):
+    """States of both processes, and the log of the first."""
+    output.mkdir()
+    script = [HERE / "densecl_run.py", output, "--trainer", kind, "--overrides", json.dumps(overrides)]
+    launch = ["-m", "torch.distributed.run", "--nproc_per_node", 2, "--rdzv_backend", "c10d"]
+    done = subprocess.run(
+        [sys.executable, *map(str, [*launch, "--rdzv_endpoint", "localhost:0", *script])],
+        env={**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", "TORCH_DISTRIBUTED_DEBUG": "INFO"},
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert done.returncode == 0, done.stderr[-4000:]
+    states = [load_file(output / f"rank{rank}.safetensors") for rank in range(2)]
+    return states, json.loads((output / "rank0.json").read_text())
+
+
+@pytest.mark.parametrize(("kind", "accumulation"), [("stock", 1), ("hub", 2)])
+def test_two_processes_keep_their_statistics_and_share_the_queues(kind, accumulation, tmp_path):
+    """DDP is told nothing about buffers, and would broadcast them by default."""
+    states, log = run_two_processes(tmp_path / "two", kind, gradient_accumulation_steps=accumulation)
+    differing = {name for name in states[0] if not torch.equal(states[0][name], states[1][name])}
+    statistics = {name for name in states[0] if "running_" in name}
+    assert differing == statistics
+    assert int(states[0]["steps"]) == 3
+    keys = 3 * accumulation * 2 * BATCH
+    assert int(states[0]["queue_ptr"]) == int(states[0]["queue2_ptr"]) == keys % 24
+    torch.testing.assert_close(states[0]["queue"].norm(dim=0), torch.ones(24))
+    assert len([entry for entry in log if "loss" in entry]) == 3
+
+
+@pytest.mark.parametrize("accumulation", [1, 2])
+@pytest.mark.parametrize("kind", ["stock", "hub"])
+def test_momentum_moves_once_per_step_of_the_trainer(kind, accumulation, tmp_path):
+    run = trainer(kind, tmp_path, gradient_accumulation_steps=accumulation)
+    run.train()
+    assert int(run.model.steps) == 3
+    assert int(run.model.queue_ptr) == 3 * accumulation * BATCH % 24
+
+
+@pytest.mark.parametrize("kind", ["stock", "hub"])
+def test_resumed_run_ends_in_the_weights_of_an_uninterrupted_one(kind, tmp_path):
+    whole = trainer(kind, tmp_path / "whole", max_steps=4, save_strategy="steps", save_steps=2)
+    whole.train()
+    resumed = trainer(kind, tmp_path / "resumed", max_steps=4)
+    with torch.no_grad():
+        for tensor in resumed.model.state_dict().values():
+            tensor.zero_()
+    resumed.train(resume_from_checkpoint=str(tmp_path / "whole" / "checkpoint-2"))
+    for name, tensor in whole.model.state_dict().items():
+        assert torch.equal(resumed.model.state_dict()[name], tensor), name
+    assert int(whole.model.queue_ptr) == 4 * BATCH % 24
