@@ -35,6 +35,7 @@ from hubmodels.modeling.simclr import (
     SimCLRImageProcessor,
     SimCLRModel,
 )
+from huggingface_hub.errors import StrictDataclassError
 from transformers import PreTrainedModel
 
 from .cards import Origin, converted_card
@@ -165,15 +166,16 @@ def convert(
     shapes = {name: _entry(checkpoint, key) for name, key in keys.items()}
     kernels = infer_network(_base_kernels(layout, shapes))
     network = _with_heads(kernels.network, shapes)
-    fields = _config_fields(kernels, network, shapes, source)
+    names = {variable.ours: _name(variable, layout) for variable in variables(network)}
+    fields = _config_fields(kernels, network, names, shapes, source)
     given = {"ft_proj_selector": ft_proj_selector, "image_size": image_size, "linear_probe": linear_probe}
     fields.setdefault("linear_probe", layout == "tf2" and not _is_released(source) and _has_both_heads(network))
     fields.update({name: value for name, value in given.items() if value is not None})
     try:
         config = SimCLRConfig(**fields)
-    except ValueError as error:
+    except (ValueError, StrictDataclassError) as error:
         raise ConversionError(f"the checkpoint and the options describe an impossible model: {error}") from error
-    model = _build(layout, network, config, checkpoint, keys, shapes, ignore_head)
+    model = _build(config, network, names, checkpoint, keys, shapes, ignore_head)
     files = checkpoint.files if isinstance(checkpoint, TensorFlowCheckpoint) else [source]
     return Converted(model, _image_processors(model.config), _card(model, network, source, files, use_ema))
 
@@ -294,7 +296,9 @@ def _has_both_heads(network: Network) -> bool:
     return network.classifier and network.head_layers > 0
 
 
-def _config_fields(kernels: Kernels, network: Network, shapes: Mapping[str, Any], source: Path) -> dict[str, Any]:
+def _config_fields(
+    kernels: Kernels, network: Network, names: Mapping[str, str], shapes: Mapping[str, Any], source: Path
+) -> dict[str, Any]:
     """Config fields that the tensors show, and the released defaults of those that they do not."""
     standard = kernels.width % _STANDARD_WIDTH == 0
     fields: dict[str, Any] = {
@@ -310,13 +314,12 @@ def _config_fields(kernels: Kernels, network: Network, shapes: Mapping[str, Any]
         "proj_head_mode": network.head_mode,
     }
     if network.head_layers:
-        last = network.head_layers - 1
-        kernel = rf"(head_contrastive/n?l_{last}|model/_projection_head/linear_layers/{last})/dense/kernel"
-        fields["proj_out_dim"] = _matrix(shapes, kernel)[1]
+        last = names[f"projection_head.layers.{network.head_layers - 1}.dense.weight"]
+        fields["proj_out_dim"] = _matrix(shapes, last)[1]
     if network.head_mode == "nonlinear":
         fields["num_proj_layers"] = network.head_layers
     if network.classifier:
-        inputs, classes = _matrix(shapes, r"(head_supervised|model/supervised_head)/linear_layer/dense/kernel")
+        inputs, classes = _matrix(shapes, names["classifier.weight"])
         fields |= _label_fields(classes, source)
         features = kernels.width * 2 ** (len(network.depths) - 1) * (1 if network.layer_type == "basic" else 4)
         if network.head_layers and inputs == fields["proj_out_dim"] != features:
@@ -326,14 +329,12 @@ def _config_fields(kernels: Kernels, network: Network, shapes: Mapping[str, Any]
     return fields
 
 
-def _matrix(shapes: Mapping[str, Any], pattern: str) -> tuple[int, int]:
-    """Shape of the only matrix of this name."""
-    for name, entry in shapes.items():
-        if re.fullmatch(pattern + f"({re.escape(VALUE_SUFFIX)})?", name):
-            if len(entry.shape) != 2:
-                raise ConversionError(f"{name} must have shape [in, out], found {list(entry.shape)}")
-            return tuple(entry.shape)
-    raise ConversionError(f"missing keys: {pattern}")
+def _matrix(shapes: Mapping[str, Any], name: str) -> tuple[int, int]:
+    if name not in shapes:
+        raise ConversionError(f"missing keys: {name}")
+    if len(shapes[name].shape) != 2:
+        raise ConversionError(f"{name} must have shape [in, out], found {list(shapes[name].shape)}")
+    return tuple(shapes[name].shape)
 
 
 def _parts(source: Path) -> tuple[str, ...]:
@@ -357,16 +358,15 @@ def _label_fields(num_labels: int, source: Path) -> dict[str, Any]:
 
 
 def _build(
-    layout: str,
-    network: Network,
     config: SimCLRConfig,
+    network: Network,
+    names: Mapping[str, str],
     checkpoint: Mapping[str, torch.Tensor],
     keys: Mapping[str, str],
     shapes: Mapping[str, Any],
     ignore_head: bool,
 ) -> PreTrainedModel:
     """Build the model around the official tensors after checking every name and shape, also of heads left out."""
-    names = {variable.ours: _name(variable, layout) for variable in variables(network)}
     with torch.device("meta"):
         model = _model_class(network)(config)
         expected = {

@@ -156,11 +156,10 @@ class _Namer:
             shortcut = f"{tf2}/{'shortcut_layers' if basic else 'projection_layers'}"
             yield from self._layer(f"{ours}.shortcut", f"{shortcut}/{place}/conv2d", f"{shortcut}/{place + 1}/bn")
         if basic:
+            places = f"{tf2}/conv2d_bn_layers"
             for number in range(2):
-                place = f"{tf2}/conv2d_bn_layers"
-                yield from self._layer(
-                    f"{ours}.layer.{number}", f"{place}/{2 * number}/conv2d", f"{place}/{2 * number + 1}/bn"
-                )
+                convolution, normalization = f"{places}/{2 * number}/conv2d", f"{places}/{2 * number + 1}/bn"
+                yield from self._layer(f"{ours}.layer.{number}", convolution, normalization)
             excitation = f"{tf2}/se_layer"
         else:
             places = f"{tf2}/conv_relu_dropblock_layers"
@@ -381,8 +380,9 @@ def _ratio(part: str, squeezed: list[tuple[int, int]], least: int) -> float:
     """A ratio that gives the squeezed channels of every block: `max(least, int(filters * ratio))`."""
     if not squeezed:
         return 0.0
-    exact = sorted({(channels + shift) / filters for filters, channels in squeezed for shift in (0, 1e-6)})
-    for ratio in (*_USUAL_RATIOS, *reversed(exact)):
+    # Without the shift, rounding can leave a ratio just below the one that gives the whole number.
+    exact = [(channels + shift) / filters for shift in (0, 1e-6) for filters, channels in sorted(set(squeezed))]
+    for ratio in (*_USUAL_RATIOS, *exact):
         if all(max(least, int(filters * ratio)) == channels for filters, channels in squeezed):
             return ratio
     raise ConversionError(f"no single ratio gives the channels of {part}: {sorted(set(squeezed))} (filters, squeezed)")

@@ -9,7 +9,7 @@ of files in `variables/`. Nothing in these files is executed.
 import os
 import re
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 
@@ -165,7 +165,8 @@ class TensorFlowCheckpoint(Mapping[str, torch.Tensor]):
         """
         if OBJECT_GRAPH_KEY not in self.entries:
             return None
-        nodes = [_read_node(content) for number, content in read_message(self.string(OBJECT_GRAPH_KEY)) if number == 1]
+        messages = read_message(self.string(OBJECT_GRAPH_KEY))
+        nodes = [_read_node(content) for number, content in messages if number == 1]
         for node in nodes:
             if any(child >= len(nodes) for child in node.children.values()):
                 raise ConversionError("the object graph refers to objects that it does not hold")
@@ -187,7 +188,8 @@ class TensorFlowCheckpoint(Mapping[str, torch.Tensor]):
         entries: dict[str, Entry] = {}
         for key, value in read_table(Path(path).read_bytes()):
             if key == b"":
-                self._shard_count = dict(read_message(value)).get(1, 0)
+                count = dict(read_message(value)).get(1, 0)
+                self._shard_count = count if isinstance(count, int) else 0
                 continue
             try:
                 name = key.decode("utf-8")
@@ -196,7 +198,7 @@ class TensorFlowCheckpoint(Mapping[str, torch.Tensor]):
             if name in entries:
                 raise ConversionError(f"the index names {name!r} twice")
             entries[name] = _read_entry(name, value)
-        if not isinstance(self._shard_count, int) or not 1 <= self._shard_count <= _LARGEST_SHARD_COUNT:
+        if not 1 <= self._shard_count <= _LARGEST_SHARD_COUNT:
             raise ConversionError(f"the index announces {self._shard_count!r} data files")
         return entries
 
@@ -282,19 +284,17 @@ def write_checkpoint(
     with open(data, "wb") as file:
         for name, value in tensors.items():
             if isinstance(value, bytes):
-                number, shape, checksum = STRING, (), _string_checksum(value)
-                lengths = varint(len(value))
-                stored: bytes | np.ndarray = lengths + _length_checksum(value) + value
+                entry = Entry(STRING, (), 0, offset, 0, _string_checksum(value))
+                stored = varint(len(value)) + _length_checksum(value) + value
             else:
                 if value.dtype not in _DTYPE_NUMBERS:
                     raise ConversionError(f"{name!r} has type {value.dtype}, which cannot be written")
-                number, shape = _DTYPE_NUMBERS[value.dtype], tuple(value.shape)
-                stored = value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy()
-                checksum = masked_crc32c(stored)
+                stored = value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes()
+                number = _DTYPE_NUMBERS[value.dtype]
+                entry = Entry(number, tuple(value.shape), 0, offset, 0, masked_crc32c(stored))
             file.write(stored)
-            size = len(stored)
-            table[name.encode()] = _encode_entry(Entry(number, shape, 0, offset, size, checksum))
-            offset += size
+            table[name.encode()] = _encode_entry(replace(entry, size=len(stored)))
+            offset += len(stored)
     Path(index).write_bytes(write_table(table))
 
 
@@ -323,8 +323,8 @@ def object_graph(keys: Iterable[str]) -> bytes:
             message_field(1, message_field(1, child) + message_field(2, name.encode())) for name, child in names.items()
         )
         if number in variables:
-            key = variables[number].encode()
-            content += message_field(2, message_field(1, b"VARIABLE_VALUE") + message_field(3, key))
+            stored_as = message_field(3, variables[number].encode())
+            content += message_field(2, message_field(1, b"VARIABLE_VALUE") + stored_as)
         graph += message_field(1, content)
     return graph
 
@@ -381,7 +381,9 @@ def _encode_entry(entry: Entry) -> bytes:
     return encoded + message_fixed32(6, entry.checksum)
 
 
-def _read_node(message: bytes) -> Node:
+def _read_node(message: int | bytes) -> Node:
+    if not isinstance(message, bytes):
+        raise ConversionError("the object graph is damaged")
     node = Node()
     for number, content in read_message(message):
         if number in (1, 2) and isinstance(content, bytes):

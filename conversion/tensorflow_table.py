@@ -214,13 +214,18 @@ def _encode_block(entries: list[tuple[bytes, bytes]], entries_per_restart: int) 
     for number, (key, value) in enumerate(entries):
         shared = 0
         if number % entries_per_restart:
-            shared = next((i for i, (a, b) in enumerate(zip(previous, key, strict=False)) if a != b), None)
-            shared = min(len(previous), len(key)) if shared is None else shared
+            shared = _shared_bytes(previous, key)
         elif number:
             restarts.append(len(block))
         block += varint(shared) + varint(len(key) - shared) + varint(len(value)) + key[shared:] + value
         previous = key
     return bytes(block) + b"".join(place.to_bytes(4, "little") for place in (*restarts, len(restarts)))
+
+
+def _shared_bytes(left: bytes, right: bytes) -> int:
+    """Length of the common start of two keys."""
+    shorter = min(len(left), len(right))
+    return next((place for place in range(shorter) if left[place] != right[place]), shorter)
 
 
 def _append_block(file: bytearray, block: bytes) -> bytes:
@@ -232,7 +237,7 @@ def _append_block(file: bytearray, block: bytes) -> bytes:
 
 def _short_separator(low: bytes, high: bytes) -> bytes:
     """A short key in [low, high)."""
-    common = next((i for i, (a, b) in enumerate(zip(low, high, strict=False)) if a != b), min(len(low), len(high)))
+    common = _shared_bytes(low, high)
     if common < min(len(low), len(high)) and low[common] < 0xFF and low[common] + 1 < high[common]:
         return low[:common] + bytes([low[common] + 1])
     return low
