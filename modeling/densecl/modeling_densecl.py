@@ -10,7 +10,7 @@ from torch.nn import functional
 from transformers import AutoBackbone, PreTrainedModel
 from transformers import initialization as init
 from transformers.backbone_utils import BackboneMixin, filter_output_hidden_states
-from transformers.modeling_outputs import BackboneOutput
+from transformers.modeling_outputs import BackboneOutput, BaseModelOutput
 from transformers.processing_utils import Unpack
 from transformers.utils import TransformersKwargs, logging
 from transformers.utils.generic import can_return_tuple
@@ -116,6 +116,18 @@ class DenseCLPreTrainedModel(PreTrainedModel):
         if isinstance(backbone, DenseCLResNet):
             return backbone.embedder.embedder.convolution
         return backbone.get_input_embeddings()
+
+    def encode(self, pixel_values: torch.Tensor) -> BaseModelOutput:
+        """
+        Features without the heads, in training as in evaluation.
+
+        Args:
+            pixel_values (`torch.Tensor` of shape `[B, C, H, W]`): normalised images of any size.
+
+        Returns:
+            `last_hidden_state`: last map of the backbone `[B, C', h, w]`.
+        """
+        return BaseModelOutput(last_hidden_state=self.encoder.feature_maps(pixel_values)[-1])
 
 
 class DenseCLModel(DenseCLPreTrainedModel):

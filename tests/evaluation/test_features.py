@@ -5,6 +5,7 @@ import timm
 import torch
 from hubmodels.modeling.mae import MAEBackbone, MAEConfig, MAEForImageClassification, MAEForPreTraining, MAEModel
 
+import hubmodels
 from hubmodels.data import EvalTransform, load_image_dataset
 from hubmodels.evaluation import extract_features, pooled_features
 
@@ -83,3 +84,19 @@ def test_unlabelled_data():
 def test_unknown_pooling():
     with pytest.raises(ValueError, match="pooling must be one of mean, cls, got 'max'"):
         pooled_features(MAEModel(MAEConfig(**CONFIG)), torch.zeros(1, 3, 16, 16), "max")
+
+
+@pytest.mark.parametrize("name", ["SimCLRForPreTraining", "SimCLRModel", "DenseCLForPreTraining", "DenseCLModel"])
+def test_contrastive_models_give_the_average_of_their_last_map(name):
+    fields = {"layer_type": "basic", "depths": [1, 1, 1, 1]}
+    if name.startswith("SimCLR"):
+        config = hubmodels.SimCLRConfig(stem_width=4, image_size=32, **fields)
+    else:
+        config = hubmodels.DenseCLConfig(embedding_size=4, projection_hidden_size=8, queue_length=8, **fields)
+    model = getattr(hubmodels, name)(config).eval()
+    pixel_values = torch.rand(2, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+    with torch.inference_mode():
+        features = pooled_features(model, pixel_values)
+        expected = model.encode(pixel_values).last_hidden_state.mean(dim=(2, 3))
+    assert features.shape == (2, 32)
+    torch.testing.assert_close(features, expected)
