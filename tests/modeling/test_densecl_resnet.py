@@ -62,8 +62,9 @@ def test_equals_torchvision(name, config):
     config = DenseCLConfig(**config, **SMALL_HEADS, out_indices=[0, 1, 2, 3, 4])
     ours = DenseCLBackbone(config).eval()
     ours.load_state_dict(from_torchvision(theirs.state_dict()))
-    # The memory format in which ours computes: other kernels round differently.
-    images = torch.randn(2, 3, 64, 96).contiguous(memory_format=torch.channels_last)
+    ours.double()
+    theirs.double()
+    images = torch.randn(2, 3, 64, 96, dtype=torch.float64)
     with torch.no_grad():
         for actual, expected in zip(ours(images).feature_maps, torchvision_maps(theirs, images), strict=True):
             torch.testing.assert_close(actual, expected, rtol=1e-9, atol=1e-9)

@@ -1,0 +1,49 @@
+"""The ResNets of SimCLR and DenseCL compute in channels_last on the CPU, and it changes rounding only."""
+
+import copy
+
+import pytest
+import torch
+from hubmodels.modeling.densecl import DenseCLConfig
+from hubmodels.modeling.densecl.resnet_densecl import DenseCLResNet
+from hubmodels.modeling.simclr import SimCLRConfig
+from hubmodels.modeling.simclr.resnet_simclr import SimCLRResNet
+
+SMALL = {"depths": [1, 2, 1, 1]}
+NETWORKS = {
+    "simclr bottleneck": lambda: SimCLRResNet(SimCLRConfig(stem_width=16, **SMALL)),
+    "simclr basic": lambda: SimCLRResNet(SimCLRConfig(stem_width=16, layer_type="basic", image_size=32, **SMALL)),
+    "simclr selective kernels": lambda: SimCLRResNet(SimCLRConfig(stem_width=16, sk_ratio=0.0625, **SMALL)),
+    "simclr squeeze and excitation": lambda: SimCLRResNet(SimCLRConfig(stem_width=16, se_ratio=0.25, **SMALL)),
+    "densecl bottleneck": lambda: DenseCLResNet(DenseCLConfig(embedding_size=16, **SMALL)),
+    "densecl basic": lambda: DenseCLResNet(DenseCLConfig(embedding_size=16, layer_type="basic", **SMALL)),
+}
+
+
+def run(network, pixel_values):
+    """Maps, and gradients of their mean squares with respect to all parameters."""
+    maps = network(pixel_values)
+    sum(feature_map.square().mean() for feature_map in maps).backward()
+    return maps, [parameter.grad for parameter in network.parameters()]
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_every_map_keeps_the_layout(name):
+    # More images than the 16 up to which a single thread does not use the kernels of oneDNN.
+    for feature_map in NETWORKS[name]().train()(torch.rand(20, 3, 37, 41)):
+        assert feature_map.is_contiguous(memory_format=torch.channels_last)
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_the_layout_changes_no_result(name, monkeypatch):
+    torch.manual_seed(0)
+    network = NETWORKS[name]().double().train()
+    plain = copy.deepcopy(network)
+    pixel_values = torch.rand(4, 3, 37, 41, dtype=torch.float64)
+    maps, gradients = run(network, pixel_values)
+    assert maps[0].is_contiguous(memory_format=torch.channels_last)
+    monkeypatch.setattr(torch.Tensor, "contiguous", lambda tensor, **kwargs: tensor)
+    plain_maps, plain_gradients = run(plain, pixel_values)
+    assert plain_maps[0].is_contiguous()
+    torch.testing.assert_close(maps, plain_maps)
+    torch.testing.assert_close(gradients, plain_gradients)
