@@ -131,22 +131,28 @@ class DenseCLImageProcessor(TorchvisionBackend):
 
         Args:
             images (`ImageInput`): PIL images, arrays or tensors of any sizes, gray or coloured; uint8 values, or
-                floats in [0, 255] (in [0, 1] with `do_rescale=False`).
+                floats in [0, 1].
             uniforms (`torch.Tensor` or `np.ndarray`, *optional*): float64 `[B, views, draws]` in [0, 1): all random
                 numbers of the views.
             params (`dict`, *optional*): what an earlier call gave with `return_params`: the same views again.
             generator (`torch.Generator`, *optional*): source of `uniforms` where neither is given.
             return_params (`bool`): whether to return what was drawn, as `params`.
-            kwargs: every attribute, for this call.
+            kwargs: every attribute, for this call. Where `mode` is left out, an argument above makes it `"pretrain"`;
+                where `views` is left out, `uniforms` and `params` tell.
 
         Returns:
             `BatchFeature`: `pixel_values` float32, and for views `crop_boxes`, `flips` and where asked `params`.
 
         Raises:
-            ValueError: a setting is out of range; `uniforms` or `params` do not fit the images; `uniforms` and `params`
-                are both given, or in evaluation, where nothing is random.
+            ValueError: a setting or an image is out of range; `uniforms` or `params` do not fit the images; they are
+                both given, or in evaluation, where nothing is random.
         """
         random = {"uniforms": uniforms, "params": params, "generator": generator, "return_params": return_params}
+        if any(value is not None and value is not False for value in random.values()):
+            kwargs.setdefault("mode", "pretrain")
+        drawn = uniforms if uniforms is not None else (params or {}).get("flip")
+        if drawn is not None and drawn.ndim > 1:
+            kwargs.setdefault("views", drawn.shape[1])
         return super().preprocess(images, *args, image_like_kwargs=random, **kwargs)
 
     def _standardize_kwargs(self, **kwargs) -> dict:
@@ -168,7 +174,7 @@ class DenseCLImageProcessor(TorchvisionBackend):
 
     def _preprocess_image_like_inputs(self, images: ImageInput, *args, mode: str, **kwargs) -> BatchFeature:
         if mode == "eval":
-            for name in ("uniforms", "params"):
+            for name in ("uniforms", "params", "generator"):
                 if kwargs[name] is not None:
                     raise ValueError(f"{name} was given, but nothing is random with mode='eval'")
             return super()._preprocess_image_like_inputs(images, *args, **kwargs)
@@ -179,6 +185,20 @@ class DenseCLImageProcessor(TorchvisionBackend):
         if mode == "finetune":
             outputs["pixel_values"] = outputs["pixel_values"].squeeze(1)
         return BatchFeature(outputs, tensor_type=kwargs["return_tensors"])
+
+    def process_image(
+        self, image: ImageInput, do_rescale: bool | None = None, rescale_factor: float | None = None, **kwargs
+    ) -> torch.Tensor:
+        """As in transformers; floats are in [0, 1], and brought into the range that `do_rescale` expects."""
+        image = super().process_image(image, **kwargs)
+        if not image.is_floating_point():
+            return image
+        low, high = (value.item() for value in image.aminmax())
+        if not 0 <= low <= high <= 1:
+            raise ValueError(
+                f"floating images must be in [0, 1], got values from {low:g} to {high:g}; give 0 to 255 as uint8"
+            )
+        return image / rescale_factor if do_rescale else image
 
     def _preprocess(self, images, do_resize: bool, size: SizeDict, crop_pct: float, **kwargs) -> BatchFeature:
         """Resize the short side, crop the centre, normalise."""
@@ -235,7 +255,7 @@ class DenseCLImageProcessor(TorchvisionBackend):
         return table
 
     def _prepare(self, images: ImageInput, engine: str, **kwargs) -> list[torch.Tensor]:
-        """The images as tensors `[3, H, W]`, uint8 or float; those of Pillow keep their memory layout."""
+        """The images as tensors `[3, H, W]`, uint8 or floats in [0, 1]; those of Pillow keep their memory layout."""
         prepared = []
         for image in self._prepare_images_structure(images):
             if hasattr(image, "convert"):
@@ -249,15 +269,15 @@ class DenseCLImageProcessor(TorchvisionBackend):
                 )
             if image.shape[0] != 3:
                 raise ValueError(f"views are made of images with 3 channels, got {image.shape[0]}")
+            if image.dtype != torch.uint8 and not image.is_floating_point():
+                raise ValueError(f"images must be uint8, or floats in [0, 1], got {image.dtype}")
             prepared.append(image)
+        if not prepared:
+            raise ValueError("images is empty, expected at least one image")
         return prepared
 
     @staticmethod
-    def _tensor_views(
-        images, drawn, size, *, do_rescale, rescale_factor, do_normalize, image_mean, image_std, **kwargs
-    ) -> torch.Tensor:
-        if do_rescale:
-            images = [image * rescale_factor if image.is_floating_point() else image for image in images]
+    def _tensor_views(images, drawn, size, *, do_normalize, image_mean, image_std, **kwargs) -> torch.Tensor:
         statistics = (image_mean, image_std) if do_normalize else ()
         return augment(images, drawn, size, *statistics)
 

@@ -139,7 +139,7 @@ def test_images_of_all_kinds_give_the_same_views(processor):
     ):
         actual = processor(other, mode="pretrain", uniforms=table(1)).pixel_values
         assert torch.equal(actual, expected)
-    for floats, options in ((image.float(), {}), (image / 255, {"do_rescale": False})):
+    for floats, options in ((image / 255, {}), (image / 255, {"do_rescale": False})):
         actual = processor(floats, mode="pretrain", uniforms=table(1), **options).pixel_values
         torch.testing.assert_close(actual, expected, atol=0.03, rtol=0)
     gray = image[:1]
@@ -160,6 +160,14 @@ def test_any_number_of_views(number, processor, mixed_images):
     output = processor(mixed_images, mode="pretrain", views=number, uniforms=table(6, number))
     assert output.pixel_values.shape == (6, number, 3, 24, 32)
     assert output.crop_boxes.shape == (6, number, 4) and output.flips.shape == (6, number)
+
+
+def test_random_arguments_ask_for_views(processor, mixed_images):
+    """And tell how many."""
+    assert processor(mixed_images, uniforms=table(6, 3)).pixel_values.shape == (6, 3, 3, 24, 32)
+    output = processor(mixed_images, uniforms=table(6, 1), return_params=True)
+    assert torch.equal(processor(mixed_images, params=output["params"]).pixel_values, output.pixel_values)
+    assert processor(mixed_images, generator=torch.Generator()).pixel_values.shape == (6, 2, 3, 24, 32)
 
 
 @pytest.mark.parametrize("side", [30, 90])
@@ -263,6 +271,8 @@ def test_evaluation_resizes_and_crops_the_centre():
     expected = tvF.center_crop(resized, [224, 224]) / 255
     expected = tvF.normalize(expected, processor.image_mean, processor.image_std)
     torch.testing.assert_close(pixels[0], expected, atol=0.02, rtol=0)
+    floats = processor(image / 255, return_tensors="pt").pixel_values
+    torch.testing.assert_close(floats, pixels, atol=0.02, rtol=0)
     whole = processor(picture(32, 48), size=SIZE, crop_pct=1.0, do_normalize=False, return_tensors="pt").pixel_values
     assert whole.shape == (1, 3, 24, 32)
 
@@ -312,7 +322,7 @@ def test_wrong_arguments_are_refused(options, message, processor):
         ("order", [[[0, 1, 2, 2]] * 2], "permutations of 0, 1, 2, 3"),
         ("sigma", [[-1.0, 1.0]], r"params\['sigma'\] must not be negative"),
         ("hue", [[0.0, 0.6]], r"params\['hue'\] must be in"),
-        ("flip", [[True]], r"params\['flip'\] must have shape \(1, 2\)"),
+        ("flip", [[True]], r"params\['crop'\] must have shape \(1, 1, 4\)"),
     ],
 )
 def test_wrong_parameters_are_refused(name, value, message, processor):
@@ -326,12 +336,18 @@ def test_wrong_parameters_are_refused(name, value, message, processor):
 def test_contradictions_are_refused(processor):
     image = picture(40, 50)
     with pytest.raises(ValueError, match="nothing is random with mode='eval'"):
-        processor(image, uniforms=table(1))
+        processor(image, mode="eval", uniforms=table(1))
     params = processor(image, mode="pretrain", uniforms=table(1), return_params=True)["params"]
     with pytest.raises(ValueError, match="params or uniforms, not both"):
         processor(image, mode="pretrain", params=params, uniforms=table(1))
     with pytest.raises(ValueError, match=r"uint8 images, got torch\.float32"):
-        processor(image.float(), mode="pretrain", engine="pil")
+        processor(image / 255, mode="pretrain", engine="pil")
+    with pytest.raises(ValueError, match=r"floating images must be in \[0, 1\], got values from "):
+        processor(image / 100)
+    with pytest.raises(ValueError, match="images is empty"):
+        processor([], mode="pretrain")
+    with pytest.raises(ValueError, match=r"images must be uint8, or floats in \[0, 1\], got torch\.int64"):
+        processor(image.long(), mode="pretrain")
     with pytest.raises(ValueError, match="crop_pct must be in"):
         processor(image, crop_pct=1.5)
 
