@@ -127,10 +127,10 @@ class CollapseGuard(HubCallback):
     `OnlineProbe` writes it, and a method may.
 
     Args:
-        threshold: Smallest accepted value.
+        threshold: Smallest accepted value. Averaged maps of a ResNet that has hardly been trained can lie near 0.01.
     """
 
-    def __init__(self, threshold: float = 0.01):
+    def __init__(self, threshold: float = 1e-3):
         self.threshold = threshold
 
     def on_log(self, args, state, control, logs=None, **kwargs):

@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from safetensors.torch import load_file
-from transformers import AutoImageProcessor, AutoModelForImageClassification, AutoModelForPreTraining, TrainerCallback
+from stopping import assert_same_bits, stopped_at_step_5, weights
+from transformers import AutoImageProcessor, AutoModelForImageClassification, AutoModelForPreTraining
 
 import hubmodels
 from hubmodels.training import Recipe, RecipeError, read_jsonl, train
@@ -51,32 +51,9 @@ TINY_PRETRAIN = [
 
 
 @pytest.fixture(scope="module")
-def pictures(tmp_path_factory):
-    """Two classes, train and test, 18 x 20 pixels."""
-    folder = tmp_path_factory.mktemp("pictures")
-    generator = np.random.default_rng(0)
-    for split, count in (("train", 12), ("test", 6)):
-        for label, name in enumerate(("dark", "light")):
-            (folder / split / name).mkdir(parents=True)
-            for index in range(count):
-                pixels = generator.integers(0, 128, (18, 20, 3)) + 127 * label
-                Image.fromarray(pixels.astype(np.uint8)).save(folder / split / name / f"{index}.png")
-    return folder
-
-
-@pytest.fixture(scope="module")
 def pretrained(pictures, tmp_path_factory):
     output = tmp_path_factory.mktemp("runs") / "pretrained"
     return train(data=pictures, output=output, recipe="small_pretrain", overrides=TINY_PRETRAIN)
-
-
-def weights(folder):
-    return load_file(folder / "model.safetensors")
-
-
-def assert_same_bits(first, second):
-    assert first.keys() == second.keys()
-    assert [name for name in first if not torch.equal(first[name], second[name])] == []
 
 
 def test_pretraining_ends_with_a_loadable_folder_a_sheet_and_a_log(pretrained):
@@ -109,18 +86,6 @@ def test_an_output_that_holds_something_else_is_refused(pretrained, pictures, tm
     with pytest.raises(FileExistsError, match="is a file"):
         train(**arguments, output=tmp_path / "thesis.txt", overrides=TINY_PRETRAIN)
     assert [path.name for path in tmp_path.iterdir()] == ["thesis.txt"]
-
-
-def stopped_at_step_5(monkeypatch, **arguments):
-    class Stop(TrainerCallback):
-        def on_step_end(self, args, state, control, **kwargs):
-            if state.global_step == 5:
-                raise KeyboardInterrupt
-
-    make_callbacks = run_module._callbacks
-    with monkeypatch.context() as patch:
-        patch.setattr(run_module, "_callbacks", lambda *parts: [*make_callbacks(*parts), Stop()])
-        train(**arguments)
 
 
 def test_a_stopped_run_continues_to_the_same_weights(pretrained, pictures, tmp_path, monkeypatch):

@@ -1,0 +1,107 @@
+"""`train` with SimCLR and DenseCL: from pictures to a loadable folder, probed on the way, resumable."""
+
+import pytest
+import torch
+from hubmodels.modeling.simclr import SimCLRImageProcessor
+from PIL import Image
+from stopping import assert_same_bits, stopped_at_step_5, weights
+from transformers import AutoImageProcessor, AutoModel, AutoModelForPreTraining
+
+from hubmodels.data import load_image_dataset
+from hubmodels.evaluation import evaluate
+from hubmodels.training import RecipeError, read_jsonl, train
+from hubmodels.training.methods import method_class
+from hubmodels.training.methods.contrastive import ViewsCollator
+
+COMMON = [
+    "schedule.epochs=3",
+    "schedule.batch_size=8",
+    "schedule.warmup_epochs=1",
+    "probe.every_epochs=1",
+    "probe.k=3",
+    "probe.linear_epochs=2",
+    "run.tensorboard=false",
+]
+TINY = {
+    "simclr": [*COMMON, "model.stem_width=2", "model.image_size=18"],
+    "densecl": [
+        *COMMON,
+        "model.embedding_size=2",
+        "model.projection_hidden_size=8",
+        "model.projection_size=4",
+        "model.queue_length=16",
+        "transform.size=32",
+    ],
+}
+
+
+@pytest.fixture(scope="module", params=sorted(TINY))
+def finished(request, pictures, tmp_path_factory):
+    """Name of the method and a finished run."""
+    output = tmp_path_factory.mktemp(request.param) / "run"
+    recipe = f"{request.param}/small_pretrain"
+    return request.param, train(request.param, pictures, output, recipe=recipe, overrides=TINY[request.param])
+
+
+def test_a_run_ends_with_a_loadable_folder_a_picture_and_probes(finished, pictures):
+    method, run = finished
+    assert AutoModelForPreTraining.from_pretrained(run.folder).config.model_type == method
+    processor = AutoImageProcessor.from_pretrained(run.folder)
+    image = load_image_dataset(pictures, "test")[0]["image"]
+    assert processor(image, mode="pretrain", return_tensors="pt")["pixel_values"].shape[:3] == (1, 2, 3)
+    assert Image.open(run.folder / "views.png").size[0] > 100
+    log = read_jsonl(run.folder / "log.jsonl")
+    assert [line["epoch"] for line in log if "knn_accuracy" in line] == [1, 2, 3]
+    assert not any("eval_loss" in line for line in log)
+    backbone = method_class(method, "AutoBackbone").from_pretrained(run.folder)
+    assert backbone(torch.rand(1, 3, 32, 32)).feature_maps[-1].shape[1] == backbone.channels[-1]
+
+
+def test_the_folder_can_be_evaluated(finished, pictures):
+    method, run = finished
+    # SimCLR takes images of up to 32 pixels as they are, as the official code does; these pictures are 18 x 20.
+    transform = None if method == "densecl" else lambda images, table: torch.stack(images)[:, :, :, :18] / 255
+    if transform is not None:
+        transform.draws = 0
+    report = evaluate(run.folder, pictures, protocol="knn", k=3, transform=transform, progress=False).report
+    assert 0 <= report.accuracy <= 1
+
+
+def test_a_stopped_run_continues_to_the_same_weights(finished, pictures, tmp_path, monkeypatch):
+    """Encoder, momentum encoder, queues and statistics."""
+    method, run = finished
+    arguments = {"method": method, "data": pictures, "output": tmp_path / "run"}
+    arguments |= {"recipe": f"{method}/small_pretrain", "overrides": TINY[method]}
+    with pytest.raises(KeyboardInterrupt):
+        stopped_at_step_5(monkeypatch, **arguments)
+    result = train(**arguments)
+    assert_same_bits(weights(result.folder), weights(run.folder))
+
+
+def test_views_depend_on_the_sample_and_the_epoch_alone(pictures):
+    images = load_image_dataset(pictures, "train")
+    items = [images[index] for index in range(6)]
+    collator = ViewsCollator(SimCLRImageProcessor(size=16, do_blur=False), seed=0, train=True)
+    whole = collator(items)["pixel_values"]
+    torch.testing.assert_close(collator(items[3:])["pixel_values"], whole[3:], rtol=0, atol=0)
+    collator.set_epoch(1)
+    assert not torch.equal(collator(items)["pixel_values"], whole)
+
+
+def test_a_step_is_never_divided(pictures, tmp_path):
+    overrides = [*TINY["simclr"], "run.device_batch_size=2", "schedule.epochs=1", "probe.every_epochs=0"]
+    run = train("simclr", pictures, tmp_path / "run", recipe="simclr/small_pretrain", overrides=overrides)
+    steps = [line["step"] for line in read_jsonl(run.folder / "log.jsonl") if "loss" in line]
+    assert steps[-1] == 3
+
+
+def test_a_timm_network_becomes_the_backbone(pictures, tmp_path):
+    overrides = [*COMMON, "model.image_size=32", "schedule.epochs=1", "probe.every_epochs=0"]
+    run = train("simclr", pictures, tmp_path / "run", "resnet10t", "simclr/small_pretrain", overrides)
+    model = AutoModel.from_pretrained(run.folder)
+    assert model.config.backbone_config.backbone == "resnet10t"
+
+
+def test_convolutional_models_need_a_size(pictures, tmp_path):
+    with pytest.raises(RecipeError, match=r"transform.size must be the size of the images in pixels, got None"):
+        train("densecl", pictures, tmp_path, recipe="densecl/small_pretrain", overrides=["transform.size=null"])
