@@ -29,19 +29,24 @@ from hubmodels.training import Recipe
 
 RECIPE = "simclr/small_pretrain"
 EPOCHS = 8
-BUDGET = ("data.size=5000", f"schedule.epochs={EPOCHS}", "schedule.warmup_epochs=1", "probe.every_epochs=0")
+BUDGET = (
+    "data.size=5000",
+    "schedule.batch_size=128",
+    f"schedule.epochs={EPOCHS}",
+    "schedule.warmup_epochs=1",
+    "probe.every_epochs=0",
+)
 RUN = ("run.precision=bf16", "run.checkpoints=1", "run.tensorboard=false")
 PROBE_IMAGES, TEST_IMAGES = 5000, 2000
 NO_COLOUR = ("transform.options.jitter_probability=0.0", "transform.options.grayscale_probability=0.0")
 NO_CROP = ("transform.options.do_random_crop=false",)
-FULL = "crop and colour, nonlinear head, batch 256, 8 epochs"
+FULL = "crop and colour, nonlinear head, batch 128, 8 epochs"
 EXPERIMENTS = {
     "views": {"random weights": None, "colour only": NO_CROP, "crop only": NO_COLOUR, FULL: ()},
     "head": {"no head": ("model.proj_head_mode=none",), "linear head": ("model.proj_head_mode=linear",), FULL: ()},
     "length": {
         "3 epochs": ("schedule.epochs=3",),
-        "batch 64": ("schedule.batch_size=64",),
-        "batch 64, 3 epochs": ("schedule.batch_size=64", "schedule.epochs=3"),
+        "batch 32": ("schedule.batch_size=32",),
         FULL: (),
     },
 }
