@@ -91,6 +91,10 @@ class SimCLRConfig(BackboneConfigMixin, PreTrainedConfig):
         hidden_norm (`bool`, defaults to `True`): normalise the projections to unit length.
         loss_reduction (`str`, defaults to `"official"`):
             `"official"`: the sum of the mean losses of both views; `"mean"`: half of it, as the paper writes.
+        encoder_chunk_size (`int`, *optional*):
+            In pre-training, images that the encoder sees at a time. Its activations are dropped and computed again for
+            the backward pass, so that memory no longer limits the batch, whose loss and gradients stay exactly those of
+            one pass. Needs an encoder without batch statistics (a ViT, ConvNeXt).
         fine_tune_after_block (`int`, defaults to -1):
             -1 trains all; 0 freezes the stem; i freezes stem and groups 1 to i; 4 (the number of groups) leaves the
             classifier only, on a network in inference mode (linear evaluation).
@@ -146,6 +150,7 @@ class SimCLRConfig(BackboneConfigMixin, PreTrainedConfig):
     temperature: float | int = 0.1
     hidden_norm: bool = True
     loss_reduction: str = "official"
+    encoder_chunk_size: int | None = None
     fine_tune_after_block: int = -1
     linear_probe: bool = False
     weight_decay: float | int = 0.0
@@ -231,6 +236,8 @@ class SimCLRConfig(BackboneConfigMixin, PreTrainedConfig):
         for name in ("num_channels", "stem_width", "width_multiplier", "num_proj_layers", "proj_out_dim"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+        if self.encoder_chunk_size is not None and self.encoder_chunk_size < 1:
+            raise ValueError(f"encoder_chunk_size must be at least 1, got {self.encoder_chunk_size}")
         for name in ("sk_ratio", "se_ratio", "weight_decay"):
             if getattr(self, name) < 0:
                 raise ValueError(f"{name} must be at least 0, got {getattr(self, name)}")

@@ -3,6 +3,8 @@
 import torch
 from torch import nn
 from torch.nn import functional
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.utils.checkpoint import checkpoint
 from transformers import PreTrainedModel
 from transformers import initialization as init
 from transformers.backbone_utils import BackboneMixin
@@ -186,7 +188,8 @@ class SimCLRForPreTraining(SimCLRPreTrainedModel):
     Contrastive pre-training (v1 paper, section 2.1): encoder, projection head and NT-Xent over two views per image.
 
     Under `torch.distributed` the negatives are those of all processes, with gradients through the gather; do not divide
-    the loss by the number of processes. Gradient accumulation does not enlarge the set of negatives.
+    the loss by the number of processes. Gradient accumulation does not enlarge the set of negatives, but
+    `config.encoder_chunk_size` lets batches of any size fit.
 
     Args:
         config (`SimCLRConfig`): configuration. `linear_probe` adds a classifier on detached features.
@@ -245,7 +248,10 @@ class SimCLRForPreTraining(SimCLRPreTrainedModel):
         pixel_values = self._flat_views(pixel_values, return_loss)
         if return_loss and self.config.linear_probe and labels is None:
             raise ValueError("labels are required: config.linear_probe trains a classifier on them")
-        outputs = self.encode(pixel_values, output_hidden_states, **kwargs)
+        if self.config.encoder_chunk_size is None:
+            outputs = self.encode(pixel_values, output_hidden_states, **kwargs)
+        else:
+            outputs = BaseModelOutputWithPooling(pooler_output=self._encode_in_chunks(pixel_values))
         states = self.projection_head(outputs.pooler_output)
         logits = self.classifier(states[self.config.selected_layer].detach()) if self.config.linear_probe else None
         losses = self._losses(states[-1], logits, labels, return_logits) if return_loss else {}
@@ -272,6 +278,19 @@ class SimCLRForPreTraining(SimCLRPreTrainedModel):
                 f"first views first) [2B, C, H, W], got shape {shape}"
             )
         return pixel_values
+
+    def _encode_in_chunks(self, pixel_values):
+        """Representations `h`, with the activations of one chunk at a time; the backward pass computes them again."""
+        if any(isinstance(module, _BatchNorm) and module.training for module in self.backbone.modules()):
+            raise ValueError(
+                "encoder_chunk_size needs an encoder without batch statistics, which would be those of a chunk; "
+                f"got a {type(self.backbone).__name__} with batch normalisation in training mode"
+            )
+        chunks = pixel_values.split(self.config.encoder_chunk_size)
+        return torch.cat([checkpoint(self._represent, chunk, use_reentrant=False) for chunk in chunks])
+
+    def _represent(self, pixel_values):
+        return self.encode(pixel_values, output_hidden_states=False).pooler_output
 
     def _losses(self, projections, logits, labels, return_logits):
         """The fields of the output that compare."""

@@ -8,8 +8,10 @@ from hubmodels.modeling.simclr import (
     SimCLRConfig,
     SimCLRForImageClassification,
     SimCLRForPreTraining,
+    SimCLRImageProcessor,
     SimCLRModel,
 )
+from PIL import Image
 
 from tests.conformance.skips import (
     BASE_MODEL,
@@ -21,7 +23,13 @@ from tests.conformance.skips import (
     NO_LOSS,
     ONE_LAYOUT,
 )
-from tests.conformance.suites import BackboneConformance, ConfigTester, ModelConformance, uniform
+from tests.conformance.suites import (
+    BackboneConformance,
+    ConfigTester,
+    ModelConformance,
+    PipelineConformance,
+    uniform,
+)
 
 SELF_SKIPS = MODEL_SELF_SKIPS | NO_ATTENTION | NO_HOOKS | ONE_LAYOUT
 
@@ -84,3 +92,21 @@ class TestSimCLRBackbone(BackboneConformance, SimCLRConformance, unittest.TestCa
     has_attentions = False
     config = small_config(out_features=["stage1", "stage2"])
     self_skips = SELF_SKIPS | NO_BASE_MODEL | NO_LOSS | NO_CLASSIFIER
+
+
+class SimCLRPipelineConformance(PipelineConformance):
+    config = small_config()
+    processor = SimCLRImageProcessor(size=16, crop_proportion=0.875)
+
+    def make_example(self, seed):
+        return Image.fromarray((uniform(20, 24 + seed, 3, seed=seed) * 255).to(torch.uint8).numpy())
+
+
+class TestSimCLRImageClassificationPipeline(SimCLRPipelineConformance, unittest.TestCase):
+    task = "image-classification"
+    model_class = SimCLRForImageClassification
+
+
+class TestSimCLRImageFeatureExtractionPipeline(SimCLRPipelineConformance, unittest.TestCase):
+    task = "image-feature-extraction"
+    model_class = SimCLRModel

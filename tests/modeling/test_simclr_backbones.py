@@ -24,7 +24,7 @@ from transformers import (
     UperNetForSemanticSegmentation,
 )
 
-from tests.modeling.tiny_simclr import images, tiny_config
+from tests.modeling.tiny_simclr import gradients, images, tiny_config
 
 VIT = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "image_size": 32, "patch_size": 8}
 BACKBONES = {
@@ -110,6 +110,64 @@ def test_class_token_pooling(name):
     torch.testing.assert_close(output.pooler_output, token)
     assert output.hidden_states is None
     assert (output.pooler_output - output.last_hidden_state.mean(dim=(2, 3))).abs().max() > 1e-3
+
+
+class LargestBatch:
+    """The largest batch that passes a module."""
+
+    def __init__(self, module):
+        self.size = 0
+        module.register_forward_pre_hook(self.look)
+
+    def look(self, module, args):
+        self.size = max(self.size, len(args[0]))
+
+
+def test_a_batch_in_chunks_is_the_same_batch():
+    """Loss and gradients of 10 views, 4 at a time."""
+    results = []
+    for chunk_size in (None, 4):
+        torch.manual_seed(0)
+        model = SimCLRForPreTraining(config_with("vit", encoder_chunk_size=chunk_size)).double().train()
+        watched = LargestBatch(model.backbone.embeddings.patch_embeddings.projection)
+        output = model(images(5, 2, size=32, dtype=torch.float64))
+        output.loss.backward()
+        assert watched.size == (chunk_size or 10)
+        results.append((output.loss, gradients(model)))
+    torch.testing.assert_close(results[1], results[0])
+
+
+def test_chunks_draw_the_same_twice():
+    """The gradient of a step with random layers is that of its own loss: a small step along it has that slope."""
+    config = config_with("vit", encoder_chunk_size=4)
+    config.backbone_config.drop_path_rate = 0.5
+    torch.manual_seed(0)
+    model = SimCLRForPreTraining(config).double().train()
+    views = images(5, 2, size=32, dtype=torch.float64)
+    weight = model.backbone.embeddings.patch_embeddings.projection.weight
+
+    def loss():
+        torch.manual_seed(1)
+        return model(views).loss
+
+    loss().backward()
+    step = 1e-5 * weight.grad / weight.grad.norm()
+    with torch.no_grad():
+        weight += step
+        above = loss()
+        weight -= 2 * step
+        below = loss()
+    assert ((above - below) / 2e-5).item() == pytest.approx(weight.grad.norm().item(), rel=1e-4)
+
+
+def test_chunks_need_an_encoder_without_batch_statistics():
+    model = SimCLRForPreTraining(tiny_config(encoder_chunk_size=2)).train()
+    with pytest.raises(ValueError, match="encoder_chunk_size needs an encoder without batch statistics"):
+        model(images(3, 2))
+    whole = SimCLRForPreTraining(tiny_config()).eval()
+    whole.load_state_dict(model.state_dict())
+    with torch.no_grad():
+        torch.testing.assert_close(model.eval()(images(3, 2)).loss, whole(images(3, 2)).loss)
 
 
 def test_backbones_without_class_tokens_are_refused():

@@ -34,6 +34,7 @@ from tests.modeling.tiny_simclr import images, tiny_config
         ({"depths": [1, 0]}, "depths must be at least one positive number per group"),
         ({"sk_ratio": 0.0625, "layer_type": "basic"}, "sk_ratio must be 0 with layer_type 'basic'"),
         ({"sk_ratio": -0.1}, "sk_ratio must be at least 0, got -0.1"),
+        ({"encoder_chunk_size": 0}, "encoder_chunk_size must be at least 1, got 0"),
         ({"width_multiplier": 0}, "width_multiplier must be at least 1, got 0"),
         ({"image_size": 0}, "image_size must be a positive number"),
         ({"image_size": (32, 32, 3)}, "image_size must be a positive number or"),
