@@ -3,11 +3,12 @@
 python -m benchmarks.densecl_claims OUT --images TINY_IMAGENET --cells BCCD
 
 The same narrow network (three stages of ResNet-18, an 8 x 8 map at 64 pixels) is pre-trained without labels on the
-7,500 training images of TINY_IMAGENET (a local copy of 50 classes of Tiny ImageNet with a column `box_xyxy`): by DenseCL,
-by MoCo-v2 (the same code with loss_lambda 0) and by SimCLR. Then it is frozen, and a linear classifier of every position
-of its last map (a dense probe, `hubmodels.evaluation.dense_probe`) learns the classes of box masks: the 50 classes and
-background of the same images, tested on 2,500 validation images, and three kinds of blood cells and background of BCCD (a
-folder with images/, train.json and val.json in COCO's format), at 128 pixels. Every run is stored in OUT/results.json.
+7,500 training images of TINY_IMAGENET (a local copy of 50 classes of Tiny ImageNet with a column `box_xyxy`): by
+DenseCL, by MoCo-v2 (the same code with loss_lambda 0) and by SimCLR. Then it is frozen, and a linear classifier of
+every position of its last map (a dense probe, `hubmodels.evaluation.dense_probe`) learns the classes of box masks:
+the 50 classes and background of the same images, tested on 2,500 validation images, and three kinds of blood cells
+and background of BCCD (a folder with images/, train.json and val.json in COCO's format), at 128 pixels. Every run is
+stored in OUT/results.json.
 """
 
 import argparse
@@ -152,7 +153,8 @@ def main() -> None:
             )
     lines = [
         f"Three stages of ResNet-18, width 16; {EPOCHS} epochs of 7,500 images at {IMAGE_SIZE} pixels. Frozen features",
-        "of the last map, in per cent: mean (lowest to highest) of seeds 0, 1, 2. Masks are boxes, so IoU has a ceiling below 100.",
+        "of the last map, in per cent: mean (lowest to highest) of seeds 0, 1, 2. Masks are boxes, so that the best",
+        "possible IoU is below 100.",
         "",
         "| pre-training | " + " | ".join(FIGURES.values()) + " |",
         "| --- " * (1 + len(FIGURES)) + "|",
