@@ -27,6 +27,7 @@ from transformers.core_model_loading import Chunk, WeightConverter, WeightRenami
 
 from .cards import Origin, converted_card
 from .checkpoint_reading import ConversionError, model_state_dict
+from .converted import Converted
 from .key_mapping import KeyMap, check_identical, check_keys
 from .recognition import describe
 
@@ -76,21 +77,6 @@ _OFFICIAL_PARTS = (
 )
 # fmt: on
 _OFFICIAL_ORDER = {part: rank for rank, part in enumerate(_OFFICIAL_PARTS)}
-
-
-@dataclass(frozen=True)
-class Converted:
-    """A converted checkpoint, ready to be saved.
-
-    Args:
-        model: the model with the official weights, in their floating-point type.
-        processors: the processors to save beside it.
-        card: its model card, Markdown.
-    """
-
-    model: PreTrainedModel
-    processors: tuple[Any, ...]
-    card: str
 
 
 @dataclass(frozen=True)

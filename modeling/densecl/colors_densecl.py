@@ -80,12 +80,12 @@ def adjust_hue_(x: torch.Tensor, shift: torch.Tensor) -> None:
     spread = torch.maximum(red, green)
     torch.maximum(spread, blue, out=spread).sub_(low)
     hue = (green + blue).sub_(red).sub_(low).div_(spread.clamp(min=_MIN_SPREAD)).add_(1)
-    hue.copysign_(green - blue).add_(_SECTORS * shift)
-    hue.sub_((hue / _SECTORS).round_(), alpha=_SECTORS)
-    for colour, position in zip((red, green, blue), (0.0, 2.0, -2.0), strict=True):
-        # The distance to the opposite colour, folded once, is right on all of the circle.
-        torch.sub(hue, position, out=colour).abs_().sub_(_SECTORS / 2).abs_().sub_(1).clamp_(0, 1)
-        colour.mul_(spread).add_(low)
+    hue.copysign_(green - blue)
+    # From each colour to the turned hue, less than 6 away: folded at the opposite colour this is 3 minus the distance.
+    turn = _SECTORS * shift - torch.tensor([0.0, 2.0, -2.0], device=x.device, dtype=x.dtype).view(3, 1, 1, 1)
+    turn -= _SECTORS * (turn / _SECTORS).round()
+    torch.add(hue, turn, out=x).abs_().sub_(_SECTORS / 2).abs_().clamp_(1, 2)
+    x.mul_(spread).add_(low.sub_(spread))
 
 
 # In the order of `views_densecl`: brightness, contrast, saturation, hue.
