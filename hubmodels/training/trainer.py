@@ -1,5 +1,6 @@
 """The trainer: `transformers.Trainer` with the published optimisers and schedules, mixing and exact resume."""
 
+from collections import defaultdict
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -81,6 +82,7 @@ class HubTrainer(Trainer):
         if not isinstance(args, HubTrainingArguments):
             raise ValueError(f"args must be HubTrainingArguments, got {type(args).__name__}")
         self._train_sampler: EpochSampler | None = None
+        self._logged_outputs: defaultdict[str, list[torch.Tensor]] = defaultdict(list)
         super().__init__(
             model,
             args,
@@ -156,9 +158,22 @@ class HubTrainer(Trainer):
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
         loss, outputs = super().compute_loss(model, inputs, return_outputs=True)
         if model.training:
+            self._keep_logged_outputs(outputs)
             for callback in self.hub_callbacks:
                 callback.on_loss(loss.detach(), outputs)
         return (loss, outputs) if return_outputs else loss
+
+    def log(self, logs, start_time=None):
+        """As in transformers; with a training loss also the means of what the model names in `logged_outputs`."""
+        if "loss" in logs:
+            logs |= {name: float(torch.stack(values).mean()) for name, values in self._logged_outputs.items()}
+            self._logged_outputs.clear()
+        super().log(logs, start_time)
+
+    def _keep_logged_outputs(self, outputs: Any) -> None:
+        for name in getattr(self.model, "logged_outputs", ()):
+            if outputs.get(name) is not None:
+                self._logged_outputs[name].append(outputs[name].detach().float())
 
     def create_optimizer(self, model=None):
         if self.optimizer is None:

@@ -214,6 +214,8 @@ class DenseCLForPreTraining(DenseCLPreTrainedModel):
     """
 
     _keep_in_fp32_modules_strict = ["queue$", "queue2$"]
+    # Scalars of the output that tell how training goes, for a trainer that logs them.
+    logged_outputs = ("loss_global", "loss_dense", "accuracy_global", "accuracy_dense", "match_targets")
 
     def __init__(self, config: DenseCLConfig):
         super().__init__(config)

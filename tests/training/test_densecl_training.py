@@ -54,6 +54,21 @@ def test_momentum_moves_once_per_step_of_the_trainer(kind, accumulation, tmp_pat
     assert int(run.model.queue_ptr) == 3 * accumulation * BATCH % 24
 
 
+def test_losses_accuracies_and_matches_are_logged(tmp_path):
+    run = trainer("hub", tmp_path, gradient_accumulation_steps=2)
+    seen = []
+    run.model.register_forward_hook(lambda model, inputs, output: seen.append(output))
+    run.train()
+    log = [entry for entry in run.state.log_history if "loss" in entry]
+    assert [entry["accuracy_global"] for entry in log] == [
+        pytest.approx(float(first.accuracy_global + second.accuracy_global) / 2)
+        for first, second in zip(seen[::2], seen[1::2], strict=True)
+    ]
+    # The dense branch rests in the first step.
+    assert ["match_targets" in entry for entry in log] == [False, True, True]
+    assert all(1 <= entry["match_targets"] <= 16 for entry in log[1:])
+
+
 @pytest.mark.parametrize("kind", ["stock", "hub"])
 def test_resumed_run_ends_in_the_weights_of_an_uninterrupted_one(kind, tmp_path):
     whole = trainer(kind, tmp_path / "whole", max_steps=4, save_strategy="steps", save_steps=2)
