@@ -4,6 +4,7 @@
 to `FOLDER/rankRANK.safetensors`.
 """
 
+import json
 import sys
 from pathlib import Path
 
@@ -54,7 +55,7 @@ def train(case, model, rank=0, parallel=None):
     images = case.inputs["images"][rows].to(model.dtype)
     for step in range(1, config["steps"] + 1):
         output = (parallel or model)(images, shuffle_index=case.inputs["shuffle"][step - 1])
-        actual |= {f"rank{rank}.step{step}.{name}": output[ours] for name, ours in OUTPUTS.items()}
+        actual |= {f"rank{rank}.step{step}.{name}": output[ours] for name, ours in OUTPUTS.items() if ours in output}
         optimizer.zero_grad()
         output.loss.backward()
         if step == 1:
@@ -67,6 +68,32 @@ def train(case, model, rank=0, parallel=None):
     return {name: tensor.detach() for name, tensor in actual.items() if name in case.outputs}
 
 
+def refusals(model, images, rank):
+    """Messages of the errors that every process must raise, and raise alike."""
+    bad = {
+        "unequal batches": (images[: 3 - rank], None),
+        "short permutation": (images[:3], torch.arange(3)),
+        "repeated row": (images[:3], torch.tensor([0, 1, 2, 3, 4, 4])),
+        "queue": (images[:5], None),
+    }
+    messages = {}
+    for name, (views, shuffle_index) in bad.items():
+        try:
+            model(views, shuffle_index=shuffle_index)
+        except ValueError as error:
+            messages[name] = str(error)
+    return messages
+
+
+def train_without_dense_loss(case, model, rank):
+    """Two steps under DDP, which waits for a gradient of every parameter, also of the idle head."""
+    model.config.loss_lambda = 0
+    model.zero_grad()
+    train(case, model, rank, nn.parallel.DistributedDataParallel(model))
+    assert all(torch.count_nonzero(parameter.grad) == 0 for parameter in model.encoder.dense_head.parameters())
+    model.config.loss_lambda = 0.5
+
+
 def main():
     """Trains in one of several processes; DDP is told nothing about buffers."""
     case, folder = load_case("densecl", sys.argv[1]), Path(sys.argv[2])
@@ -77,6 +104,12 @@ def main():
     actual = train(case, model, rank, nn.parallel.DistributedDataParallel(model))
     model.check_queues()
     save_file({name: tensor.contiguous() for name, tensor in actual.items()}, folder / f"rank{rank}.safetensors")
+    messages = refusals(model, case.inputs["images"], rank)
+    train_without_dense_loss(case, model, rank)
+    drawn = model(case.inputs["images"][: case.manifest["config"]["batch"]])  # the same images, shuffled by rank 0
+    assert torch.isfinite(drawn.loss)
+    model.check_queues()
+    (folder / f"rank{rank}.json").write_text(json.dumps(messages))
     dist.barrier()
     dist.destroy_process_group()
 

@@ -1,5 +1,6 @@
 """DenseCL's training steps and schedule against tensors of the official code, in one process and in two."""
 
+import json
 import os
 import subprocess
 import sys
@@ -73,24 +74,38 @@ def ranks(tmp_path_factory):
         for rank in range(2)
     ]
     try:
-        errors = [process.communicate(timeout=120)[1] for process in processes]
+        errors = [process.communicate(timeout=300)[1] for process in processes]
     finally:
         for process in processes:
             process.kill()
     assert not any(process.returncode for process in processes), "\n".join(error[-2000:] for error in errors)
-    return [load_file(folder / f"rank{rank}.safetensors") for rank in range(2)]
+    return [
+        (load_file(folder / f"rank{rank}.safetensors"), json.loads((folder / f"rank{rank}.json").read_text()))
+        for rank in range(2)
+    ]
 
 
 def test_steps_of_two_processes_with_shuffled_normalisation(ranks):
     """Permutation, statistics per process, rank order of the queues, averaged gradients, pointers that wrap."""
     case = load_case("densecl", TWO_PROCESSES)
-    for rank, actual in enumerate(ranks):
+    tensors = [tensors for tensors, _ in ranks]
+    for rank, actual in enumerate(tensors):
         assert f"rank{rank}.step2.loss" in actual
         # Without a rank in the name, tensors are those of rank 0; statistics are another process' own.
         assert_steps_match(case, {n: t for n, t in actual.items() if rank == 0 or not is_statistic(n)})
-    differing = [name for name in ranks[0] if name.startswith("after_") and not torch.equal(*(r[name] for r in ranks))]
+    states = [name for name in tensors[0] if name.startswith("after_")]
+    differing = [name for name in states if not torch.equal(tensors[0][name], tensors[1][name])]
     assert differing
     assert all(is_statistic(name) for name in differing)
+
+
+def test_processes_refuse_bad_batches_together(ranks):
+    messages = ranks[0][1]
+    assert messages == ranks[1][1]
+    assert "every process needs a batch of the same size, got [3, 2] by rank" in messages["unequal batches"]
+    for name in ("short permutation", "repeated row"):
+        assert "shuffle_index must be a permutation of the 6 images of all processes" in messages[name]
+    assert "queue_length 12 is not divisible by the global batch 10" in messages["queue"]
 
 
 def test_learning_rate_is_constant_inside_of_an_epoch():
