@@ -7,6 +7,7 @@ torchvision's Faster R-CNN, Mask R-CNN, RetinaNet and FCOS take a module that re
 
 from collections import OrderedDict
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import nn
@@ -38,13 +39,13 @@ class BackboneBody(nn.Module):
             raise TypeError(
                 f"backbone must be a backbone of transformers (BackboneMixin), got {type(backbone).__name__}"
             )
-        self.backbone = backbone
-        self.channels = list(backbone.channels)
+        self.backbone: Any = backbone
+        self.channels: list[int] = list(self.backbone.channels)
         self.names = tuple(map(str, range(len(self.channels)))) if names is None else tuple(names)
         if len(self.names) != len(self.channels):
             raise ValueError(
                 f"backbone must have {len(self.names)} out_features for {', '.join(self.names)}, "
-                f"got {list(backbone.out_features)}"
+                f"got {list(self.backbone.out_features)}"
             )
 
     def forward(self, pixel_values: torch.Tensor) -> dict[str, torch.Tensor]:

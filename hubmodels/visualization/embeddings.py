@@ -89,7 +89,7 @@ def embedding_map(
     for number in np.unique(classes):
         chosen = points[classes == number]
         name = str(number) if class_names is None else class_names[number]
-        axis.scatter(*chosen.T, s=8, color=colours(number % colours.N), label=name, linewidths=0)
+        axis.scatter(chosen[:, 0], chosen[:, 1], s=8, color=colours(number % colours.N), label=name, linewidths=0)
     if thumbnails is not None:
         for point, number, picture in zip(points, classes, to_pictures(thumbnails, mean, std), strict=True):
             zoom = _THUMBNAIL_INCHES * 72 / max(picture.shape[:2])

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import torch
@@ -110,7 +110,7 @@ def correspondences(
     """
     if _check_views(pixel_values).shape[1] != 2:
         raise ValueError(f"pixel_values must have two views per image, got shape {list(pixel_values.shape)}")
-    encoder = getattr(model, "encoder", None)
+    encoder: Any = getattr(model, "encoder", None)
     if not hasattr(encoder, "feature_maps"):
         raise TypeError(f"model must be a DenseCL model, got {type(model).__name__}")
     views = pixel_values.to(model.device, model.dtype)
@@ -161,7 +161,7 @@ def dense_correspondences(
     columns = 2 if len(pixel_values) > 1 else 1
     rows = -(-len(pixel_values) // columns)
     figure, axes = new_sheet(rows, ["query and key view"] * columns, aspect=height / (width + offset))
-    figure.set_size_inches(2 * figure.get_size_inches())  # a panel holds two pictures
+    figure.set_size_inches(*(2 * figure.get_size_inches()))  # a panel holds two pictures
     for index, axis in zip(range(len(pixel_values)), axes.flat, strict=False):
         axis.set_axis_off()
         draw_picture(axis, pictures[2 * index])
