@@ -1,0 +1,85 @@
+"""Race of one DenseCL training step: hubmodels, the official arithmetic in plain torch, and MoCo-v2 in our code.
+
+python -m benchmarks.densecl_step [--rounds 8] [--steps 1] [--batch 4] [--queue 16384]
+
+ResNet-50 at 224 pixels, forward + backward + SGD in float32 with two threads, the same weights, queues and views for
+all. The official code needs CUDA and a process group; its arithmetic is written down in plain torch around a
+torchvision ResNet-50, with cloned queues and stored logits. MoCo-v2 is DenseCL with a weight of 0 of the dense loss,
+which computes nothing dense: what it saves is what DenseCL costs. Every contender lives in a process of its own (so
+that peak memory is its own) and they take turns: a ratio compares neighbours in time. The losses of the first step are
+compared before anything is timed.
+"""
+
+import argparse
+import statistics
+
+from benchmarks.report import machine_line, write_section
+from benchmarks.turns import Worker
+
+MOCO = "hubmodels, MoCo-v2 (loss_lambda 0)"
+CONTENDERS = ("hubmodels", "official arithmetic", MOCO)
+LARGEST_LOSS_DIFFERENCE = 1e-3
+
+
+def check_losses(workers: dict[str, Worker]) -> None:
+    """
+    Raises:
+        RuntimeError: if the contenders do not compute the same in their first step.
+    """
+    for part, names in (("loss", CONTENDERS[:2]), ("loss_global", CONTENDERS)):
+        losses = {name: workers[name].ready[part] for name in names}
+        if max(losses.values()) - min(losses.values()) > LARGEST_LOSS_DIFFERENCE:
+            raise RuntimeError(f"the contenders do not compute the same {part}: {losses}")
+
+
+def race(rounds: int, steps: int, batch: int, queue_length: int) -> list[str]:
+    """Runs all contenders in turn; returns the rows of the table and a line about the cost of the dense loss."""
+    workers = {name: Worker("benchmarks.densecl_step_worker", name, batch, queue_length) for name in CONTENDERS}
+    check_losses(workers)
+    for _ in range(rounds):
+        for worker in workers.values():
+            worker.run(steps)
+    reports = {name: worker.close() for name, worker in workers.items()}
+    ours = workers["hubmodels"].seconds
+    rows = []
+    for name, worker in workers.items():
+        median = statistics.median(worker.seconds)
+        ratios = sorted(theirs / own for theirs, own in zip(worker.seconds, ours, strict=True))
+        cells = [
+            name,
+            f"{batch / median:.2f} ({batch / max(worker.seconds):.2f} to {batch / min(worker.seconds):.2f})",
+            f"{statistics.median(ratios):.3f} ({ratios[0]:.3f} to {ratios[-1]:.3f})",
+            f"{reports[name]['peak_mib']:.0f}",
+            f"{reports[name]['step_mib']:.0f}",
+        ]
+        rows.append("| " + " | ".join(cells) + " |")
+    costs = sorted(own / moco - 1 for own, moco in zip(ours, workers[MOCO].seconds, strict=True))
+    cost = f"{statistics.median(costs):+.1%} ({costs[0]:+.1%} to {costs[-1]:+.1%})"
+    return [*rows, "", f"Time of DenseCL's step over MoCo-v2's in the same code: {cost}."]
+
+
+def main() -> None:
+    """Runs the race and writes its section of the results."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rounds", type=int, default=8)
+    parser.add_argument("--steps", type=int, default=1)
+    parser.add_argument("--batch", type=int, default=4)
+    parser.add_argument("--queue", type=int, default=16384)
+    arguments = parser.parse_args()
+    table = [
+        f"ResNet-50 at 224, batch {arguments.batch}, queues of {arguments.queue:,}, forward + backward + SGD, float32, "
+        f"2 threads; {arguments.rounds} rounds of {arguments.steps} steps in turn.",
+        "Time / ours: above 1 means that ours is faster, round by round. Memory: the peak of the whole process, and",
+        "what the steps added to it.",
+        "",
+        "| model | images/s: median (range) | time / ours: median (range) | peak MiB | steps MiB |",
+        "| --- | --- | --- | --- | --- |",
+        *race(arguments.rounds, arguments.steps, arguments.batch, arguments.queue),
+        "",
+        machine_line("torch", "torchvision"),
+    ]
+    write_section("DenseCL training step", "python -m benchmarks.densecl_step", table)
+
+
+if __name__ == "__main__":
+    main()
