@@ -39,13 +39,14 @@ class BackboneBody(nn.Module):
             raise TypeError(
                 f"backbone must be a backbone of transformers (BackboneMixin), got {type(backbone).__name__}"
             )
-        self.backbone: Any = backbone
-        self.channels: list[int] = list(self.backbone.channels)
+        inner: Any = backbone
+        self.backbone = backbone
+        self.channels: list[int] = list(inner.channels)
         self.names = tuple(map(str, range(len(self.channels)))) if names is None else tuple(names)
         if len(self.names) != len(self.channels):
             raise ValueError(
                 f"backbone must have {len(self.names)} out_features for {', '.join(self.names)}, "
-                f"got {list(self.backbone.out_features)}"
+                f"got {list(inner.out_features)}"
             )
 
     def forward(self, pixel_values: torch.Tensor) -> dict[str, torch.Tensor]:
