@@ -364,6 +364,7 @@ class DenseCLForPreTraining(DenseCLPreTrainedModel):
             )
         return len(pixel_values)
 
+    @torch.compiler.disable
     def _prepare_training(self, batch: int, shuffle_index: torch.Tensor | None) -> None:
         """Everything that can be wrong with a step is found before it changes anything."""
         ranks, length = world_size(), self.config.queue_length
@@ -386,6 +387,7 @@ class DenseCLForPreTraining(DenseCLPreTrainedModel):
         if ranks > 1 and dist.get_debug_level() != dist.DebugLevel.OFF and self._forwards % QUEUE_CHECK_INTERVAL == 0:
             self.check_queues()
 
+    @torch.compiler.disable
     def _begins_step(self, update_momentum: bool | None) -> bool:
         """Whether this forward is the first one of an optimiser step."""
         detected = self._step_detector.is_new_step(self.encoder)
@@ -489,6 +491,7 @@ class DenseCLForPreTraining(DenseCLPreTrainedModel):
             return 0.0
         return 0.0 * sum(parameter.sum() for parameter in self.encoder.dense_head.parameters())
 
+    @torch.compiler.disable
     def _enqueue(self, keys: torch.Tensor, pooled_keys: torch.Tensor | None) -> None:
         """The keys of all processes replace the oldest ones; without a dense branch `queue2` stays as it is."""
         if pooled_keys is None:

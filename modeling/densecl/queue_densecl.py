@@ -27,6 +27,7 @@ def enqueue(queue: torch.Tensor, pointer: torch.Tensor, keys: torch.Tensor) -> N
     pointer.copy_((pointer + len(keys)) % length)
 
 
+@torch.compiler.disable
 @torch.no_grad()
 def update_momentum_encoder(momentum_encoder: nn.Module, encoder: nn.Module, momentum: float) -> None:
     """

@@ -232,6 +232,22 @@ def test_autocast_keeps_the_contrast_in_float32():
     output.loss.backward()
 
 
+def test_compiled_steps_equal_plain_ones_and_are_compiled_once():
+    plain, model = tiny_model(), tiny_model()
+    torch._dynamo.reset()
+    compiled = torch.compile(model, backend="aot_eager")
+    optimizers = [torch.optim.SGD(m.encoder.parameters(), lr=0.1) for m in (plain, model)]
+    for seed in range(4):
+        with torch._dynamo.config.patch(error_on_recompile=seed > 1):
+            for network in (plain, compiled):
+                network(tiny_views(seed=seed)).loss.backward()
+        for optimizer in optimizers:
+            optimizer.step()
+            optimizer.zero_grad()
+    for name, tensor in plain.state_dict().items():
+        torch.testing.assert_close(model.state_dict()[name], tensor, **EXACT, msg=name)
+
+
 @pytest.mark.parametrize(
     ("views", "changes", "inputs", "message"),
     [
