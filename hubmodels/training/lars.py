@@ -124,7 +124,7 @@ class LARS(Optimizer):
         weights = [_at_least_float32(parameter) for parameter in parameters]
         gradients = [_at_least_float32(parameter.grad) for parameter in parameters]  # type: ignore[arg-type]
         buffers = [self._buffer(parameter) for parameter in parameters]
-        updates = torch._foreach_add(gradients, weights, alpha=weight_decay)
+        updates = list(torch._foreach_add(gradients, weights, alpha=weight_decay))
         if adapt and style != "popular":
             _scale_by_trust(updates, weights, group["trust_coefficient"])
         if style == "classic":
@@ -163,7 +163,7 @@ def _at_least_float32(tensor: torch.Tensor) -> torch.Tensor:
     return tensor.float() if tensor.dtype in (torch.float16, torch.bfloat16) else tensor
 
 
-def _scale_by_trust(updates: Sequence[torch.Tensor], weights: Sequence[torch.Tensor], coefficient: float) -> None:
+def _scale_by_trust(updates: list[torch.Tensor], weights: list[torch.Tensor], coefficient: float) -> None:
     """Multiply updates by `coefficient * |weight| / |update|` in place; by 1 where a norm is 0."""
     ratios = []
     norms = zip(torch._foreach_norm(weights), torch._foreach_norm(updates), strict=True)

@@ -45,6 +45,7 @@ def parameter_groups(
     if decay_vectors and layer_decay not in (None, 1):
         raise ValueError(f"decay_vectors goes without layer_decay, got layer_decay = {layer_decay}")
     excluded: set[str] = getattr(model, "no_weight_decay", set)()
+    groups: list[dict[str, Any]]
     if decay_vectors:
         trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
         groups = [{"params": trained, "weight_decay": weight_decay}] if trained else []
@@ -77,7 +78,7 @@ def layer_adaptation_groups(model: nn.Module, groups: list[dict[str, Any]]) -> l
     Returns:
         Groups with the further key `adapt` of [`LARS`].
     """
-    named = getattr(model, "no_weight_decay", set)()
+    named: set[str] = getattr(model, "no_weight_decay", set)()
     excluded = {id(parameter) for name, parameter in model.named_parameters() if parameter.ndim <= 1 or name in named}
     split = []
     for group in groups:

@@ -78,11 +78,11 @@ class ContrastiveTraining(MethodTraining):
         from hubmodels import visualization
 
         batch = collator(samples)
-        options = {"mean": list(evaluation.mean), "std": list(evaluation.std)}
+        mean, std = list(evaluation.mean), list(evaluation.std)
         if self.name == "densecl":
-            visualization.dense_correspondences(model, batch["pixel_values"].to(model.device), path, **options)
+            visualization.dense_correspondences(model, batch["pixel_values"].to(model.device), path, mean, std)
         else:
-            visualization.view_pairs(batch["pixel_values"], path, **options)
+            visualization.view_pairs(batch["pixel_values"], path, mean, std)
 
     def use_timm_shape(self, recipe, backbone, replaced):
         """Any timm model becomes the backbone."""
