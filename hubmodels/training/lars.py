@@ -1,6 +1,6 @@
 """LARS (You et al., 2017, arXiv 1708.03888): the optimiser of SimCLR and of the published linear probes."""
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from itertools import chain
 from typing import Any, Literal
 
