@@ -326,8 +326,11 @@ class DenseCLForPreTraining(DenseCLPreTrainedModel):
             ValueError: for pixel values of another shape; a batch that does not divide the queues; batches of unequal
                 size; a `shuffle_index` that is no permutation; geometry matching without boxes; and as
                 [`DenseCLEncoder.forward`].
+            RuntimeError: in training under `DataParallel`, which would lose the queues.
         """
         batch = self._check_views(pixel_values)
+        if self.config.matching == "geometry" and crop_boxes is None and match_index is None:
+            raise ValueError("matching='geometry' needs crop_boxes, which the image processor returns with the views")
         begins_step = False
         if self.training:
             self._prepare_training(batch, shuffle_index)
@@ -366,7 +369,12 @@ class DenseCLForPreTraining(DenseCLPreTrainedModel):
 
     @torch.compiler.disable
     def _prepare_training(self, batch: int, shuffle_index: torch.Tensor | None) -> None:
-        """Everything that can be wrong with a step is found before it changes anything."""
+        """Finds out what is wrong with a step before it changes anything; gives all processes the same queues."""
+        if getattr(self, "_is_replica", False):
+            raise RuntimeError(
+                "DataParallel copies the model for every batch, and the queues with it; start one process per device "
+                "(torchrun, accelerate launch) or show one device only (CUDA_VISIBLE_DEVICES=0)"
+            )
         ranks, length = world_size(), self.config.queue_length
         if ranks > 1:
             check_equal_batches(batch, self.queue.device)
@@ -379,10 +387,11 @@ class DenseCLForPreTraining(DenseCLPreTrainedModel):
             check_permutation(shuffle_index, ranks * batch)
         if self._forwards == 0:
             self._share_training_state()
-            logger.warning_once(
-                "DenseCL: the loss rises while the random keys of the queues are replaced by real ones, in the first "
-                f"{math.ceil(length / (ranks * batch))} steps, and falls afterwards. This is no error."
-            )
+            if int(self.queue_ptr) == 0:
+                logger.warning_once(
+                    "DenseCL: the loss rises while the random keys of the queues are replaced by real ones, in the "
+                    f"first {math.ceil(length / (ranks * batch))} steps, and falls afterwards. This is no error."
+                )
         self._forwards += 1
         if ranks > 1 and dist.get_debug_level() != dist.DebugLevel.OFF and self._forwards % QUEUE_CHECK_INTERVAL == 0:
             self.check_queues()
@@ -466,8 +475,6 @@ class DenseCLForPreTraining(DenseCLPreTrainedModel):
             match_index = match_by_similarity(queries, keys)
         elif self.config.matching == "random":
             match_index = torch.randint(cells, (len(queries), cells), generator=generator, device=queries.device)
-        elif crop_boxes is None:
-            raise ValueError("matching='geometry' needs crop_boxes, which the image processor returns with the views")
         else:
             match_index = match_by_geometry(crop_boxes, flips, grid)
         positives = keys.gather(2, match_index[:, None].expand_as(keys))

@@ -92,8 +92,10 @@ def test_matching_by_geometry():
     assert match[3].tolist() == [[1, 3, 3, 3], [1, 3, 3, 3], [5, 7, 7, 7], [13, 15, 15, 15]]
     model = tiny_model(matching="geometry")
     assert_equals_plain_step(model, tiny_views(), match=match.flatten(1), crop_boxes=boxes, flips=flips)
+    before = snapshot(model)
     with pytest.raises(ValueError, match=r"geometry.*crop_boxes"):
         model(tiny_views())
+    assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
 
 
 def test_match_accuracy_counts_neighbours_inside_of_the_overlap():
@@ -269,6 +271,13 @@ def test_bad_inputs_are_refused_before_anything_changes(views, changes, inputs, 
         model(torch.zeros(views), **inputs)
     for name in ("queue", "queue2", "queue_ptr", "queue2_ptr"):
         assert torch.equal(getattr(model, name), before[name])
+
+
+def test_copies_of_data_parallel_are_refused():
+    model = tiny_model()
+    model._is_replica = True  # as torch marks them
+    with pytest.raises(RuntimeError, match=r"DataParallel.*one process per device"):
+        model(tiny_views())
 
 
 @pytest.mark.parametrize(
