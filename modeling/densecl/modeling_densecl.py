@@ -303,6 +303,7 @@ class DenseCLForPreTraining(DenseCLPreTrainedModel):
         flips: torch.Tensor | None = None,
         generator: torch.Generator | None = None,
         update_momentum: bool | None = None,
+        return_loss: bool = True,
         output_hidden_states: bool | None = None,
         **kwargs: Unpack[TransformersKwargs],
     ) -> DenseCLForPreTrainingOutput:
@@ -320,6 +321,7 @@ class DenseCLForPreTraining(DenseCLPreTrainedModel):
             generator (`torch.Generator`, *optional*): source of `matching="random"`.
             update_momentum (`bool`, *optional*):
                 In training, whether this forward begins an optimiser step; recognised by default.
+            return_loss (`bool`): return `loss`; true by default, so that `Trainer` reports an evaluation loss.
             output_hidden_states (`bool`, *optional*): also return the maps of all stages of the query.
 
         Raises:
@@ -354,7 +356,7 @@ class DenseCLForPreTraining(DenseCLPreTrainedModel):
         if output_hidden_states is None:
             output_hidden_states = self.config.output_hidden_states
         hidden_states = query.hidden_states if output_hidden_states else None
-        return DenseCLForPreTrainingOutput(loss=loss, **parts, hidden_states=hidden_states)
+        return DenseCLForPreTrainingOutput(loss=loss if return_loss else None, **parts, hidden_states=hidden_states)
 
     def _check_views(self, pixel_values: torch.Tensor | None) -> int:
         """Number of images of this process."""

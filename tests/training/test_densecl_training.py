@@ -70,6 +70,15 @@ def test_losses_accuracies_and_matches_are_logged(tmp_path):
 
 
 @pytest.mark.parametrize("kind", ["stock", "hub"])
+def test_evaluation_reports_a_loss_and_changes_nothing(kind, tmp_path):
+    run = trainer(kind, tmp_path, per_device_eval_batch_size=5)
+    before = {name: tensor.clone() for name, tensor in run.model.state_dict().items()}
+    assert run.evaluate(run.train_dataset)["eval_loss"] > 0
+    assert all(torch.equal(tensor, before[name]) for name, tensor in run.model.state_dict().items())
+    assert run.model(run.train_dataset[0]["pixel_values"][None], return_loss=False).loss is None
+
+
+@pytest.mark.parametrize("kind", ["stock", "hub"])
 def test_resumed_run_ends_in_the_weights_of_an_uninterrupted_one(kind, tmp_path):
     whole = trainer(kind, tmp_path / "whole", max_steps=4, save_strategy="steps", save_steps=2)
     whole.train()
