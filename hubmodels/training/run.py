@@ -113,6 +113,9 @@ def train(
     collators = build_collators(recipe, model.config)
     plan = _plan(recipe, run_data, model, collators[0], state)
     console.print(plan_table(recipe, escape(title), run_data, model, plan, state.device, output))
+    advice = method_parts.advice(recipe, run_data.images_per_epoch)
+    if advice:
+        console.print(f"note: {advice}", markup=False, soft_wrap=True)
     if not yes and state.num_processes == 1 and sys.stdin.isatty() and not Confirm.ask("Start?", console=console):
         raise RecipeError("not started")
 
@@ -195,6 +198,7 @@ def _resolve_recipe(
         pictures = load_image_dataset(data)
         title = choose_recipe(min(pictures.typical_size()), torch.cuda.is_available())
         chosen = with_fitting_batch(Recipe.load(title, method=method), len(pictures))
+        method_training(method).fit_to(chosen, len(pictures))
     elif isinstance(recipe, Recipe):
         chosen, title = recipe, f"{recipe.method}_{recipe.task}"
     else:

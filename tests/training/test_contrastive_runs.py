@@ -9,8 +9,9 @@ from transformers import AutoImageProcessor, AutoModel, AutoModelForPreTraining
 
 from hubmodels.data import load_image_dataset
 from hubmodels.evaluation import evaluate
-from hubmodels.training import RecipeError, read_jsonl, train
-from hubmodels.training.methods import method_class
+from hubmodels.training import Recipe, RecipeError, read_jsonl, train
+from hubmodels.training import run as run_module
+from hubmodels.training.methods import method_class, method_training
 from hubmodels.training.methods.contrastive import ViewsCollator
 
 COMMON = [
@@ -105,3 +106,14 @@ def test_a_timm_network_becomes_the_backbone(pictures, tmp_path):
 def test_convolutional_models_need_a_size(pictures, tmp_path):
     with pytest.raises(RecipeError, match=r"transform.size must be the size of the images in pixels, got None"):
         train("densecl", pictures, tmp_path, recipe="densecl/small_pretrain", overrides=["transform.size=null"])
+
+
+def test_queues_fit_the_number_of_images(pictures):
+    recipe, _ = run_module._resolve_recipe("densecl", pictures, None, None, [])
+    assert (recipe.schedule.batch_size, recipe.model["queue_length"]) == (4, 12)
+    training = method_training("densecl")
+    assert training.advice(recipe, 24) is None
+    recipe.model["queue_length"] = 32
+    assert "model.queue_length = 32 is more than the 24 images" in training.advice(recipe, 24)
+    assert "65536" in training.advice(Recipe.load("densecl/paper_pretrain_coco"), 5000)
+    assert method_training("simclr").advice(Recipe.load("simclr/small_pretrain"), 10) is None

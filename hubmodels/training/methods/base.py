@@ -44,6 +44,26 @@ class MethodTraining:
         """
         return self.shape_keys
 
+    def fit_to(self, recipe: Recipe, images: int) -> None:
+        """Fit a recipe that was chosen for the user, and whose batch fits, to the number of training images.
+
+        Args:
+            recipe: The recipe, changed in place.
+            images: Number of training images.
+        """
+
+    def advice(self, recipe: Recipe, images: int) -> str | None:
+        """What a user should know before the run starts.
+
+        Args:
+            recipe: The recipe.
+            images: Number of training images.
+
+        Returns:
+            A sentence, or None.
+        """
+        return None
+
     def pretrain_collators(
         self, recipe: Recipe, config: PreTrainedConfig, evaluation: EvalTransform
     ) -> tuple[Collator, Collator]:

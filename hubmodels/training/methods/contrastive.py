@@ -11,6 +11,7 @@ from hubmodels.training.methods.base import MethodTraining, method_class
 
 _AUGMENTATION_STREAM = 0
 VIEWS = 2
+DEFAULT_QUEUE_LENGTH = 65536  # of DenseCLConfig
 
 
 class ViewsCollator(EpochCollator):
@@ -56,6 +57,22 @@ class ContrastiveTraining(MethodTraining):
     divides_steps = False
     has_test_loss = False
     sheet_file = "views.png"
+
+    def fit_to(self, recipe, images):
+        """DenseCL's queues hold at most about half as many keys as there are images, in whole batches."""
+        batch, length = recipe.schedule.batch_size, recipe.model.get("queue_length")
+        if length is not None and length > images // 2:
+            recipe.model["queue_length"] = max(1, images // 2 // batch) * batch
+
+    def advice(self, recipe, images):
+        """About queues that are longer than the data."""
+        length = recipe.model.get("queue_length", DEFAULT_QUEUE_LENGTH) if self.name == "densecl" else 0
+        if recipe.task != "pretrain" or length <= images:
+            return None
+        return (
+            f"model.queue_length = {length} is more than the {images} images: views of the same image of earlier "
+            f"epochs count as negatives; better is at most {images // 2}, in multiples of schedule.batch_size"
+        )
 
     def processor(self, recipe, config, evaluation):
         """The method's own processor; it makes views for training and plain crops for evaluation."""
