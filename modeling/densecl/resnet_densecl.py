@@ -2,40 +2,15 @@
 
 import torch
 from torch import nn
-from torch.nn import functional
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.models.resnet.modeling_resnet import ResNetConvLayer, ResNetShortCut
 
 from .configuration_densecl import DenseCLConfig
+from .normalization_densecl import DenseCLBatchNorm2d
 
 # Convolutions on the CPU are faster (1.1 to 1.4 times in training) if the channels of a pixel lie side by side, which
 # every layer here keeps. Networks with narrower stems do not gain reliably.
 CHANNELS_LAST_WIDTH = 8
-
-
-class DenseCLBatchNorm2d(nn.BatchNorm2d):
-    """
-    Batch normalisation that counts every batch once: when gradient checkpointing repeats a forward inside of the
-    backward, the running statistics stay as they are.
-
-    Raises:
-        ValueError: in training with a single value per channel (one image and a 1x1 map), which has no variance.
-    """
-
-    def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
-        """Normalises `[B, C, H, W]`."""
-        if not self.training:
-            return super().forward(hidden_states)
-        if hidden_states.numel() == hidden_states.shape[1]:
-            raise ValueError(
-                "batch normalisation needs more than one value per channel in training, got a batch of 1 image per "
-                "process with a 1x1 feature map; use more images per process, larger images or norm_eval=True"
-            )
-        if torch.compiler.is_compiling() or torch._C._current_graph_task_id() == -1:
-            return super().forward(hidden_states)
-        return functional.batch_norm(
-            hidden_states, self.running_mean, self.running_var, self.weight, self.bias, True, 0.0, self.eps
-        )
 
 
 class DenseCLConvLayer(ResNetConvLayer):
@@ -207,4 +182,4 @@ class DenseCLResNet(nn.Module):
         return [self.embedder, *self.encoder.stages][: self.frozen_stages + 1]
 
 
-__all__ = ["DenseCLBatchNorm2d", "DenseCLResNet", "DenseCLResidualLayer"]
+__all__ = ["DenseCLResNet", "DenseCLResidualLayer"]
