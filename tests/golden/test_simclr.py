@@ -12,9 +12,9 @@ from tests.golden.simclr_cases import load as load_case_and_model
 PRETRAINING = ["r50_pretrain_lars", "r18_cifar_v1head", "r50_sk_pretrain"]
 FINETUNING = ["finetune_all_selector1", "linear_eval_zero_head"]
 PROBE = "tf2_linear_probe_while_pretraining"
-# The manifests ask for 1e-5 of some losses, but these were computed in float32 from normalisations over few values: the
-# one of r50_sk_pretrain lies 1.5e-5 from the float64 result.
-LOSS_RTOL = 5e-5
+# Losses are compared at the manifests' tolerances. The stored one of r50_sk_pretrain, computed in float32, lies itself
+# 1.5e-5 from the float64 result, more than its manifest allows.
+LOSS_RTOL = {"r50_sk_pretrain": 2e-5}
 # Gains and shifts take their raw gradients, whose tolerance (2e-3 of the largest entry) goes into their change. The
 # steps of r18_cifar_v1head move them by several times their size: noise of 1e-4 in the first gradient, which float32
 # has, is worth up to 15 % of the second step of vectors there, and 1 % of that of kernels.
@@ -67,7 +67,7 @@ def test_pretraining_activations_and_losses(load, name, dtype):
     actual = endpoints(output, initial_conv, "train") | {"logits_ab": output.logits_ab}
     assert_matches(case, actual, "activations")
     losses = {"loss": output.contrastive_loss, "total_loss": output.loss}
-    assert_matches(case, losses, "loss", rtol=LOSS_RTOL)
+    assert_matches(case, losses, "loss", rtol=LOSS_RTOL.get(case.name, 0.0))
     metrics = {"contrast_acc": output.contrast_accuracy, "contrast_entropy": output.contrast_entropy}
     assert_matches(case, metrics, "activations")
 
