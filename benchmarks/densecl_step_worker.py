@@ -13,6 +13,7 @@ import torch.nn.functional as F
 import torchvision
 from torch import nn
 
+from benchmarks.contrastive_losses_worker import start_of_memory
 from benchmarks.mae_step_worker import peak_mib
 
 THREADS = 2
@@ -155,7 +156,7 @@ def main() -> None:
     views = torch.randn(batch, 2, 3, SIZE, SIZE, generator=torch.Generator().manual_seed(1))
     parameters = [parameter for parameter in module.parameters() if parameter.requires_grad]
     optimizer = torch.optim.SGD(parameters, **SGD)
-    before = peak_mib()
+    before = start_of_memory()
 
     def step() -> tuple[float, float]:
         loss, loss_global = module(views)
