@@ -13,8 +13,8 @@ streamed losses alone beyond it.
 import argparse
 import statistics
 
-from benchmarks.report import machine_line, write_section
-from benchmarks.turns import Worker
+from benchmarks.report import machine_line, this_command, write_section
+from benchmarks.turns import Worker, ratios, spread, table_row, take_turns
 
 CONTENDERS = ("hubmodels", "lightly", "plain")
 LARGEST_LOSS_DIFFERENCE = 1e-5
@@ -36,26 +36,20 @@ def start(loss: str, size: int, threads: int) -> dict[str, Worker]:
 def race(loss: str, size: int, threads: int, rounds: int, steps: int) -> list[str]:
     """Runs all contenders in turn; returns the rows of the table."""
     workers = start(loss, size, threads)
-    for _ in range(rounds):
-        for worker in workers.values():
-            worker.run(steps)
-    ours = workers["hubmodels"].seconds
-    memory = {name: worker.ready["step_mib"] for name, worker in workers.items()}
+    take_turns(workers, rounds, steps)
+    ours = workers["hubmodels"]
     rows = []
     for name, worker in workers.items():
-        worker.close()
-        median = statistics.median(worker.seconds)
-        ratios = sorted(theirs / own for theirs, own in zip(worker.seconds, ours, strict=True))
-        of_peak = worker.ready["operations"] / 1e9 / median / worker.ready["peak_gflops"]
+        of_peak = worker.ready["operations"] / 1e9 / statistics.median(worker.seconds) / worker.ready["peak_gflops"]
         cells = [
             name,
-            f"{1e3 * median:.0f} ({1e3 * min(worker.seconds):.0f} to {1e3 * max(worker.seconds):.0f})",
-            f"{statistics.median(ratios):.2f} ({ratios[0]:.2f} to {ratios[-1]:.2f})",
-            f"{memory[name]:.0f}",
-            f"{memory[name] / memory['hubmodels']:.1f}",
+            spread([1e3 * seconds for seconds in worker.seconds], 0),
+            spread(ratios(worker.seconds, ours.seconds), 2),
+            f"{worker.ready['step_mib']:.0f}",
+            f"{worker.ready['step_mib'] / ours.ready['step_mib']:.1f}",
             f"{of_peak:.0%}",
         ]
-        rows.append("| " + " | ".join(cells) + " |")
+        rows.append(table_row(cells))
     return rows
 
 
@@ -75,7 +69,7 @@ def memory_curve(loss: str, size: int, threads: int, doublings: int) -> list[str
         cells = [f"{current:,}"]
         for name in CONTENDERS:
             cells.append(alone(loss, name, current, threads) if name in contenders else "")
-        rows.append("| " + " | ".join(cells) + " |")
+        rows.append(table_row(cells))
     return rows
 
 
@@ -110,7 +104,7 @@ def main() -> None:
             "",
             machine_line("torch", "lightly"),
         ]
-        write_section(title, "python -m benchmarks.contrastive_losses", table)
+        write_section(title, this_command(), table)
 
 
 if __name__ == "__main__":

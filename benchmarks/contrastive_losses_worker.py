@@ -3,16 +3,12 @@
 python -m benchmarks.contrastive_losses_worker LOSS CONTENDER SIZE THREADS
 """
 
-import json
 import sys
-import time
-from pathlib import Path
 
-import psutil
 import torch
 import torch.nn.functional as F
 
-from benchmarks.mae_step_worker import matmul_peak, peak_mib
+from benchmarks.contender import matmul_peak, peak_mib, serve, start_of_memory
 
 WIDTH = 128
 QUERIES = 32 * 49
@@ -88,13 +84,6 @@ def info_nce_contender(contender: str, length: int):
     return loss, query, 4 * QUERIES * length * WIDTH
 
 
-def start_of_memory() -> float:
-    """Resident MiB of this process; forgets the peak of what ran before, which imports can have made."""
-    torch.ones(64, 64) @ torch.ones(64, 64)  # the buffers of the matrix library
-    Path("/proc/self/clear_refs").write_text("5")
-    return psutil.Process().memory_info().rss / 2**20
-
-
 def main() -> None:
     """Serves steps until standard input ends."""
     name, contender, size = sys.argv[1], sys.argv[2], int(sys.argv[3])
@@ -112,14 +101,8 @@ def main() -> None:
     first = step()
     step()
     memory = peak_mib() - before
-    ready = {"loss": first, "operations": operations, "step_mib": memory, "peak_gflops": matmul_peak(torch.float32)}
-    print(json.dumps(ready), flush=True)
-    for line in sys.stdin:
-        start = time.perf_counter()
-        for _ in range(int(line)):
-            step()
-        print(json.dumps({"seconds": time.perf_counter() - start}), flush=True)
-    print("{}", flush=True)
+    peak = matmul_peak(torch.float32)
+    serve(step, before, loss=first, operations=operations, step_mib=memory, peak_gflops=peak)
 
 
 if __name__ == "__main__":

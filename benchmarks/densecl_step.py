@@ -13,8 +13,8 @@ compared before anything is timed.
 import argparse
 import statistics
 
-from benchmarks.report import machine_line, write_section
-from benchmarks.turns import Worker
+from benchmarks.report import machine_line, this_command, write_section
+from benchmarks.turns import Worker, ratios, step_cells, table_row, take_turns
 
 MOCO = "hubmodels, MoCo-v2 (loss_lambda 0)"
 CONTENDERS = ("hubmodels", "official arithmetic", MOCO)
@@ -45,24 +45,10 @@ def race(rounds: int, steps: int, batch: int, queue_length: int) -> list[str]:
     """Runs all contenders in turn; returns the rows of the table and a line about the cost of the dense loss."""
     workers = {name: Worker("benchmarks.densecl_step_worker", name, batch, queue_length) for name in CONTENDERS}
     check_losses(workers)
-    for _ in range(rounds):
-        for worker in workers.values():
-            worker.run(steps)
-    reports = {name: worker.close() for name, worker in workers.items()}
-    ours = workers["hubmodels"].seconds
-    rows = []
-    for name, worker in workers.items():
-        median = statistics.median(worker.seconds)
-        ratios = sorted(theirs / own for theirs, own in zip(worker.seconds, ours, strict=True))
-        cells = [
-            name,
-            f"{batch / median:.2f} ({batch / max(worker.seconds):.2f} to {batch / min(worker.seconds):.2f})",
-            f"{statistics.median(ratios):.3f} ({ratios[0]:.3f} to {ratios[-1]:.3f})",
-            f"{reports[name]['peak_mib']:.0f}",
-            f"{reports[name]['step_mib']:.0f}",
-        ]
-        rows.append("| " + " | ".join(cells) + " |")
-    costs = sorted(own / moco - 1 for own, moco in zip(ours, workers[MOCO].seconds, strict=True))
+    reports = take_turns(workers, rounds, steps)
+    ours = workers["hubmodels"]
+    rows = [table_row([name, *step_cells(worker, ours, reports[name], batch)]) for name, worker in workers.items()]
+    costs = sorted(ratio - 1 for ratio in ratios(ours.seconds, workers[MOCO].seconds))
     cost = f"{statistics.median(costs):+.1%} ({costs[0]:+.1%} to {costs[-1]:+.1%})"
     share = f"{dense_share(queue_length):.1%}"
     return [*rows, "", f"Time of DenseCL's step over MoCo-v2's: {cost}; its multiplications: +{share}."]
@@ -88,7 +74,7 @@ def main() -> None:
         "",
         machine_line("torch", "torchvision"),
     ]
-    write_section("DenseCL training step", "python -m benchmarks.densecl_step", table)
+    write_section("DenseCL training step", this_command(), table)
 
 
 if __name__ == "__main__":

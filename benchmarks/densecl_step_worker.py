@@ -4,17 +4,14 @@ python -m benchmarks.densecl_step_worker CONTENDER BATCH QUEUE
 """
 
 import copy
-import json
 import sys
-import time
 
 import torch
 import torch.nn.functional as F
 import torchvision
 from torch import nn
 
-from benchmarks.contrastive_losses_worker import start_of_memory
-from benchmarks.mae_step_worker import peak_mib
+from benchmarks.contender import serve, start_of_memory
 
 THREADS = 2
 SIZE = 224
@@ -167,13 +164,7 @@ def main() -> None:
 
     first, first_global = step()
     step()
-    print(json.dumps({"loss": first, "loss_global": first_global}), flush=True)
-    for line in sys.stdin:
-        start = time.perf_counter()
-        for _ in range(int(line)):
-            step()
-        print(json.dumps({"seconds": time.perf_counter() - start}), flush=True)
-    print(json.dumps({"peak_mib": peak_mib(), "step_mib": peak_mib() - before}), flush=True)
+    serve(step, before, loss=first, loss_global=first_global)
 
 
 if __name__ == "__main__":

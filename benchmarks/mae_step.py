@@ -12,8 +12,8 @@ compared before anything is timed.
 import argparse
 import statistics
 
-from benchmarks.report import machine_line, write_section
-from benchmarks.turns import Worker
+from benchmarks.report import machine_line, this_command, write_section
+from benchmarks.turns import Worker, step_cells, table_row, take_turns
 
 CONTENDERS = ("hubmodels", "transformers", "lightly")
 DTYPES = ("float32", "bfloat16")
@@ -26,27 +26,13 @@ def race(dtype: str, rounds: int, steps: int, batch: int) -> list[str]:
     limit = 1e-5 if dtype == "float32" else 2e-2
     if max(losses.values()) - min(losses.values()) > limit:
         raise RuntimeError(f"the contenders do not compute the same loss: {losses}")
-    for _ in range(rounds):
-        for worker in workers.values():
-            worker.run(steps)
-    peak = workers["hubmodels"].ready["peak_gflops"]
-    reports = {name: worker.close() for name, worker in workers.items()}
-    ours = workers["hubmodels"].seconds
+    reports = take_turns(workers, rounds, steps)
+    ours = workers["hubmodels"]
     rows = []
     for name, worker in workers.items():
-        median = statistics.median(worker.seconds)
-        ratios = sorted(theirs / own for theirs, own in zip(worker.seconds, ours, strict=True))
-        flops = workers["hubmodels"].ready["stock_gflop"] / median / peak
-        cells = [
-            name,
-            dtype,
-            f"{batch / median:.2f} ({batch / max(worker.seconds):.2f} to {batch / min(worker.seconds):.2f})",
-            f"{statistics.median(ratios):.3f} ({ratios[0]:.3f} to {ratios[-1]:.3f})",
-            f"{reports[name]['peak_mib']:.0f}",
-            f"{reports[name]['step_mib']:.0f}",
-            f"{flops:.0%}",
-        ]
-        rows.append("| " + " | ".join(cells) + " |")
+        rate = ours.ready["stock_gflop"] / statistics.median(worker.seconds)
+        of_peak = f"{rate / ours.ready['peak_gflops']:.0%}"
+        rows.append(table_row([name, dtype, *step_cells(worker, ours, reports[name], batch), of_peak]))
     return rows
 
 
@@ -71,7 +57,7 @@ def main() -> None:
         "",
         machine_line("torch", "transformers", "lightly", "timm"),
     ]
-    write_section("MAE pre-training step", "python -m benchmarks.mae_step", table)
+    write_section("MAE pre-training step", this_command(), table)
 
 
 if __name__ == "__main__":

@@ -1,11 +1,10 @@
 """One contender of `benchmarks.mae_step`: reads a number of steps per line, runs them, answers with the seconds."""
 
-import json
-import resource
 import sys
-import time
 
 import torch
+
+from benchmarks.contender import matmul_peak, serve, start_of_memory
 
 THREADS = 2
 SIZES = {
@@ -85,17 +84,6 @@ def build(contender: str):
     return {"transformers": transformers_step, "lightly": lightly_step}[contender](model)
 
 
-def matmul_peak(dtype: torch.dtype, size: int = 2048) -> float:
-    """Best rate of a square matrix product in GFLOP/s."""
-    left, right = torch.randn(2, size, size).to(dtype)
-    best = 0.0
-    for _ in range(8):
-        start = time.perf_counter()
-        left @ right
-        best = max(best, 2 * size**3 / (time.perf_counter() - start) / 1e9)
-    return best
-
-
 def step_gflop(batch: int) -> float:
     """Matrix-product work of one plain step: 6 per weight and token, and 12 L^2 per width for attention."""
     encoder_tokens, decoder_tokens = 50, 197
@@ -103,11 +91,6 @@ def step_gflop(batch: int) -> float:
     decoder = 8 * (12 * 512**2 * decoder_tokens * 6 + 12 * decoder_tokens**2 * 512)
     ends = 6 * (768 * 384 * 196 + 384 * 512 * encoder_tokens + 512 * 768 * decoder_tokens)
     return batch * (encoder + decoder + ends) / 1e9
-
-
-def peak_mib() -> float:
-    """Peak resident memory of this process in MiB."""
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 
 
 def main() -> None:
@@ -122,7 +105,7 @@ def main() -> None:
     noise = torch.rand(batch, 196, generator=generator)
     parameters = [p for p in module.parameters() if p.requires_grad]
     optimizer = torch.optim.AdamW(parameters, lr=1e-4, betas=(0.9, 0.95), weight_decay=0.05, fused=True)
-    before = peak_mib()
+    before = start_of_memory()
 
     def step() -> float:
         value = loss(images, noise)
@@ -133,13 +116,7 @@ def main() -> None:
 
     first = step()
     step()
-    print(json.dumps({"loss": first, "peak_gflops": peak, "stock_gflop": step_gflop(batch)}), flush=True)
-    for line in sys.stdin:
-        start = time.perf_counter()
-        for _ in range(int(line)):
-            step()
-        print(json.dumps({"seconds": time.perf_counter() - start}), flush=True)
-    print(json.dumps({"peak_mib": peak_mib(), "step_mib": peak_mib() - before}), flush=True)
+    serve(step, before, loss=first, peak_gflops=peak, stock_gflop=step_gflop(batch))
 
 
 if __name__ == "__main__":

@@ -3,6 +3,7 @@
 import os
 import platform
 import re
+import sys
 from importlib.metadata import version
 from pathlib import Path
 
@@ -24,6 +25,12 @@ def machine_line(*packages: str) -> str:
     """Processor, cores and versions of some packages."""
     versions = ", ".join(f"{name} {version(name)}" for name in packages)
     return f"{processor()}, {os.cpu_count()} cores; Python {platform.python_version()}, {versions}."
+
+
+def this_command() -> str:
+    """The command that is running, as it was given: `python -m MODULE ARGUMENTS`."""
+    module = sys.modules["__main__"].__spec__.name
+    return " ".join(["python -m", module, *sys.argv[1:]])
 
 
 def write_section(title: str, command: str, lines: list[str]) -> None:

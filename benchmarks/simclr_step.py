@@ -12,10 +12,9 @@ are compared before anything is timed.
 """
 
 import argparse
-import statistics
 
-from benchmarks.report import machine_line, write_section
-from benchmarks.turns import Worker
+from benchmarks.report import machine_line, this_command, write_section
+from benchmarks.turns import Worker, step_cells, table_row, take_turns
 
 CONTENDERS = ("hubmodels", "lightly")
 LARGEST_LOSS_DIFFERENCE = 1e-3
@@ -31,25 +30,11 @@ def race(case: str, source: str, rounds: int, steps: int | None) -> list[str]:
     losses = {name: worker.ready["loss"] for name, worker in workers.items()}
     if source == "views" and abs(losses["hubmodels"] - losses["lightly"]) > LARGEST_LOSS_DIFFERENCE:
         raise RuntimeError(f"the contenders do not compute the same loss: {losses}")
-    for _ in range(rounds):
-        for worker in workers.values():
-            worker.run(steps or usual_steps)
-    reports = {name: worker.close() for name, worker in workers.items()}
-    ours = workers["hubmodels"].seconds
+    reports = take_turns(workers, rounds, steps or usual_steps)
+    ours = workers["hubmodels"]
     rows = []
     for name, worker in workers.items():
-        median = statistics.median(worker.seconds)
-        ratios = sorted(theirs / own for theirs, own in zip(worker.seconds, ours, strict=True))
-        cells = [
-            case,
-            LABELS[source],
-            name,
-            f"{batch / median:.1f} ({batch / max(worker.seconds):.1f} to {batch / min(worker.seconds):.1f})",
-            f"{statistics.median(ratios):.3f} ({ratios[0]:.3f} to {ratios[-1]:.3f})",
-            f"{reports[name]['peak_mib']:.0f}",
-            f"{reports[name]['step_mib']:.0f}",
-        ]
-        rows.append("| " + " | ".join(cells) + " |")
+        rows.append(table_row([case, LABELS[source], name, *step_cells(worker, ours, reports[name], batch, digits=1)]))
     return rows
 
 
@@ -79,7 +64,7 @@ def main() -> None:
         "",
         machine_line("torch", "torchvision", "lightly", "pillow"),
     ]
-    write_section("SimCLR training step", "python -m benchmarks.simclr_step", table)
+    write_section("SimCLR training step", this_command(), table)
 
 
 if __name__ == "__main__":

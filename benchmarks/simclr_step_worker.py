@@ -6,9 +6,7 @@ INPUT is "views" (a batch of augmented views, the same in every step) or "images
 augments decoded images in every step).
 """
 
-import json
 import sys
-import time
 from itertools import cycle
 from typing import NamedTuple
 
@@ -16,7 +14,7 @@ import torch
 from torch import nn
 from torch.utils.data import DataLoader, Dataset
 
-from benchmarks.mae_step_worker import peak_mib
+from benchmarks.contender import serve, start_of_memory
 from benchmarks.torchvision_names import torchvision_state
 
 THREADS = 2
@@ -181,7 +179,7 @@ def main() -> None:
     racer = contender(case)
     views = torch.rand(batch, 2, 3, case.size, case.size, generator=torch.Generator().manual_seed(1))
     batches = cycle([racer.batch(views)]) if source == "views" else forever(racer.loader(batch))
-    before = peak_mib()
+    before = start_of_memory()
 
     def step() -> float:
         loss = racer.loss(next(batches))
@@ -191,13 +189,7 @@ def main() -> None:
         return loss.item()
 
     first = step()
-    print(json.dumps({"loss": first}), flush=True)
-    for line in sys.stdin:
-        start = time.perf_counter()
-        for _ in range(int(line)):
-            step()
-        print(json.dumps({"seconds": time.perf_counter() - start}), flush=True)
-    print(json.dumps({"peak_mib": peak_mib(), "step_mib": peak_mib() - before}), flush=True)
+    serve(step, before, loss=first)
 
 
 def forever(loader: DataLoader):

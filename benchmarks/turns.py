@@ -1,6 +1,7 @@
 """Contenders of a race in processes of their own, which take turns."""
 
 import json
+import statistics
 import subprocess
 import sys
 from pathlib import Path
@@ -40,3 +41,36 @@ class Worker:
         report = self._read()
         self.process.wait()
         return report
+
+
+def take_turns(workers: dict[str, Worker], rounds: int, steps: int) -> dict[str, dict]:
+    """Runs `steps` steps of every contender in each round; returns their last reports."""
+    for _ in range(rounds):
+        for worker in workers.values():
+            worker.run(steps)
+    return {name: worker.close() for name, worker in workers.items()}
+
+
+def spread(values: list[float], digits: int) -> str:
+    """Median, and lowest to highest."""
+    return f"{statistics.median(values):.{digits}f} ({min(values):.{digits}f} to {max(values):.{digits}f})"
+
+
+def ratios(theirs: list[float], ours: list[float]) -> list[float]:
+    """Times of another contender over ours, round by round: above 1 where ours is faster."""
+    return [their / own for their, own in zip(theirs, ours, strict=True)]
+
+
+def step_cells(worker: Worker, ours: Worker, report: dict, batch: int, digits: int = 2) -> list[str]:
+    """Cells of a table of steps: images/s, time / ours, peak MiB, MiB of the steps."""
+    return [
+        spread([batch / seconds for seconds in worker.seconds], digits),
+        spread(ratios(worker.seconds, ours.seconds), 3),
+        f"{report['peak_mib']:.0f}",
+        f"{report['step_mib']:.0f}",
+    ]
+
+
+def table_row(cells: list[str]) -> str:
+    """A row in Markdown."""
+    return "| " + " | ".join(cells) + " |"
