@@ -62,8 +62,8 @@ NO_LOSS = {"test_training*": "the model has no loss"}
 BASE_MODEL = {"test_torch_save_load": "compares a model with its base model, which this one is"}
 NO_BASE_MODEL = {"test_model_forward_default_config_values": "is run on the base model of a method"}
 
-# For convolutional models, and models whose state-dict names have always been the current ones.
-NO_ATTENTION = dict.fromkeys(
+# For convolutional models whose state-dict names have always been the current ones.
+_NO_ATTENTION = dict.fromkeys(
     (
         "test_attention_outputs",
         "test_can_set_attention_dynamically",
@@ -72,14 +72,15 @@ NO_ATTENTION = dict.fromkeys(
     ),
     "the model has no attention",
 )
-NO_HOOKS = dict.fromkeys(
+_NO_HOOKS = dict.fromkeys(
     ("test_can_capture_specific_layers_hidden_states", "test_capture_outputs_decorator"),
     "the model returns its feature maps itself, without transformers' hooks",
 )
-ONE_LAYOUT = dict.fromkeys(
+_ONE_LAYOUT = dict.fromkeys(
     ("test_can_load_from_already_mapped_keys", "test_reverse_loading_mapping"),
     "there is no older layout of the state dict",
 )
+CONVOLUTIONAL_SELF_SKIPS = MODEL_SELF_SKIPS | _NO_ATTENTION | _NO_HOOKS | _ONE_LAYOUT
 
 IMAGE_PROCESSOR_SELF_SKIPS = {
     "test_backends_equivalence*": ONE_BACKEND,

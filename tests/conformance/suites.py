@@ -239,6 +239,27 @@ class FeatureMapConformance(ModelConformance):
         torch.testing.assert_close(gradients[1], gradients[0])
 
 
+class ConvolutionalConformance(ModelConformance):
+    """
+    The suites for networks whose hidden states are feature maps.
+
+    Attributes:
+        map_shapes: shapes `[C, h, w]` of the maps of `config` for `make_inputs`.
+    """
+
+    has_attentions = False
+    map_shapes: tuple[tuple[int, int, int], ...]
+
+    def test_hidden_states_output(self):
+        """The maps of the stem and of every stage (the suite expects tokens)."""
+        config, inputs = self.model_tester.prepare_config_and_inputs_for_common()
+        for requested in ({"output_hidden_states": True}, {}):
+            config.output_hidden_states = not requested
+            with torch.no_grad():
+                maps = self.model_class(config).eval()(**inputs, **requested).hidden_states
+            self.assertEqual(tuple(tuple(m.shape[1:]) for m in maps), self.map_shapes)
+
+
 class BackboneConformance(BackboneTesterMixin, FeatureMapConformance):
     """The same for a backbone, with transformers' `BackboneTesterMixin`."""
 

@@ -13,25 +13,14 @@ from hubmodels.modeling.simclr import (
 )
 from PIL import Image
 
-from tests.conformance.skips import (
-    BASE_MODEL,
-    MODEL_SELF_SKIPS,
-    NO_ATTENTION,
-    NO_BASE_MODEL,
-    NO_CLASSIFIER,
-    NO_HOOKS,
-    NO_LOSS,
-    ONE_LAYOUT,
-)
+from tests.conformance.skips import BASE_MODEL, CONVOLUTIONAL_SELF_SKIPS, NO_BASE_MODEL, NO_CLASSIFIER, NO_LOSS
 from tests.conformance.suites import (
     BackboneConformance,
     ConfigTester,
-    ModelConformance,
+    ConvolutionalConformance,
     PipelineConformance,
     uniform,
 )
-
-SELF_SKIPS = MODEL_SELF_SKIPS | NO_ATTENTION | NO_HOOKS | ONE_LAYOUT
 
 
 def small_config(**changes) -> SimCLRConfig:
@@ -40,9 +29,9 @@ def small_config(**changes) -> SimCLRConfig:
     return SimCLRConfig(**(sizes | {"proj_out_dim": 8, "num_proj_layers": 2} | changes))
 
 
-class SimCLRConformance(ModelConformance):
+class SimCLRConformance(ConvolutionalConformance):
     config = small_config()
-    has_attentions = False
+    map_shapes = ((4, 4, 4), (16, 4, 4), (32, 2, 2))
 
     def make_inputs(self, config, batch_size):
         return {"pixel_values": uniform(batch_size, config.num_channels, 16, 16)}
@@ -52,24 +41,15 @@ class SimCLRConformance(ModelConformance):
             self, config_class=SimCLRConfig, has_text_modality=False, common_properties=["num_channels", "image_size"]
         ).run_common_tests()
 
-    def test_hidden_states_output(self):
-        """The maps after the stem and after every group (the suite expects tokens)."""
-        config, inputs = self.model_tester.prepare_config_and_inputs_for_common()
-        for requested in ({"output_hidden_states": True}, {}):
-            config.output_hidden_states = not requested
-            with torch.no_grad():
-                maps = self.model_class(config).eval()(**inputs, **requested).hidden_states
-            self.assertEqual([tuple(m.shape[1:]) for m in maps], [(4, 4, 4), (16, 4, 4), (32, 2, 2)])
-
 
 class TestSimCLRModel(SimCLRConformance, unittest.TestCase):
     model_class = SimCLRModel
-    self_skips = SELF_SKIPS | BASE_MODEL | NO_LOSS | NO_CLASSIFIER
+    self_skips = CONVOLUTIONAL_SELF_SKIPS | BASE_MODEL | NO_LOSS | NO_CLASSIFIER
 
 
 class TestSimCLRForPreTraining(SimCLRConformance, unittest.TestCase):
     model_class = SimCLRForPreTraining
-    self_skips = SELF_SKIPS | NO_BASE_MODEL | NO_CLASSIFIER
+    self_skips = CONVOLUTIONAL_SELF_SKIPS | NO_BASE_MODEL | NO_CLASSIFIER
     skips = {"test_batching_equivalence": "the loss compares the images of a batch, one alone has no negatives"}
 
     def make_inputs(self, config, batch_size):
@@ -78,12 +58,12 @@ class TestSimCLRForPreTraining(SimCLRConformance, unittest.TestCase):
 
 class TestSimCLRForImageClassification(SimCLRConformance, unittest.TestCase):
     model_class = SimCLRForImageClassification
-    self_skips = SELF_SKIPS | NO_BASE_MODEL
+    self_skips = CONVOLUTIONAL_SELF_SKIPS | NO_BASE_MODEL
 
 
 class TestSimCLRForImageClassificationSelectiveKernel(SimCLRConformance, unittest.TestCase):
     model_class = SimCLRForImageClassification
-    self_skips = SELF_SKIPS | NO_BASE_MODEL
+    self_skips = CONVOLUTIONAL_SELF_SKIPS | NO_BASE_MODEL
     config = small_config(sk_ratio=0.0625, se_ratio=0.25, ft_proj_selector=1)
 
 
@@ -91,7 +71,7 @@ class TestSimCLRBackbone(BackboneConformance, SimCLRConformance, unittest.TestCa
     model_class = SimCLRBackbone
     has_attentions = False
     config = small_config(out_features=["stage1", "stage2"])
-    self_skips = SELF_SKIPS | NO_BASE_MODEL | NO_LOSS | NO_CLASSIFIER
+    self_skips = CONVOLUTIONAL_SELF_SKIPS | NO_BASE_MODEL | NO_LOSS | NO_CLASSIFIER
 
 
 class SimCLRPipelineConformance(PipelineConformance):

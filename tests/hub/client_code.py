@@ -1,4 +1,10 @@
-"""Code that a client process of the Hub tests runs before its own."""
+"""Client processes of the Hub tests, and code that they run before their own."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+from hub_server import HubServer
 
 # Waiting times of back-off are cut short, so that exhausted retries cost milliseconds; nothing else is changed.
 FAST_CLOCK = "import time; _sleep = time.sleep; time.sleep = lambda seconds: _sleep(min(seconds, 0.005))\n"
@@ -18,3 +24,13 @@ except ModuleNotFoundError:
 else:
     raise SystemExit("hubmodels could be imported: the test would prove nothing")
 """
+
+
+def run_client(hub: HubServer, work: Path, code: str, *args: str, token: str | None = "hf_write_secret") -> None:
+    """Runs code, given `work` and `args`, in a process whose Hub is the server, in a folder that holds nothing of ours."""
+    home, cwd = work / f"home-{token}", work / "elsewhere"
+    cwd.mkdir(exist_ok=True)
+    command = [sys.executable, "-c", FAST_CLOCK + code, str(work), *args]
+    environment = hub.client_env(home, token)
+    done = subprocess.run(command, env=environment, cwd=cwd, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stdout + done.stderr

@@ -1,14 +1,9 @@
 """DenseCL models load where hubmodels is not installed: published, pushed by plain transformers, from a folder."""
 
-import subprocess
-import sys
-import textwrap
-from pathlib import Path
-
 import numpy as np
 import pytest
 import torch
-from client_code import FAST_CLOCK, WITHOUT_HUBMODELS
+from client_code import WITHOUT_HUBMODELS, run_client
 from hub_server import HubServer
 from hubmodels.modeling.densecl import (
     DenseCLBackbone,
@@ -86,18 +81,9 @@ def work(tmp_path_factory):
     np.save(work / "images.npy", generator.random((2, 3, 32, 32), dtype=np.float32))
     np.save(work / "views.npy", generator.random((4, 2, 3, 32, 32), dtype=np.float32))
     with HubServer() as hub:
-        run_in(hub, work, PUBLISH)
-        run_in(hub, work, WITHOUT_HUBMODELS + textwrap.dedent(STRANGER))
+        run_client(hub, work, PUBLISH)
+        run_client(hub, work, WITHOUT_HUBMODELS + STRANGER, token="hf_read_secret")
     return work
-
-
-def run_in(hub: HubServer, work: Path, code: str) -> None:
-    elsewhere = work / "elsewhere"
-    elsewhere.mkdir(exist_ok=True)
-    environment = hub.client_env(work / f"home-{len(code)}", "hf_write_secret")
-    command = [sys.executable, "-c", FAST_CLOCK + code, str(work)]
-    done = subprocess.run(command, env=environment, cwd=elsewhere, capture_output=True, text=True, timeout=300)
-    assert done.returncode == 0, done.stdout + done.stderr
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -1,14 +1,11 @@
 """Models leave through `publish`, `push_to_hub` and a local folder, and load where hubmodels cannot be imported."""
 
-import subprocess
-import sys
-import textwrap
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from client_code import FAST_CLOCK, WITHOUT_HUBMODELS
+from client_code import WITHOUT_HUBMODELS, run_client
 from hub_server import HubServer
 from hubmodels.modeling.mae import (
     MAEBackbone,
@@ -132,23 +129,13 @@ def work(tmp_path_factory):
     Image.fromarray(generator.integers(0, 256, (48, 40, 3), dtype=np.uint8)).save(work / "image.png")
     prepare_repository(work / "classifier", work / "repository")
     with HubServer() as hub:
-        run_in(hub, work, PUBLISH)
-        run_in(hub, work, PUSH)
-        stranger = WITHOUT_HUBMODELS + textwrap.dedent(STRANGER)
-        run_in(hub, work, stranger, "hf_write_secret", token=None)
+        run_client(hub, work, PUBLISH)
+        run_client(hub, work, PUSH)
+        stranger = WITHOUT_HUBMODELS + STRANGER
+        run_client(hub, work, stranger, "hf_write_secret", token=None)
         for name in ("classifier", "pretraining"):
             write_files(work / "hub" / f"pushed-{name}", hub.files(f"alice/pushed-{name}"))
     return work
-
-
-def run_in(hub: HubServer, work: Path, code: str, *args: str, token: str | None = "hf_write_secret") -> None:
-    home, cwd = work / f"home-{token}", work / "elsewhere"
-    cwd.mkdir(exist_ok=True)
-    command = [sys.executable, "-c", FAST_CLOCK + code, str(work), *args]
-    done = subprocess.run(
-        command, env=hub.client_env(home, token), cwd=cwd, capture_output=True, text=True, timeout=300
-    )
-    assert done.returncode == 0, done.stdout + done.stderr
 
 
 def write_files(folder: Path, files: dict[str, bytes]) -> None:
