@@ -97,6 +97,14 @@ def test_method_folder_is_self_contained(folder):
             assert allowed or sibling, f"{relative(path)}:{line} imports {module}"
 
 
+@pytest.mark.parametrize("stem", ["batch_statistics", "computed_gradients"])
+def test_pieces_that_methods_share_are_the_same(stem):
+    """Method folders cannot import each other: each carries its copy of such a piece, and all copies are equal."""
+    copies = [path for folder in METHOD_FOLDERS for path in folder.glob(f"{stem}_{folder.name}.py")]
+    assert len(copies) > 1, f"{stem} stands in one folder only; take it off this list"
+    assert len({path.read_text(encoding="utf-8") for path in copies}) == 1, [relative(path) for path in copies]
+
+
 @pytest.mark.parametrize("folder", METHOD_FOLDERS, ids=lambda folder: folder.name)
 def test_method_folder_is_flat_and_uses_single_dot_imports(folder):
     """transformers copies only what `from .module import name` reaches, and only from one folder."""

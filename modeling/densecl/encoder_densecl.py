@@ -29,7 +29,7 @@ class DenseCLEncoding(NamedTuple):
 
 
 class DenseCLPointwiseConv2d(nn.Conv2d):
-    """1x1 convolution as a matrix product, which on the CPU is a quarter faster at the sizes of the dense head."""
+    """1x1 convolution as a matrix product, which on the CPU is faster at the sizes of the dense head."""
 
     def __init__(self, in_channels: int, out_channels: int):
         super().__init__(in_channels, out_channels, kernel_size=1)

@@ -3,12 +3,13 @@
 from typing import NamedTuple
 
 import torch
-from torch.autograd.function import once_differentiable
+
+from .computed_gradients_densecl import WithGradients
 
 # Logits that are held at a time: 4 MiB in float32, which stay in a CPU's last cache.
 TILE_ELEMENTS = 2**20
 QUERY_ROWS = 2048
-# Matrix products of a width that is a multiple of this are a fifth faster.
+# Matrix products of a width that is a multiple of this are faster on the CPU.
 ALIGNMENT = 64
 
 
@@ -65,7 +66,7 @@ def info_nce(
                 *(tensor.detach() for tensor in inputs), queue.detach(), temperature, chunk, with_gradient
             )
         if with_gradient:
-            loss = _WithGradients.apply(loss, *inputs, *gradients)
+            loss = WithGradients.apply(loss, *inputs, *gradients)
         return InfoNCEOutput(loss / len(query), correct / len(query))
 
 
@@ -125,21 +126,6 @@ def _stream_rows(scaled, own, queue, weighted_keys, chunk):
         if weighted_keys is not None:
             weighted_keys.mul_(shrink).addmm_(weights, keys.T)
     return largest, sums, largest > own
-
-
-class _WithGradients(torch.autograd.Function):
-    """A value with the gradients that were computed together with it: `apply(value, *inputs, *gradients)`."""
-
-    @staticmethod
-    def forward(ctx, value, *inputs_and_gradients):
-        ctx.save_for_backward(*inputs_and_gradients[len(inputs_and_gradients) // 2 :])
-        return value.clone()
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx, grad_output):
-        gradients = ctx.saved_tensors
-        return None, *(gradient * grad_output for gradient in gradients), *(None for _ in gradients)
 
 
 __all__ = ["InfoNCEOutput", "info_nce"]

@@ -36,7 +36,7 @@ def gather_tokens(tokens: torch.Tensor, ids: torch.Tensor) -> torch.Tensor:
     """
     Tokens `ids` `[B, K]` of `[B, L, D]` (or of one shared `[1, L, D]` table) as `[B, K, D]`.
 
-    Whole rows are copied, which `gather` along an expanded index does not see (20 times slower on CPU).
+    Whole rows are copied, which `gather` along an expanded index does not see: it is much slower on a CPU.
     """
     images, length, width = tokens.shape
     rows = ids + length * torch.arange(images, device=ids.device)[:, None]

@@ -4,7 +4,8 @@ from typing import NamedTuple
 
 import torch
 import torch.distributed as dist
-from torch.autograd.function import once_differentiable
+
+from .computed_gradients_simclr import WithGradients
 
 REDUCTIONS = ("official", "mean")
 # Logits that are held at a time: 4 MiB in float32, which stay in a CPU's last cache.
@@ -86,7 +87,7 @@ def nt_xent(
             )
             logits_ab = own[0] @ everyone[1].T / temperature if return_logits else None
         if with_gradient:
-            loss = _WithGradients.apply(loss, own, everyone, *gradients)
+            loss = WithGradients.apply(loss, own, everyone, *gradients)
         rows = images if reduction == "official" else 2 * images
         labels = torch.arange(first, first + images, device=own.device)
         return NTXentOutput(loss / rows, correct / images, entropy / images, logits_ab, labels)
@@ -179,21 +180,6 @@ def _stream(own, everyone, first, temperature, chunk, with_gradient):
 def _entropy(probabilities: torch.Tensor) -> torch.Tensor:
     """Sum of the rows' entropies, with the small number of the official code inside of the logarithm."""
     return -(probabilities + 1e-8).log_().mul_(probabilities).sum()
-
-
-class _WithGradients(torch.autograd.Function):
-    """A value with the gradients that were computed together with it: `apply(value, *inputs, *gradients)`."""
-
-    @staticmethod
-    def forward(ctx, value, *inputs_and_gradients):
-        ctx.save_for_backward(*inputs_and_gradients[len(inputs_and_gradients) // 2 :])
-        return value.clone()
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx, grad_output):
-        gradients = ctx.saved_tensors
-        return None, *(gradient * grad_output for gradient in gradients), *(None for _ in gradients)
 
 
 __all__ = ["NTXentOutput", "nt_xent"]
