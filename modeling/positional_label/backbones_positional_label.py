@@ -75,9 +75,9 @@ class TokenView:
         self.num_prefix_tokens = _num_prefix_tokens(backbone)
         if is_timm(self.inner):
             network = backbone.timm_model
-            self.width, self.strides = network.num_features, _timm_strides(network)
+            self.strides, self.width = _timm_strides(network), network.num_features
         else:
-            self.width, self.strides = self.inner.hidden_size, _strides(self.inner, config.keep_resolution)
+            self.strides, self.width = _strides(self.inner, config.keep_resolution), self.inner.hidden_size
         self.grid = self.grid_of(*config.image_height_width)
         if config.pooling in ("cls", "cls_mean") and not self.num_prefix_tokens:
             raise ValueError(f"pooling {config.pooling!r} needs a class token, which {type(backbone).__name__} has not")

@@ -62,7 +62,7 @@ class PositionalLabelForPreTraining(PositionalLabelPreTrainedModel):
         inner = config.backbone_config
         if inner.model_type not in AUTOENCODERS:
             raise ValueError(
-                f"backbone_config must have the model_type of an autoencoder, {AUTOENCODERS}, got {inner.model_type!r}; "
+                f"backbone_config must be an autoencoder's, of model_type {AUTOENCODERS}, got {inner.model_type!r}; "
                 "other networks go with PositionalLabelForImageClassification"
             )
         if self._needs_noise and getattr(inner, "mask_sampling", "random") != "random":

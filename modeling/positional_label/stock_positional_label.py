@@ -84,11 +84,21 @@ def config_around(
         return config, model.base_model, classifier
     with torch.device("meta"):
         backbone = AutoModel.from_config(inner)
-    network = copy.copy(model.timm_model)
-    network._modules = dict(network._modules)  # its own table of parts, with the same parts
+    network = _with_own_head(model.timm_model)
     network.reset_classifier(0, network.global_pool)
     backbone.timm_model = network
     return config, backbone, classifier
+
+
+def _with_own_head(network: nn.Module) -> nn.Module:
+    """One of timm's networks with the same parts, whose classifier can be replaced without changing the other."""
+    classifier, network = network.get_classifier(), copy.copy(network)
+    network._modules = dict(network._modules)
+    for name, part in network._modules.items():
+        if part is not classifier and any(inner is classifier for inner in part.modules()):
+            network._modules[name] = part = copy.copy(part)
+            part._modules = dict(part._modules)
+    return network
 
 
 def stock_classifier(model: PreTrainedModel) -> PreTrainedModel:
@@ -112,11 +122,12 @@ def stock_classifier(model: PreTrainedModel) -> PreTrainedModel:
 
 
 def _with_parts(inner: PreTrainedConfig, backbone: PreTrainedModel, classifier: nn.Linear) -> PreTrainedModel:
+    classes = AutoModelForImageClassification._model_mapping[type(inner)]
     with torch.device("meta"):
-        stock = AutoModelForImageClassification.from_config(inner)
+        # DeiT has a second class, with two classifiers.
+        stock = (classes[0] if isinstance(classes, (tuple, list)) else classes)._from_config(inner)
     if is_timm(inner):
-        network = copy.copy(backbone.timm_model)
-        network._modules = dict(network._modules)
+        network = _with_own_head(backbone.timm_model)
         with torch.device("meta"):
             network.reset_classifier(inner.num_labels, network.global_pool)
         holder = network.get_classifier()
