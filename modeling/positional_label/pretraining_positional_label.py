@@ -76,8 +76,11 @@ class PositionalLabelForPreTraining(PositionalLabelPreTrainedModel):
         self._make_heads(inner.hidden_size, patch_grid(inner, *config.image_height_width))
         self.post_init()
         if inner.model_type == "vit_mae" and autoencoder is None:
-            # transformers' own initialisation of a whole model ends with a decoder table of zeros.
-            self.mae.decoder.initialize_weights(self.mae.base_model.embeddings.patch_embeddings.num_patches)
+            # transformers' initialisation of a whole model leaves both tables of positions at zero.
+            patches = self.mae.base_model.embeddings.patch_embeddings
+            patches.projection._is_hf_initialized = False
+            self.mae.base_model.embeddings.initialize_weights()
+            self.mae.decoder.initialize_weights(patches.num_patches)
         self._fix_tables()
 
     @property
