@@ -232,7 +232,14 @@ class PositionalLabelForImageClassification(PositionalLabelPreTrainedModel):
         return plain.to(device=first.device, dtype=first.dtype).train(self.training)
 
     def save_backbone(self, save_directory: str | PathLike, **kwargs) -> None:
-        """Saves the backbone alone, which `AutoModel` loads; arguments as `save_pretrained`."""
+        """
+        Saves the backbone alone, which `AutoModel` loads; arguments as `save_pretrained`.
+
+        Raises:
+            ValueError: for the authors' backbones, which no stock class can load.
+        """
+        if self.config.backbone_variant == "authors":
+            raise ValueError("the authors' backbone is no stock model; save without_position_head() instead")
         self.backbone.save_pretrained(save_directory, **kwargs)
 
     def freeze_encoder(self) -> None:

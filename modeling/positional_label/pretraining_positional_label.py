@@ -8,7 +8,7 @@ import copy
 from os import PathLike
 
 import torch
-from transformers import AutoModelForPreTraining, PreTrainedConfig, PreTrainedModel
+from transformers import AutoModelForPreTraining, PreTrainedModel
 from transformers.processing_utils import Unpack
 from transformers.utils import TransformersKwargs
 from transformers.utils.generic import can_return_tuple
@@ -18,6 +18,7 @@ from .configuration_positional_label import AUTOENCODERS, PositionalLabelConfig
 from .modeling_positional_label import PositionalLabelPreTrainedModel
 from .outputs_positional_label import PositionalLabelForPreTrainingOutput
 from .schemes_positional_label import check_position_table, random_rows, run_with_positions
+from .stock_positional_label import new_heads, stored_config, take_settings
 
 _FIXED_TABLES = ("vit.embeddings.position_embeddings", "decoder.decoder_pos_embed")
 
@@ -97,16 +98,14 @@ class PositionalLabelForPreTraining(PositionalLabelPreTrainedModel):
         As in transformers; also from an autoencoder (`mae` or `vit_mae`), which gets new position heads. Fields of the
         configuration are keyword arguments. The tables of positions stay fixed.
         """
-        hub = {name: kwargs[name] for name in ("revision", "token", "cache_dir", "local_files_only") if name in kwargs}
-        content, _ = PreTrainedConfig.get_config_dict(pretrained_model_name_or_path, **hub)
-        if content.get("model_type") in AUTOENCODERS and not isinstance(kwargs.get("config"), PositionalLabelConfig):
-            fields = set(PositionalLabelConfig.__dataclass_fields__) - set(PreTrainedConfig.__dataclass_fields__)
-            settings = {name: kwargs.pop(name) for name in fields if name in kwargs}
-            want_info = kwargs.pop("output_loading_info", False)
+        source, configured = pretrained_model_name_or_path, isinstance(kwargs.get("config"), PositionalLabelConfig)
+        if source is not None and not configured and stored_config(source, kwargs)[0].get("model_type") in AUTOENCODERS:
+            settings, want_info = take_settings(kwargs), kwargs.pop("output_loading_info", False)
             autoencoder, info = AutoModelForPreTraining.from_pretrained(
                 pretrained_model_name_or_path, *args, output_loading_info=True, **kwargs
             )
             model = cls.wrap(autoencoder, **settings).eval()
+            info["missing_keys"] = {*info["missing_keys"], *new_heads(model)}
             return (model, info) if want_info else model
         loaded = super().from_pretrained(pretrained_model_name_or_path, *args, **kwargs)
         (loaded[0] if isinstance(loaded, tuple) else loaded)._fix_tables()
@@ -147,7 +146,7 @@ class PositionalLabelForPreTraining(PositionalLabelPreTrainedModel):
         generator: torch.Generator | None = None,
         return_loss: bool = True,
         return_position: bool | None = None,
-        output_hidden_states: bool | None = None,
+        output_hidden_states: bool | list[int] | None = None,
         **kwargs: Unpack[TransformersKwargs],
     ) -> PositionalLabelForPreTrainingOutput:
         """
@@ -159,6 +158,7 @@ class PositionalLabelForPreTraining(PositionalLabelPreTrainedModel):
             generator (`torch.Generator`, *optional*): source of both, and of random anchors.
             return_loss (`bool`): compute the losses, which is also done in evaluation.
             return_position (`bool`, *optional*): return the logits of the position heads.
+            output_hidden_states (`bool` or indices, *optional*): also return the hidden states of the encoder.
             kwargs: of the autoencoder (`mask_ratio`, `interpolate_pos_encoding` ...), but `labels` is ignored.
 
         Raises:
@@ -188,14 +188,15 @@ class PositionalLabelForPreTraining(PositionalLabelPreTrainedModel):
                     tokens = self._second_pass(pixel_values, noise, kwargs)
                 predictions = self.predict_positions(tokens, grid, ids_keep, counted, bool(return_position), generator)
                 loss, fields = loss + self._position_loss(predictions), self._position_fields(predictions)
-        keep_states = self.config.output_hidden_states if output_hidden_states is None else output_hidden_states
+        if output_hidden_states is None:
+            output_hidden_states = self.config.output_hidden_states
         return PositionalLabelForPreTrainingOutput(
             loss=loss,
             logits=outputs.logits,
             mask=outputs.mask,
             ids_restore=outputs.ids_restore,
             ids_keep=ids_keep,
-            hidden_states=outputs.hidden_states if keep_states else None,
+            hidden_states=_selected(outputs.hidden_states, output_hidden_states),
             attentions=outputs.attentions,
             reconstruction_loss=outputs.loss if return_loss else None,
             **fields,
@@ -232,6 +233,14 @@ class PositionalLabelForPreTraining(PositionalLabelPreTrainedModel):
         ids_keep = noise.argsort(dim=1)[:, : int(noise.shape[1] * (1 - ratio))]
         counted = random_rows(position_noise.to(noise.device).gather(1, ids_keep), self.config.position_dropout)
         return torch.zeros_like(noise, dtype=torch.bool).scatter(1, ids_keep, counted), counted
+
+
+def _selected(states: tuple[torch.Tensor, ...], wanted: bool | int | list[int]) -> tuple | None:
+    """All states, none, or (as transformers has it) `None` in place of those that are not asked for."""
+    if isinstance(wanted, bool):
+        return states if wanted else None
+    kept = {index % len(states) for index in ([wanted] if isinstance(wanted, int) else wanted)}
+    return tuple(state if index in kept else None for index, state in enumerate(states))
 
 
 __all__ = ["PositionalLabelForPreTraining"]

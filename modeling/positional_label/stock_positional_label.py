@@ -212,6 +212,24 @@ def vit_inside(autoencoder: PreTrainedConfig) -> ViTConfig:
     return ViTConfig(**{name: getattr(autoencoder, name) for name in _VIT_FIELDS})
 
 
+def stored_config(source: str | PathLike, kwargs: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The content of a checkpoint's config.json, and the arguments of `from_pretrained` that say where it is."""
+    names = ("revision", "token", "cache_dir", "local_files_only", "subfolder", "force_download")
+    hub = {name: kwargs[name] for name in names if name in kwargs}
+    return PreTrainedConfig.get_config_dict(source, **hub)[0], hub
+
+
+def take_settings(kwargs: dict[str, Any]) -> dict[str, Any]:
+    """Takes the fields of [`PositionalLabelConfig`] out of the arguments of `from_pretrained`."""
+    fields = set(PositionalLabelConfig.__dataclass_fields__) - set(PreTrainedConfig.__dataclass_fields__)
+    return {name: kwargs.pop(name) for name in fields if name in kwargs}
+
+
+def new_heads(model: nn.Module) -> set[str]:
+    """Names of the weights of position heads."""
+    return {name for name, _ in model.named_parameters() if name.split(".")[0].endswith("position_head")}
+
+
 def load_classifier(model_class: type, source: str | PathLike, *args, **kwargs) -> Any:
     """
     Loads a classifier from a checkpoint that is none of the method's own classifiers.
@@ -224,17 +242,15 @@ def load_classifier(model_class: type, source: str | PathLike, *args, **kwargs) 
     Returns:
         What `from_pretrained` would, or None if `source` is one of the method's own classifiers.
     """
-    if isinstance(kwargs.get("config"), PositionalLabelConfig):
+    if source is None or isinstance(kwargs.get("config"), PositionalLabelConfig):
         return None
-    hub = {name: kwargs[name] for name in ("revision", "token", "cache_dir", "local_files_only") if name in kwargs}
-    content, _ = PreTrainedConfig.get_config_dict(source, **hub)
+    content, hub = stored_config(source, kwargs)
     kind = content.get("model_type")
     nested = content.get("backbone_config") or {}
     pretrained = kind == PositionalLabelConfig.model_type and nested.get("model_type") in AUTOENCODERS
     if (kind == PositionalLabelConfig.model_type and not pretrained) or "state_dict" in kwargs:
         return None
-    fields = set(PositionalLabelConfig.__dataclass_fields__) - set(PreTrainedConfig.__dataclass_fields__)
-    settings = {name: kwargs.pop(name) for name in fields if name in kwargs}
+    settings = take_settings(kwargs)
     want_info = kwargs.pop("output_loading_info", False)
     if pretrained or kind in AUTOENCODERS:
         if pretrained:
@@ -256,6 +272,7 @@ def load_classifier(model_class: type, source: str | PathLike, *args, **kwargs) 
         model = model_class.wrap(stock, **settings)
         prefix = stock.base_model_prefix + "."
         info = {key: _renamed(names, prefix) for key, names in info.items()}
+        info["missing_keys"] = {*info["missing_keys"], *new_heads(model)}
     model.eval()
     return (model, info) if want_info else model
 
