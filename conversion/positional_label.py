@@ -15,6 +15,7 @@ which is read as a plain dictionary and not used; masks of attention windows are
 
 import math
 import re
+from collections import OrderedDict
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -54,8 +55,8 @@ ORIGIN = Origin(
 }""",
 )
 
-# The settings in a training file: a dictionary under the name that its pickle asks for, without yacs' code.
-_Settings = type("CfgNode", (dict,), {"__module__": "yacs.config"})
+# The settings in a training file: the class that its pickle names makes a plain dictionary, without yacs' code.
+_Settings = type("CfgNode", (), {"__module__": "yacs.config", "__new__": lambda cls: OrderedDict()})
 
 _QKV = WeightConverter(
     [r"\.attn\.qkv\."],
