@@ -106,6 +106,7 @@ POSITIONAL_LABEL = Method(
     module="hubmodels.modeling.positional_label",
     auto_classes={
         "AutoConfig": "PositionalLabelConfig",
+        "AutoModel": "PositionalLabelModel",
         "AutoModelForPreTraining": "PositionalLabelForPreTraining",
         "AutoModelForImageClassification": "PositionalLabelForImageClassification",
     },

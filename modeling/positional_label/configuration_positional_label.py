@@ -23,6 +23,7 @@ DEFAULT_POSITION_DROPOUT = 0.75  # of DropPos (arXiv 2309.03576)
 # where only transformers is installed; the files named here are saved next to it.
 AUTO_MAP = {
     "AutoConfig": "configuration_positional_label.PositionalLabelConfig",
+    "AutoModel": "modeling_positional_label.PositionalLabelModel",
     "AutoModelForPreTraining": "pretraining_positional_label.PositionalLabelForPreTraining",
     "AutoModelForImageClassification": "modeling_positional_label.PositionalLabelForImageClassification",
 }

@@ -2,11 +2,13 @@
 
 import copy
 from os import PathLike
+from typing import Any
 
 import torch
 from torch import nn
 from transformers import PreTrainedModel
 from transformers import initialization as init
+from transformers.modeling_outputs import BaseModelOutputWithPooling
 from transformers.processing_utils import Unpack
 from transformers.utils import TransformersKwargs
 from transformers.utils.generic import can_return_tuple
@@ -19,7 +21,7 @@ from .losses_positional_label import at_least_float32
 from .outputs_positional_label import PositionalLabelImageClassifierOutput
 from .parameters_positional_label import layer_groups, undecayed
 from .schemes_positional_label import check_position_table, only_patches, random_rows, run_with_positions
-from .stock_positional_label import config_around, load_classifier, stock_classifier
+from .stock_positional_label import config_around, load_foreign, stock_classifier
 from .vit_positional_label import AUTHORS_VIT_STD
 
 
@@ -128,6 +130,61 @@ class PositionalLabelPreTrainedModel(PreTrainedModel):
         return fields
 
 
+class PositionalLabelModel(PositionalLabelPreTrainedModel):
+    """
+    The backbone alone, of a classifier or a pre-trained autoencoder: features of all patches.
+
+    Args:
+        config (`PositionalLabelConfig`): configuration.
+
+    Example:
+
+    ```python
+    >>> features = model(pixel_values).last_hidden_state  # [B, N, D]
+    ```
+    """
+
+    _keys_to_ignore_on_load_unexpected = [r"^(relative_)?position_head\.", r"^classifier\.", r"(^|\.)decoder\."]
+
+    def __init__(self, config: PositionalLabelConfig, backbone: PreTrainedModel | None = None):
+        """`backbone` is used in place of a new network of `config.backbone_config`."""
+        super().__init__(config)
+        self.backbone = build_backbone(config) if backbone is None else backbone
+        self.view = TokenView(self.backbone, config)
+        self.supports_gradient_checkpointing = self.backbone.supports_gradient_checkpointing
+        self.post_init()
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path: str | PathLike, *args, **kwargs):
+        """As in transformers; also from a pre-trained autoencoder (`mae`, `vit_mae`) or classifier."""
+        loaded = load_foreign(cls, pretrained_model_name_or_path, *args, **kwargs)
+        return super().from_pretrained(pretrained_model_name_or_path, *args, **kwargs) if loaded is None else loaded
+
+    @classmethod
+    def wrap(cls, model: PreTrainedModel, **settings) -> "PositionalLabelModel":
+        """The backbone of an image classifier, which both then share; arguments as for the classifier's `wrap`."""
+        config, backbone, _ = config_around(model, settings)
+        return cls(config, backbone=backbone).train(model.training)
+
+    def encode(self, pixel_values: torch.Tensor, **kwargs) -> BaseModelOutputWithPooling:
+        """As [`forward`]."""
+        return encode(self, pixel_values, kwargs)
+
+    @can_return_tuple
+    def forward(
+        self, pixel_values: torch.Tensor | None = None, **kwargs: Unpack[TransformersKwargs]
+    ) -> BaseModelOutputWithPooling:
+        """
+        Args:
+            pixel_values (`torch.Tensor` of shape `[B, C, H, W]`): normalised images.
+            kwargs: of the backbone (`interpolate_pos_encoding`, `output_hidden_states` ...).
+
+        Returns:
+            Patch tokens after the final norm `[B, N, D]`, and what a classifier reads `[B, D']`.
+        """
+        return encode(self, pixel_values, kwargs)
+
+
 class PositionalLabelForImageClassification(PositionalLabelPreTrainedModel):
     """
     A vision transformer with a classifier, which in training also tells where its tokens sit.
@@ -176,7 +233,7 @@ class PositionalLabelForImageClassification(PositionalLabelPreTrainedModel):
         Swinv2, timm) or from a pre-trained autoencoder (`mae`, `vit_mae`, or [`PositionalLabelForPreTraining`]), which
         gets new position heads. Fields of the configuration are keyword arguments.
         """
-        loaded = load_classifier(cls, pretrained_model_name_or_path, *args, **kwargs)
+        loaded = load_foreign(cls, pretrained_model_name_or_path, *args, **kwargs)
         return super().from_pretrained(pretrained_model_name_or_path, *args, **kwargs) if loaded is None else loaded
 
     @classmethod
@@ -241,6 +298,10 @@ class PositionalLabelForImageClassification(PositionalLabelPreTrainedModel):
         if self.config.backbone_variant == "authors":
             raise ValueError("the authors' backbone is no stock model; save without_position_head() instead")
         self.backbone.save_pretrained(save_directory, **kwargs)
+
+    def encode(self, pixel_values: torch.Tensor, **kwargs) -> BaseModelOutputWithPooling:
+        """Patch tokens after the final norm `[B, N, D]` and what the classifier reads, without any head."""
+        return encode(self, pixel_values, kwargs)
 
     def freeze_encoder(self) -> None:
         """Freezes all but the classifier and the position heads (linear probes)."""
@@ -347,8 +408,22 @@ class PositionalLabelForImageClassification(PositionalLabelPreTrainedModel):
         return nn.functional.cross_entropy(logits, labels if labels.ndim == 1 else labels.to(logits.dtype))
 
 
-__all__ = ["PositionalLabelForImageClassification", "PositionalLabelPreTrainedModel"]
+def encode(model: PositionalLabelPreTrainedModel, pixel_values: torch.Tensor | None, kwargs) -> Any:
+    """The output of an encoder: tokens of the patches, and pooled."""
+    if pixel_values is None:
+        raise ValueError("pixel_values is required")
+    tokens, pooled, outputs = model.view.run(model.backbone, pixel_values, kwargs)
+    return BaseModelOutputWithPooling(
+        last_hidden_state=tokens,
+        pooler_output=pooled,
+        hidden_states=getattr(outputs, "hidden_states", None),
+        attentions=getattr(outputs, "attentions", None),
+    )
+
+
+__all__ = ["PositionalLabelForImageClassification", "PositionalLabelModel", "PositionalLabelPreTrainedModel"]
 
 # Saving writes these code files next to the weights, so that a folder or repository loads where hubmodels is missing.
 PositionalLabelConfig.register_for_auto_class()
+PositionalLabelModel.register_for_auto_class("AutoModel")
 PositionalLabelForImageClassification.register_for_auto_class("AutoModelForImageClassification")

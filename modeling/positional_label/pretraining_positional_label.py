@@ -9,6 +9,7 @@ from os import PathLike
 
 import torch
 from transformers import AutoModelForPreTraining, PreTrainedModel
+from transformers.modeling_outputs import BaseModelOutput
 from transformers.processing_utils import Unpack
 from transformers.utils import TransformersKwargs
 from transformers.utils.generic import can_return_tuple
@@ -131,6 +132,18 @@ class PositionalLabelForPreTraining(PositionalLabelPreTrainedModel):
     def unwrap(self) -> PreTrainedModel:
         """The autoencoder without position heads; `save_pretrained` of it writes a checkpoint of its own kind."""
         return self.mae
+
+    @torch.no_grad()
+    def encode(self, pixel_values: torch.Tensor) -> BaseModelOutput:
+        """Tokens of all patches in image order `[B, L, D]`, without masking and without gradients."""
+        encoder, config = self.mae.base_model, self.mae.base_model.embeddings.config
+        order = torch.arange(encoder.embeddings.patch_embeddings.num_patches, device=pixel_values.device)
+        ratio, config.mask_ratio = config.mask_ratio, 0.0
+        try:
+            states = encoder(pixel_values, noise=order.expand(len(pixel_values), -1).float()).last_hidden_state
+        finally:
+            config.mask_ratio = ratio
+        return BaseModelOutput(last_hidden_state=states[:, 1:])
 
     def no_weight_decay(self) -> set[str]:
         """Those of the autoencoder."""

@@ -34,6 +34,15 @@ STOCK_POOLING = {
 }
 LABEL_FIELDS = ("id2label", "label2id", "problem_type")
 _LABEL_ARGUMENTS = ("num_labels", *LABEL_FIELDS)
+# What a classifier or encoder takes from the configuration of the pre-training.
+_INHERITED = (
+    "position_label",
+    "position_loss_weight",
+    "relative_loss_weight",
+    "feature_split",
+    "num_anchors",
+    *LABEL_FIELDS,
+)
 # Fields that an autoencoder's encoder shares with a plain ViT.
 _VIT_FIELDS = (
     "hidden_size",
@@ -230,38 +239,34 @@ def new_heads(model: nn.Module) -> set[str]:
     return {name for name, _ in model.named_parameters() if name.split(".")[0].endswith("position_head")}
 
 
-def load_classifier(model_class: type, source: str | PathLike, *args, **kwargs) -> Any:
+def load_foreign(model_class: type, source: str | PathLike, *args, **kwargs) -> Any:
     """
-    Loads a classifier from a checkpoint that is none of the method's own classifiers.
+    Loads a classifier or encoder from a checkpoint that is neither: one of another model type, or a pre-trained one.
 
     Args:
-        model_class: the class to build.
+        model_class: the class to build, with `wrap`.
         source: folder or Hub id.
         args, kwargs: of `from_pretrained`; fields of the configuration are taken out.
 
     Returns:
         What `from_pretrained` would, or None if `source` is one of the method's own classifiers.
     """
-    if source is None or isinstance(kwargs.get("config"), PositionalLabelConfig):
+    given = kwargs.get("config")
+    if source is None or "state_dict" in kwargs:
         return None
-    content, hub = stored_config(source, kwargs)
-    kind = content.get("model_type")
-    nested = content.get("backbone_config") or {}
-    pretrained = kind == PositionalLabelConfig.model_type and nested.get("model_type") in AUTOENCODERS
-    if (kind == PositionalLabelConfig.model_type and not pretrained) or "state_dict" in kwargs:
+    if isinstance(given, PositionalLabelConfig):
+        content, hub = given.to_dict(), {}
+    else:
+        content, hub = stored_config(source, kwargs)
+    own, nested = content["model_type"] == PositionalLabelConfig.model_type, content.get("backbone_config") or {}
+    pretrained = own and nested.get("model_type") in AUTOENCODERS
+    if own and not pretrained:
         return None
-    settings = take_settings(kwargs)
-    want_info = kwargs.pop("output_loading_info", False)
-    if pretrained or kind in AUTOENCODERS:
+    settings, want_info = take_settings(kwargs), kwargs.pop("output_loading_info", False)
+    if pretrained or content["model_type"] in AUTOENCODERS:
         if pretrained:
-            inherited = (
-                "position_label",
-                "position_loss_weight",
-                "relative_loss_weight",
-                "feature_split",
-                "num_anchors",
-            )
-            settings = {name: content[name] for name in inherited if name in content} | settings
+            kwargs.pop("config", None)
+            settings = {name: content[name] for name in _INHERITED if content.get(name) is not None} | settings
         model, info = _from_autoencoder(model_class, source, nested if pretrained else content, settings, args, kwargs)
     else:
         labels = {name: kwargs.pop(name) for name in _LABEL_ARGUMENTS if name in kwargs}
@@ -287,16 +292,15 @@ def _renamed(names: Any, prefix: str) -> Any:
 
 
 def _from_autoencoder(model_class, source, content, settings, args, kwargs) -> tuple[Any, Any]:
-    """The encoder of a pre-trained autoencoder, with a new classifier and, but for those it has, new position heads."""
+    """The encoder of a pre-trained autoencoder; classifier and position heads are new, but for heads that it has."""
     labels = {name: kwargs.pop(name) for name in _LABEL_ARGUMENTS if name in kwargs}
-    autoencoder = AutoConfig.for_model(**content)
-    config = PositionalLabelConfig(backbone_config=vit_inside(autoencoder), **labels, **settings)
+    config = PositionalLabelConfig(backbone_config=vit_inside(AutoConfig.for_model(**content)), **labels, **settings)
     names = {
         r"^mae\.vit\.": "backbone.",
         r"^vit\.": "backbone.",
         r"^(?=(embeddings|layers|layernorm)\.)": "backbone.",
     }
-    model, info = super(model_class, model_class).from_pretrained(
+    # Past the method of `model_class`, which called this.
+    return super(model_class, model_class).from_pretrained(
         source, *args, config=config, key_mapping=names, output_loading_info=True, **kwargs
     )
-    return model, info

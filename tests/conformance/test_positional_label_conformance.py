@@ -8,11 +8,12 @@ from hubmodels.modeling.positional_label import (
     PositionalLabelConfig,
     PositionalLabelForImageClassification,
     PositionalLabelForPreTraining,
+    PositionalLabelModel,
 )
 from PIL import Image
 from transformers import BitImageProcessor, SwinConfig, ViTConfig, ViTMAEConfig
 
-from tests.conformance.skips import MODEL_SELF_SKIPS, NO_BASE_MODEL, NO_CLASSIFIER
+from tests.conformance.skips import BASE_MODEL, MODEL_SELF_SKIPS, NO_BASE_MODEL, NO_CLASSIFIER, NO_LOSS
 from tests.conformance.suites import ConfigTester, ModelConformance, PipelineConformance, uniform
 
 VIT = {
@@ -35,7 +36,7 @@ ONE_LAYOUT = dict.fromkeys(
     ("test_can_load_from_already_mapped_keys", "test_reverse_loading_mapping"),
     "there is no older layout of the authors' networks",
 )
-SELF_SKIPS = MODEL_SELF_SKIPS | NO_BASE_MODEL | {"test_torch_save_load": "compares with the AutoModel of a method"}
+SELF_SKIPS = MODEL_SELF_SKIPS | NO_BASE_MODEL
 
 
 class PositionalLabelConformance(ModelConformance):
@@ -49,6 +50,13 @@ class PositionalLabelConformance(ModelConformance):
         ConfigTester(
             self, config_class=PositionalLabelConfig, has_text_modality=False, common_properties=["hidden_size"]
         ).run_common_tests()
+
+
+class TestPositionalLabelModel(PositionalLabelConformance, unittest.TestCase):
+    model_class = PositionalLabelModel
+    self_skips = MODEL_SELF_SKIPS | BASE_MODEL | NO_LOSS | NO_CLASSIFIER
+    config = PositionalLabelConfig(backbone_config=ViTConfig(**VIT), pooling="cls", num_labels=3)
+    seq_length = 17
 
 
 class TestPositionalLabelViT(PositionalLabelConformance, unittest.TestCase):

@@ -288,7 +288,14 @@ def test_autoencoders_become_classifiers(tmp_path):
         torch.testing.assert_close(model.view.run(model.backbone, pixels, {})[0], expected, atol=1e-5, rtol=1e-5)
         assert not [name for name in info["missing_keys"] if name.startswith("backbone.")]
         assert model.config.backbone_config.model_type == "vit" and len(model.position_heads) == heads
+        encoder = AutoModel.from_pretrained(tmp_path / source)
         if source == "both":
+            assert type(encoder).__name__ == "PositionalLabelModel"
+            torch.testing.assert_close(encoder(pixels).last_hidden_state, expected, atol=1e-5, rtol=1e-5)
+            torch.testing.assert_close(both.encode(pixels).last_hidden_state, expected, atol=1e-5, rtol=1e-5)
+            by_auto = AutoModelForImageClassification.from_pretrained(tmp_path / source, num_labels=5)
+            assert torch.equal(by_auto.backbone.layernorm.weight, model.backbone.layernorm.weight)
+            assert by_auto.num_labels == 5
             assert torch.equal(model.position_head.fc1.weight, both.position_head.fc1.weight)
 
 
