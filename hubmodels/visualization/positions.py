@@ -12,7 +12,6 @@ import torch
 from matplotlib.cm import ScalarMappable
 from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
-from torch import nn
 from transformers.image_utils import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 
 from .figures import (
@@ -97,7 +96,7 @@ def position_errors(model: Any, pixel_values: torch.Tensor, drop_positions: bool
         model.train(was_training)
 
 
-def _errors(label: str, head: nn.Module, tokens: torch.Tensor) -> PositionErrors:
+def _errors(label: str, head: Any, tokens: torch.Tensor) -> PositionErrors:
     rows, columns = head.grid
     if label == "absolute":
         predicted = head(tokens, return_logits=True).logits.argmax(-1)

@@ -129,6 +129,9 @@ class PositionalLabelConfig(PreTrainedConfig):
 
     def __post_init__(self, **kwargs):
         self._check()
+        if isinstance(self.backbone_config, dict) and self.backbone_config.get("model_type") == "timm_wrapper":
+            # Its configuration wants a number of classes, which a backbone has no use for.
+            self.backbone_config = {"num_classes": 2} | self.backbone_config
         super().__post_init__(**{"auto_map": dict(AUTO_MAP)} | kwargs)
         if self.scheme == "droppos" and not self.position_dropout:
             self.position_dropout = DEFAULT_POSITION_DROPOUT

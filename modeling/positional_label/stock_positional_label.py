@@ -266,8 +266,12 @@ def load_foreign(model_class: type, source: str | PathLike, *args, **kwargs) -> 
     if pretrained or content["model_type"] in AUTOENCODERS:
         if pretrained:
             kwargs.pop("config", None)
-            settings = {name: content[name] for name in _INHERITED if content.get(name) is not None} | settings
-        model, info = _from_autoencoder(model_class, source, nested if pretrained else content, settings, args, kwargs)
+            stored = {name: content[name] for name in _INHERITED if content.get(name) is not None}
+            settings = stored | settings
+            same_heads = all(stored.get(name) == settings.get(name) for name in ("position_label", "feature_split"))
+        keep_heads = pretrained and same_heads
+        inner = nested if pretrained else content
+        model, info = _from_autoencoder(model_class, source, inner, settings, keep_heads, args, kwargs)
     else:
         labels = {name: kwargs.pop(name) for name in _LABEL_ARGUMENTS if name in kwargs}
         inner = AutoConfig.from_pretrained(source, **hub, **labels)
@@ -291,7 +295,7 @@ def _renamed(names: Any, prefix: str) -> Any:
     )
 
 
-def _from_autoencoder(model_class, source, content, settings, args, kwargs) -> tuple[Any, Any]:
+def _from_autoencoder(model_class, source, content, settings, keep_heads, args, kwargs) -> tuple[Any, Any]:
     """The encoder of a pre-trained autoencoder; classifier and position heads are new, but for heads that it has."""
     labels = {name: kwargs.pop(name) for name in _LABEL_ARGUMENTS if name in kwargs}
     config = PositionalLabelConfig(backbone_config=vit_inside(AutoConfig.for_model(**content)), **labels, **settings)
@@ -300,6 +304,8 @@ def _from_autoencoder(model_class, source, content, settings, args, kwargs) -> t
         r"^vit\.": "backbone.",
         r"^(?=(embeddings|layers|layernorm)\.)": "backbone.",
     }
+    if not keep_heads:
+        names[r"^(?=(relative_)?position_head\.)"] = "pretrained_"
     # Past the method of `model_class`, which called this.
     return super(model_class, model_class).from_pretrained(
         source, *args, config=config, key_mapping=names, output_loading_info=True, **kwargs
