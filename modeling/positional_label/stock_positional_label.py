@@ -305,8 +305,13 @@ def _from_autoencoder(model_class, source, content, settings, keep_heads, args, 
         r"^(?=(embeddings|layers|layernorm)\.)": "backbone.",
     }
     if not keep_heads:
-        names[r"^(?=(relative_)?position_head\.)"] = "pretrained_"
+        kwargs["ignore_mismatched_sizes"] = True
     # Past the method of `model_class`, which called this.
-    return super(model_class, model_class).from_pretrained(
+    model, info = super(model_class, model_class).from_pretrained(
         source, *args, config=config, key_mapping=names, output_loading_info=True, **kwargs
     )
+    # Heads for other labels than those of the pre-training are new.
+    other_heads = {entry for entry in info["mismatched_keys"] if entry[0] in new_heads(model)}
+    info["mismatched_keys"] = set(info["mismatched_keys"]) - other_heads
+    info["missing_keys"] = {*info["missing_keys"], *(entry[0] for entry in other_heads)}
+    return model, info

@@ -19,7 +19,7 @@ from transformers import (
 
 from hubmodels.data import load_image_dataset
 from hubmodels.evaluation import evaluate
-from hubmodels.training import Recipe, read_jsonl, train
+from hubmodels.training import Recipe, RecipeError, read_jsonl, train
 from hubmodels.training.methods import method_training
 from hubmodels.training.parameter_groups import parameter_groups
 from tests.modeling.tiny_positional_label import VIT, tiny_classifier
@@ -120,6 +120,7 @@ def test_fine_tuning_starts_from_other_models(start, autoencoder, pictures, tmp_
     elif start == "stock":
         backbone = str(tmp_path / "stock")
         ViTForImageClassification(ViTConfig(**(VIT | {"image_size": 16, "patch_size": 4}))).save_pretrained(backbone)
+    overrides.append("transform.crop_padding=null")
     recipe = "positional_label/small_finetune"
     run = train("positional_label", pictures, tmp_path / "run", backbone, recipe, overrides)
     model = AutoModelForImageClassification.from_pretrained(run.folder)
@@ -139,6 +140,11 @@ def test_a_stopped_run_ends_in_the_same_weights(task, request, pictures, tmp_pat
         stopped_at_step_5(monkeypatch, **call, recipe=recipe, overrides=overrides)
     again = train(**call, recipe=recipe, overrides=overrides)
     assert_same_bits(weights(again.folder), weights(finished.folder))
+
+
+def test_networks_without_tokens_are_refused(pictures, tmp_path):
+    with pytest.raises(RecipeError, match="backbone = resnet18 is no ViT or Swin for images of 32 pixels"):
+        train("positional_label", pictures, tmp_path / "run", "resnet18", "positional_label/small_finetune")
 
 
 def test_layers_have_their_learning_rates():

@@ -1,7 +1,10 @@
 """Training of Positional Label: classifiers around any backbone, and masked autoencoders with positions."""
 
+import torch
+
 from hubmodels.data import ImageCollator, PretrainTransform
 from hubmodels.training.methods.base import MethodTraining
+from hubmodels.training.recipe import RecipeError
 
 
 class PositionalLabelTraining(MethodTraining):
@@ -66,7 +69,7 @@ class PositionalLabelTraining(MethodTraining):
 
     def use_timm_shape(self, recipe, backbone, replaced):
         """Any ViT or Swin of timm, at the image size of the recipe."""
-        from hubmodels.modeling.positional_label import PositionalLabelConfig
+        from hubmodels.modeling.positional_label import PositionalLabelConfig, PositionalLabelModel
 
         size = recipe.model.get("backbone_config", {}).get("image_size")
         if size is None:
@@ -78,3 +81,13 @@ class PositionalLabelTraining(MethodTraining):
             "model_args": {"img_size": size},
         }
         recipe.model["pooling"] = "pooler"
+        try:
+            with torch.device("meta"):
+                config = PositionalLabelConfig(**(recipe.model | {"position_label": None}))
+                rows, columns = PositionalLabelModel(config).view.grid
+        except (AttributeError, RuntimeError, TypeError, ValueError) as error:
+            raise RecipeError(
+                f"backbone = {backbone} is no ViT or Swin for images of {size} pixels: {error}"
+            ) from error
+        if recipe.model.get("num_anchors"):
+            recipe.model["num_anchors"] = min(recipe.model["num_anchors"], rows * columns)
