@@ -57,8 +57,8 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3)
     arguments = parser.parse_args()
     lines = [
-        f"Forward + cross entropy + backward, float32, 2 threads, {arguments.rounds} rounds in turn. Time / ours: above",
-        "1 means that ours is faster, round by round. Memory: what the steps added to the process.",
+        f"Forward + cross entropy + backward, float32, 2 threads, {arguments.rounds} rounds in turn. Time / ours:",
+        "above 1 means that ours is faster, round by round. Memory: what the steps added to the process.",
     ]
     for title, (side, batch) in RACES.items():
         lines += [

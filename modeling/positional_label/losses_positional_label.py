@@ -7,8 +7,9 @@ from torch.nn import functional
 
 from .computed_gradients_positional_label import WithGradients
 
-# Logits of a tile; a few MiB stay in the cache of a core, and keep the matrix products large.
-TILE_BYTES = 4 * 2**20
+# Logits of a tile: what stays in the cache of a core, and what keeps an accelerator busy.
+TILE_BYTES = 2**20
+ACCELERATOR_TILE_BYTES = 2**26
 
 
 class PairParts(NamedTuple):
@@ -60,7 +61,7 @@ def pair_logits(parts: PairParts) -> torch.Tensor:
 
 
 def pair_cross_entropy(
-    parts: PairParts, labels: PairLabels, dropout: float = 0.0, tile_bytes: int = TILE_BYTES
+    parts: PairParts, labels: PairLabels, dropout: float = 0.0, tile_bytes: int | None = None
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """
     Mean cross entropy of all pairs of an anchor and another token, equal in value and gradients to that of
@@ -74,13 +75,15 @@ def pair_cross_entropy(
         parts (`PairParts`): the head in parts.
         labels (`PairLabels`): classes of the pairs.
         dropout (`float`): rate of the dropout after the activation.
-        tile_bytes (`int`): memory for the logits of a tile; at least one anchor is evaluated at a time.
+        tile_bytes (`int`, *optional*): memory for the logits of a tile, by default 1 MiB on a CPU and 64 MiB elsewhere;
+            at least one anchor is evaluated at a time.
 
     Returns:
         The mean over all pairs that count, and the share of them whose largest logit is that of the label.
     """
     needs_gradients = torch.is_grad_enabled() and any(part.requires_grad for part in parts)
     device = parts.anchors.device.type
+    tile_bytes = tile_bytes or (TILE_BYTES if device == "cpu" else ACCELERATOR_TILE_BYTES)
     compute_dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else parts.anchors.dtype
     with torch.no_grad(), torch.autocast(device, enabled=False):
         sums = _Sums(parts, compute_dtype, needs_gradients, dropout)
