@@ -6,6 +6,7 @@ from hubmodels.modeling.positional_label import PositionalLabelConfig, Positiona
 from transformers import (
     AutoModel,
     AutoModelForImageClassification,
+    ConvNextV2Config,
     Dinov2ForImageClassification,
     ResNetConfig,
     ResNetForImageClassification,
@@ -319,7 +320,8 @@ def test_autoencoders_become_classifiers(tmp_path):
         (SwinConfig(**SWIN), {"pooling": "cls"}, "pooling 'cls' needs a class token"),
         (SwinConfig(**SWIN), {"scheme": "jigsaw"}, "scheme 'jigsaw' needs a backbone whose embeddings add"),
         (SwinConfig(**SWIN), {"position_dropout": 0.5}, "position_dropout needs a backbone whose embeddings add"),
-        (ResNetConfig(), {}, "a resnet has no patches"),
+        (ResNetConfig(), {}, "a resnet has no patches of one width"),
+        (ConvNextV2Config(), {}, "a convnextv2 has no patches of one width"),
         ("beit", {"backbone_variant": "authors"}, "backbone_variant 'authors' exists for"),
     ],
 )  # fmt: skip
