@@ -298,7 +298,8 @@ def _renamed(names: Any, prefix: str) -> Any:
 def _from_autoencoder(model_class, source, content, settings, keep_heads, args, kwargs) -> tuple[Any, Any]:
     """The encoder of a pre-trained autoencoder; classifier and position heads are new, but for heads that it has."""
     labels = {name: kwargs.pop(name) for name in _LABEL_ARGUMENTS if name in kwargs}
-    config = PositionalLabelConfig(backbone_config=vit_inside(AutoConfig.for_model(**content)), **labels, **settings)
+    inner = vit_inside(AutoConfig.for_model(**content))
+    config = PositionalLabelConfig(backbone_config=inner, **(settings | labels))
     names = {
         r"^mae\.vit\.": "backbone.",
         r"^vit\.": "backbone.",
