@@ -197,6 +197,7 @@ def _resolve_recipe(
             raise RecipeError(f"give the pictures to train on, data=FOLDER, or a recipe that names them, for {method}")
         pictures = load_image_dataset(data)
         title = choose_recipe(min(pictures.typical_size()), torch.cuda.is_available())
+        title = method_training(method).recipe_for(title, labelled=bool(pictures.class_names))
         chosen = with_fitting_batch(Recipe.load(title, method=method), len(pictures))
         method_training(method).fit_to(chosen, len(pictures))
     elif isinstance(recipe, Recipe):

@@ -1,4 +1,4 @@
-"""Pictures of what a model does: reconstructions, anomaly maps, attention, views and their correspondences, embeddings.
+"""Pictures of what a model does: reconstructions, anomaly maps, attention, views, correspondences, embeddings, places.
 
 All are matplotlib figures.
 """
@@ -7,11 +7,13 @@ from .anomaly import anomaly_map, anomaly_sheet
 from .attention import attention_maps, attention_sheet
 from .embeddings import embedding_map, embedding_plane
 from .figures import save_figure, to_pictures
+from .positions import PositionErrors, position_errors, position_probe_curves, position_sheet
 from .reconstruction import reconstruction_sheet
 from .views import Correspondences, correspondences, dense_correspondences, view_pairs
 
 __all__ = [
     "Correspondences",
+    "PositionErrors",
     "anomaly_map",
     "anomaly_sheet",
     "attention_maps",
@@ -20,6 +22,9 @@ __all__ = [
     "dense_correspondences",
     "embedding_map",
     "embedding_plane",
+    "position_errors",
+    "position_probe_curves",
+    "position_sheet",
     "reconstruction_sheet",
     "save_figure",
     "to_pictures",

@@ -44,6 +44,18 @@ class MethodTraining:
         """
         return self.shape_keys
 
+    def recipe_for(self, chosen: str, labelled: bool) -> str:
+        """The recipe for a user who names none.
+
+        Args:
+            chosen: Name of the pre-training recipe that fits the pictures and the machine.
+            labelled: Whether the pictures have labels.
+
+        Returns:
+            Name of the recipe.
+        """
+        return chosen
+
     def fit_to(self, recipe: Recipe, images: int) -> None:
         """Fit a recipe that was chosen for the user, and whose batch fits, to the number of training images.
 
