@@ -7,10 +7,10 @@ self-supervised encoders to start from. The kinds of file are told apart by thei
 | --- | --- | --- |
 | `conv1.weight`, `layer1.0.bn1...`, `linear.*`, `recon_module.*` | pre-activation ResNet (DivideMix) | classifier |
 | `encoder.conv1.weight`, ..., `fc.*`, `recon_module.*` | ResNet of C2D | classifier |
-| `{"model": {"encoder.module.conv1.weight", ..., "head.*"}}` | self-supervised encoder of C2D | classifier with a fresh head |
+| `{"model": {"encoder.module.conv1.weight", ..., "head.*"}}` | encoder of C2D | classifier with a fresh head |
 
-Every name may have the prefix `module.` of a parallel model, also in the middle. The projection head `head.*` of an encoder
-is dropped, as the official code does. Two files make an ensemble.
+Every name may have the prefix `module.` of a parallel model, also in the middle. The projection head `head.*` of an
+encoder is dropped, as the official code does. Two files make an ensemble.
 """
 
 import os
@@ -93,14 +93,15 @@ def convert(
         head: file with `fc.*` and `recon_module.*` for an encoder of C2D; without it they start anew.
         num_labels: classes, for an encoder without head (default 10).
         image_size: pixels, where it is not 32 (3x3 stem) or 224 (7x7 stem).
-        softmax_outputs: return probabilities as the C2D ResNet-18 of the official CIFAR script does, in place of scores.
+        softmax_outputs: return probabilities in place of scores, as the C2D ResNet-18 of the official CIFAR script does.
         framework: how the model will be trained: "dividemix", "c2d" or "ce"; by default as its network was.
 
     Returns:
         The model, its image processor and its card.
 
     Raises:
-        ConversionError: no network of ours in it, unknown or missing keys, wrong shapes, two files of different networks.
+        ConversionError: no network of ours in it, unknown or missing keys, wrong shapes, two files of different
+            networks.
     """
     official, is_fresh = _official_state(checkpoint, head)
     options = {"image_size": image_size, "framework": framework, "softmax_outputs": softmax_outputs}
@@ -168,7 +169,8 @@ def _official_state(checkpoint: Mapping[str, Any], head: str | None) -> tuple[di
     if "encoder.conv1.weight" not in state:
         raise ConversionError(
             "no network of SANM found; known layouts: conv1.weight, layer1.0.bn1.weight, ..., linear.weight (DivideMix), "
-            f"encoder.conv1.weight, ..., fc.weight (C2D), encoder.module.* and head.* (its encoders); {describe(checkpoint)}"
+            "encoder.conv1.weight, ..., fc.weight (C2D), encoder.module.* and head.* (its encoders); "
+            f"{describe(checkpoint)}"
         )
     if "fc.weight" in state:
         return state, False
@@ -270,8 +272,8 @@ def _processor(config: SANMConfig) -> SANMImageProcessor:
 def _card(model: PreTrainedModel, source: Path, notes: list[str], second: str | None) -> str:
     if not model.config.softmax_outputs and model.config.layer_type == "basic":
         notes.append(
-            "The official CIFAR script takes a softmax inside of this network and applies its losses to the result; convert "
-            "with `--set softmax_outputs=true` to compare with it."
+            "The official CIFAR script takes a softmax inside of this network and applies its losses to the result; "
+            "convert with `--set softmax_outputs=true` to compare with it."
         )
     return converted_card(
         ORIGIN,

@@ -94,9 +94,9 @@ SANM = Method(
     name="sanm",
     title="Learning with Noisy Labels via Self-supervised Adversarial Noisy Masking",
     summary=(
-        "Trains a classifier on data with wrong labels: hides the region that a network looks at and as much of the label, "
-        "the more the less the label is trusted. Two networks tell each other which labels to trust; the wrong ones are "
-        "listed in a report."
+        "Trains a classifier on data with wrong labels: hides the region that a network looks at and as much of the "
+        "label, the more the less the label is trusted. Two networks tell each other which labels to trust; the wrong "
+        "ones are listed in a report."
     ),
     paper="https://arxiv.org/abs/2302.06805",
     arxiv="2302.06805",

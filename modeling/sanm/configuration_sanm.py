@@ -1,4 +1,4 @@
-"""Configuration of SANM models (Tu et al., "Learning with Noisy Labels via Self-supervised Adversarial Noisy Masking")."""
+"""Configuration of SANM models (Tu et al., CVPR 2023, arXiv 2302.06805)."""
 
 from typing import ClassVar
 
@@ -35,18 +35,20 @@ class SANMConfig(PreTrainedConfig):
 
     Args:
         framework (`str`, defaults to `"dividemix"`):
-            How the network learns. `"dividemix"` and `"c2d"` (the same from self-supervised weights) are trained in pairs
-            by `SANMTrainer`; given labels, their forward returns the plain cross entropy. `"ce"` is the light single-network
+            How the network learns. `"dividemix"` and `"c2d"` (the same from self-supervised weights) are trained in
+            pairs by `SANMTrainer`; given labels, their forward returns the plain cross entropy. `"ce"` is the light
+            single-network
             mode: in training the forward returns the whole SANM loss, so that any `Trainer` can run it.
         backbone_config (configuration or `dict`, *optional*):
             Any configuration that `AutoBackbone` or, for plain vision transformers, `AutoModel` knows (also
-            `TimmBackboneConfig`), used in place of the official networks; `layer_type`, `depths`, `widths` and `pool` then
-            have no effect.
+            `TimmBackboneConfig`), used in place of the official networks; `layer_type`, `depths`, `widths` and `pool`
+            then have no effect.
         layer_type (`str`, defaults to `"preact"`):
             `"preact"`: pre-activation ResNet-18 of DivideMix; `"basic"`: ResNet-18 of C2D; `"bottleneck"`: ResNet-50.
         depths (`list[int]`, *optional*): blocks of each stage; [2, 2, 2, 2], or [3, 4, 6, 3] for bottlenecks.
         widths (`list[int]`, defaults to `[64, 128, 256, 512]`):
-            Inner channels of each stage; bottlenecks put out four times as many. The stem has as many as the first stage.
+            Inner channels of each stage; bottlenecks put out four times as many. The stem has as many as the first
+            stage.
         pool (`bool`, *optional*):
             Stem of a 7x7 convolution with stride 2 and max pooling in place of a 3x3 convolution; by default for
             bottlenecks.
@@ -56,10 +58,11 @@ class SANMConfig(PreTrainedConfig):
             Return softmax probabilities as `logits`, to which every loss applies softmax again, as the official C2D
             ResNet-18 does. Only for exact comparisons: such networks hardly learn from random weights.
         decoder_type (`str`, *optional*):
-            `"resnet18"` (a 4x4 grid to 32 pixels), `"resnet50"` (7x7 to 224), `"auto"` (any grid to any size). By default the
-            one that fits the network and the size.
+            `"resnet18"` (a 4x4 grid to 32 pixels), `"resnet50"` (7x7 to 224), `"auto"` (any grid to any size). By
+            default the one that fits the network and the size.
         temperature (`float`, defaults to 0.5): of the sharpening of guessed labels (`p ** (1 / T)`, normalised).
-        area_range (pair of `float`, defaults to `(0.02, 0.07)`): range of the masked share of an image whose label is right.
+        area_range (pair of `float`, defaults to `(0.02, 0.07)`): range of the masked share of an image whose label is
+        right.
         min_aspect (`float`, defaults to 0.8): height over width of the masked box is in `[min_aspect, 1 / min_aspect]`.
         quality_slope (`float`, defaults to 0.03):
             What is added to the share as the probability that the label is right falls from 1 to 0.

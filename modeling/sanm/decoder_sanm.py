@@ -19,8 +19,8 @@ class SANMDecoder(nn.Module):
     """
     Transposed convolutions without activation or normalisation between them (as the official code).
 
-    `"resnet18"` turns a 4x4 grid into 32 pixels, `"resnet50"` 7x7 into 224. `"auto"` doubles the grid until it is at least
-    as large as the image, and resizes bilinearly where it is larger.
+    `"resnet18"` turns a 4x4 grid into 32 pixels, `"resnet50"` 7x7 into 224. `"auto"` doubles the grid until it is at
+    least as large as the image, and resizes bilinearly where it is larger.
 
     Args:
         config (`SANMConfig`): configuration; `decoder_type`, `num_channels`, `image_size`.

@@ -131,7 +131,7 @@ class LabelQualityEstimator:
         if bad.any():
             first = int(np.flatnonzero(bad)[0])
             raise ValueError(
-                f"losses must be finite and at least 0, got {values[first]} at index {first} ({int(bad.sum())} such values)"
+                f"losses must be finite and at least 0, got {values[first]} at index {first} ({int(bad.sum())} such)"
             )
         if self.past and len(self.past[-1]) != len(values):
             raise ValueError(
@@ -144,13 +144,12 @@ class LabelQualityEstimator:
         x = scaled.astype(np.float64)
         parameters = self._maximise(x, _two_means(x))
         likelihood, iterations, converged = -np.inf, 0, False
-        for iterations in range(1, self.max_iter + 1):
+        while iterations < self.max_iter and not converged:
+            iterations += 1
             responsibilities, new_likelihood = _expect(x, parameters)
             parameters = self._maximise(x, responsibilities)
             converged = abs(new_likelihood - likelihood) < self.tol
             likelihood = new_likelihood
-            if converged:
-                break
         posterior, _ = _expect(x, parameters)
         order = np.argsort(parameters[0], kind="stable")
         means, variances, weights = (values[order] for values in parameters)

@@ -45,7 +45,8 @@ class AdversarialNoisyMasking:
         min_aspect (`float`): the aspect, height over width, is drawn from `[min_aspect, 1 / min_aspect]`.
         quality_slope (`float`): what is added to the share for a wrong label.
         area_factor (`float`): share of the picture that is masked over share of the label that is moved.
-        position (`str`): `"corner"`: the box begins at the extreme activation (official); `"center"`: it is centred on it.
+        position (`str`): `"corner"`: the box begins at the extreme activation (official); `"center"`: it is centred on
+            it.
         mask (`str`): `"activation"`; `"random"` puts boxes of the same sizes anywhere; `"none"` hides nothing of the
             pictures.
         mask_labels (`bool`): whether labels are masked.
@@ -123,9 +124,10 @@ class AdversarialNoisyMasking:
         Random numbers per image.
 
         Args:
-            num_channels (`int`): C. The numbers are: share ~ U(`area_range`), aspect ~ U(`min_aspect`, `1 / min_aspect`),
-                C values ~ U(0, 1) that fill the box of the first view, C for the second; with `separate_areas` then share
-                and aspect of the second view; with `mask="random"` then row and column of both boxes, each ~ U(0, 1).
+            num_channels (`int`): C. The numbers are: share ~ U(`area_range`), aspect ~ U(`min_aspect`, `1 /
+                min_aspect`), C values ~ U(0, 1) that fill the box of the first view, C for the second; with
+                `separate_areas` then share and aspect of the second view; with `mask="random"` then row and column of
+                both boxes, each ~ U(0, 1).
         """
         return 2 + 2 * num_channels + 2 * self.separate_areas + 4 * (self.mask == "random")
 
@@ -181,8 +183,8 @@ class AdversarialNoisyMasking:
             [`MaskedViews`].
 
         Raises:
-            ValueError: for shapes that do not fit, probabilities outside [0, 1] (checked on the CPU), and boxes that are
-                not smaller than the image after 100 draws.
+            ValueError: for shapes that do not fit, probabilities outside [0, 1] (checked on the CPU), and boxes that
+                are not smaller than the image after 100 draws.
         """
         _check_inputs(images, feature_maps, clean_prob, targets)
         size, channels = images.shape[-2:], images.shape[1]

@@ -50,11 +50,12 @@ class SANMPreTrainedModel(PreTrainedModel):
 
 class SANMForImageClassification(SANMPreTrainedModel):
     """
-    Network with feature map, linear classifier and reconstruction decoder (official names `linear`/`fc`, `recon_module`).
+    Network with feature map, linear classifier and reconstruction decoder (official names `linear`/`fc`,
+    `recon_module`).
 
     In the light mode (`config.framework = "ce"`) a training forward with labels returns the whole SANM loss of a single
-    network, so that `transformers.Trainer` runs it as it is; `clean_prob` is one more column of the data set. Otherwise,
-    and in evaluation, the loss is the cross entropy.
+    network, so that `transformers.Trainer` runs it as it is; `clean_prob` is one more column of the data set.
+    Otherwise, and in evaluation, the loss is the cross entropy.
 
     Args:
         config (`SANMConfig`): configuration with `num_labels`.
@@ -137,9 +138,10 @@ class SANMForImageClassification(SANMPreTrainedModel):
         """
         Args:
             pixel_values (`torch.Tensor` of shape `[B, C, H, W]`): normalised images.
-            labels (`torch.Tensor`, *optional*): classes `[B]` (integers) or target distributions `[B, num_labels]` (floats).
-            clean_prob (`torch.Tensor` of shape `[B]`, *optional*): probability that each label is right, 1 by default; used
-                in the light mode only.
+            labels (`torch.Tensor`, *optional*): classes `[B]` (integers) or target distributions `[B, num_labels]`
+                (floats).
+            clean_prob (`torch.Tensor` of shape `[B]`, *optional*): probability that each label is right, 1 by default;
+                used in the light mode only.
             output_reconstruction (`bool`): whether to run the decoder on these images.
             draws (`torch.Tensor` of shape `[B, 2 + 2C]`, *optional*): random numbers of the masks, see
                 [`AdversarialNoisyMasking`].
@@ -150,8 +152,8 @@ class SANMForImageClassification(SANMPreTrainedModel):
             [`SANMOutput`].
 
         Raises:
-            ValueError: for labels out of range or of another shape, probabilities outside [0, 1], images of another shape
-                or of an integer type, and a decoder whose output is not as large as the images.
+            ValueError: for labels out of range or of another shape, probabilities outside [0, 1], images of another
+                shape or of an integer type, and a decoder whose output is not as large as the images.
         """
         outputs = self.encode(pixel_values, output_reconstruction, output_hidden_states, **kwargs)
         if labels is None:
@@ -164,8 +166,8 @@ class SANMForImageClassification(SANMPreTrainedModel):
 
     def _with_masked_views(self, outputs, pixel_values, targets, clean_prob, draws, generator):
         """
-        The loss of the light mode. The maps that place the masks and the guesses that refine the labels are those of the
-        forward that is trained.
+        The loss of the light mode. The maps that place the masks and the guesses that refine the labels are those of
+        the forward that is trained.
         """
         config = self.config
         if clean_prob is None:

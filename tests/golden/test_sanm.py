@@ -18,6 +18,8 @@ from hubmodels.modeling.sanm import (
 )
 from torch.nn import functional
 
+from hubmodels.data import inject_label_noise
+from hubmodels.training.cotraining_step import CoTrainingSettings, StepRandomness, co_training_loss, warm_up_loss
 from tests.golden.harness import load_case
 
 
@@ -146,3 +148,88 @@ def test_loss_terms():
 def test_reconstruction_loss_is_the_sum_of_two_means():
     images = torch.zeros(2, 3, 4, 4)
     assert reconstruction_loss(torch.cat([images + 1, images + 2]), images) == 5
+
+
+@pytest.mark.parametrize("kind", ["sym", "asym"])
+def test_label_noise_is_bit_exact(kind):
+    case = load_case("sanm", f"noise_{kind}_c10")
+    config, seed = case.manifest["config"], case.manifest["seeds"]["python_random"]
+    noise = inject_label_noise(case.inputs["labels"], kind, config["r"], num_classes=10, seed=seed)
+    assert np.array_equal(noise.labels, case.outputs["noisy_labels"])
+    assert noise.report.realised_rate == case.manifest["realised_noise"]
+
+
+def sgd(model, config):
+    return torch.optim.SGD(
+        model.parameters(), lr=config["lr"], momentum=config["momentum"], weight_decay=config["weight_decay"]
+    )
+
+
+@pytest.mark.parametrize("kind", ["sym", "asym"])
+def test_warm_up_steps(kind, tmp_path):
+    case = load_case("sanm", f"warmup_{kind}")
+    config, model = case.manifest["config"], load(case, tmp_path / "model").train()
+    settings = CoTrainingSettings(negative_entropy=kind == "asym", warm_up_clip=config["clip_grad_norm"])
+    optimizer = sgd(model, config)
+    before = model.decoder.layer1.weight.detach().norm()
+    for order in (slice(None), range(3, -1, -1)):
+        loss = warm_up_loss(model, case.inputs["pixel_values"][order], case.inputs["labels"][order], settings)
+        optimizer.zero_grad()
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), settings.warm_up_clip)
+        optimizer.step()
+    after = model.decoder.layer1.weight.detach().norm()
+    assert_close(case, "recon_l1_norm_before", before)
+    assert_close(case, "recon_l1_norm", after)
+    assert before == after
+    for name in set(case.outputs) - {"recon_l1_norm", "recon_l1_norm_before"}:
+        assert_close(case, name, official(model, name))
+
+
+def views(case, letter):
+    """The views of a batch by our names."""
+    names = {"weak1": "p", "weak2": "p2", "strong1": "s1", "strong2": "s2", "guess1": "", "guess2": "2"}
+    return {ours: case.inputs[f"{letter}_inputs_{letter}{theirs}"] for ours, theirs in names.items()}
+
+
+def test_a_whole_semi_supervised_step(tmp_path):
+    case = load_case("sanm", "train_step")
+    config, inputs = case.manifest["config"], case.inputs
+    network, peer = (load(case, tmp_path / name, f"checkpoint.{name}.pth") for name in ("net1", "net2"))
+    labelled = views(case, "x") | {"labels": inputs["labels_x"], "clean_prob": inputs["w_x"]}
+    unlabelled = views(case, "u") | {"clean_prob": inputs["w_u"]}
+    settings = CoTrainingSettings(config["warm_up"], config["lambda_u"], config["alpha"])
+    randomness = StepRandomness(inputs["draws"], float(inputs["beta"]), inputs["perm"])
+    masking, moment = AdversarialNoisyMasking.from_config(network.config), config["epoch"]
+    optimizer = sgd(network, config)
+    output = co_training_loss(network.train(), peer.eval(), labelled, unlabelled, masking, settings, moment, randomness)
+    output.loss.backward()
+    optimizer.step()
+    ours = {
+        "maps": output.feature_map,
+        "targets": output.targets,
+        "target_mask": output.views.targets,
+        "img_max": output.views.max_views,
+        "img_min": output.views.min_views,
+        "logits_x": output.logits_x,
+        "logits_u": output.logits_u,
+        "mixed_target_x": output.mixed_targets_x,
+        "mixed_target_u": output.mixed_targets_u,
+        "Lx": output.labelled_loss,
+        "Lu": output.unlabelled_loss,
+        "lamb": torch.tensor(output.lambda_u),
+        "Lrecon": output.reconstruction_loss,
+        "penalty": output.penalty,
+        "loss": output.loss,
+    }
+    for name in case.outputs:
+        if name.startswith("grad."):
+            ours[name] = official(network, name.removeprefix("grad.")).grad
+        elif name.startswith("after."):
+            ours[name] = official(network, name.removeprefix("after."))
+    assert ours.keys() == case.outputs.keys()
+    for name, tensor in ours.items():
+        assert_close(case, name, tensor)
+    norms = {name: official(network, name).grad.norm().item() for name in case.manifest["grad_norms"]}
+    assert norms == pytest.approx(case.manifest["grad_norms"], rel=1e-3)
+    assert all(parameter.grad is None for parameter in peer.parameters())
