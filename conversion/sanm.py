@@ -93,7 +93,7 @@ def convert(
         head: file with `fc.*` and `recon_module.*` for an encoder of C2D; without it they start anew.
         num_labels: classes, for an encoder without head (default 10).
         image_size: pixels, where it is not 32 (3x3 stem) or 224 (7x7 stem).
-        softmax_outputs: return probabilities in place of scores, as the C2D ResNet-18 of the official CIFAR script does.
+        softmax_outputs: return probabilities in place of scores, as the C2D ResNet-18 of the CIFAR script does.
         framework: how the model will be trained: "dividemix", "c2d" or "ce"; by default as its network was.
 
     Returns:
@@ -168,7 +168,7 @@ def _official_state(checkpoint: Mapping[str, Any], head: str | None) -> tuple[di
         return state, False
     if "encoder.conv1.weight" not in state:
         raise ConversionError(
-            "no network of SANM found; known layouts: conv1.weight, layer1.0.bn1.weight, ..., linear.weight (DivideMix), "
+            "no network of SANM found; known layouts: conv1.weight, layer1.0.bn1.weight, linear.weight (DivideMix), "
             "encoder.conv1.weight, ..., fc.weight (C2D), encoder.module.* and head.* (its encoders); "
             f"{describe(checkpoint)}"
         )

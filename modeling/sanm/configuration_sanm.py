@@ -90,7 +90,14 @@ class SANMConfig(PreTrainedConfig):
     """
 
     model_type = "sanm"
-    keys_to_ignore_at_inference: ClassVar[list[str]] = ["feature_map", "pooled", "reconstruction"]
+    keys_to_ignore_at_inference: ClassVar[list[str]] = [
+        "classification_loss",
+        "masked_loss",
+        "reconstruction_loss",
+        "feature_map",
+        "pooled",
+        "reconstruction",
+    ]
     sub_configs_defaults: ClassVar[dict[str, SubConfigSpec]] = {
         "backbone_config": SubConfigSpec(config_class=AutoConfig, model_type="resnet", optional=True)
     }
