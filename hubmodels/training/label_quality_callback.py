@@ -7,9 +7,10 @@ import torch
 
 from hubmodels.data.collators import BatchTransform, ImageCollator
 from hubmodels.data.transforms import ImageTransform
+from hubmodels.evaluation.sample_predictions import predict_samples
 from hubmodels.modeling.sanm import LabelQualityEstimator
 from hubmodels.training.callbacks import HubCallback
-from hubmodels.training.label_quality import predict_samples, quality_metrics
+from hubmodels.training.label_quality import quality_metrics
 
 THRESHOLD = 0.5  # of the share and purity in the log
 

@@ -12,6 +12,7 @@ from torch.optim.lr_scheduler import LambdaLR
 from transformers import ProgressCallback
 from transformers.trainer_utils import TrainOutput
 
+from hubmodels.evaluation.sample_predictions import predict_samples
 from hubmodels.modeling.sanm import (
     AdversarialNoisyMasking,
     LabelQualityEstimator,
@@ -37,7 +38,7 @@ from hubmodels.training.cotraining_step import (
     co_training_loss,
     warm_up_loss,
 )
-from hubmodels.training.label_quality import labelled_mask, predict_samples, quality_metrics
+from hubmodels.training.label_quality import labelled_mask, quality_metrics
 from hubmodels.training.trainer import HubTrainer
 
 DECAY_FACTOR = 0.1
@@ -115,7 +116,8 @@ class SANMTrainer(HubTrainer):
         if not isinstance(model, SANMEnsembleForImageClassification) or model.config.framework == "ce":
             raise ValueError(
                 "model must be a SANMEnsembleForImageClassification with framework 'dividemix' or 'c2d' (a single "
-                f"network with framework 'ce' runs in any Trainer), got {type(model).__name__} with {model.config.framework!r}"
+                f"network with framework 'ce' runs in any Trainer), got {type(model).__name__} with "
+                f"{model.config.framework!r}"
             )
         self.settings = settings
         self.views = views

@@ -9,7 +9,7 @@ from .configuration_sanm import BOTTLENECK_EXPANSION, SANMConfig
 
 # Convolutions on the CPU are faster if the channels of a pixel lie side by side, which
 # every layer here keeps. Networks with narrower stems do not gain reliably.
-CHANNELS_LAST_WIDTH = 16
+CHANNELS_LAST_WIDTH = 8
 
 
 def _conv(in_channels: int, out_channels: int, kernel_size: int, stride: int = 1) -> nn.Conv2d:

@@ -132,6 +132,23 @@ class SANMTraining(MethodTraining):
             **parts,
         )
 
+    def finish(self, recipe, trainer, evaluation, output):
+        """The report of suspicious labels of the training images."""
+        count = recipe.noisy_labels.report_images
+        if not count or recipe.data.streaming:
+            return
+        from hubmodels.evaluation import NoisyLabelReport
+
+        report = NoisyLabelReport.from_model(
+            trainer.model, trainer.train_dataset, transform=evaluation, device=trainer.args.device, progress=False
+        )
+        if not trainer.is_world_process_zero():
+            return
+        for old in output.glob(f"{REPORT_STEM}.*"):
+            old.unlink()
+        report.save(output, min(count, len(report)), REPORT_STEM)
+        print(f"{report.num_wrong:,} of {len(report):,} labels are probably wrong: {output / REPORT_STEM}.html")
+
 
 def is_light(recipe: Recipe) -> bool:
     """Whether a recipe trains a single network.
