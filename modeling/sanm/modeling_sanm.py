@@ -139,7 +139,8 @@ class SANMForImageClassification(SANMPreTrainedModel):
         Args:
             pixel_values (`torch.Tensor` of shape `[B, C, H, W]`): normalised images.
             labels (`torch.Tensor`, *optional*): classes `[B]` (integers) or target distributions `[B, num_labels]`
-                (floats).
+                (floats). With `config.problem_type` set to `"regression"` or `"multi_label_classification"`
+                transformers' losses for these are used instead.
             clean_prob (`torch.Tensor` of shape `[B]`, *optional*): probability that each label is right, 1 by default;
                 used in the light mode only.
             output_reconstruction (`bool`): whether to run the decoder on these images.
@@ -158,8 +159,12 @@ class SANMForImageClassification(SANMPreTrainedModel):
         outputs = self.encode(pixel_values, output_reconstruction, output_hidden_states, **kwargs)
         if labels is None:
             return outputs
-        targets = soft_labels(labels.to(outputs.logits.device), self.num_labels)
-        if self.training and self.config.framework == "ce":
+        labels = labels.to(outputs.logits.device)
+        if self.config.problem_type in ("regression", "multi_label_classification"):
+            outputs.loss = self.loss_function(labels.float(), outputs.logits.float(), self.config)
+            return outputs
+        targets = soft_labels(labels, self.num_labels)
+        if self.training and self.config.framework == "ce" and self.num_labels > 1:
             return self._with_masked_views(outputs, pixel_values, targets, clean_prob, draws, generator)
         outputs.loss = outputs.classification_loss = soft_cross_entropy(outputs.logits, targets)
         return outputs
@@ -233,7 +238,8 @@ class SANMEnsembleForImageClassification(SANMPreTrainedModel):
             kwargs: as in [`SANMForImageClassification`].
 
         Returns:
-            [`SANMOutput`]: the sum of both scores, the mean of both losses, feature maps joined along the channels.
+            [`SANMOutput`]: the sum of both scores, the mean of both losses, feature maps joined along the channels, the
+            hidden states of the first, then of the second network.
 
         Raises:
             ValueError: as [`SANMForImageClassification`].
@@ -247,9 +253,7 @@ class SANMEnsembleForImageClassification(SANMPreTrainedModel):
             name: sum(pair) / 2 for name, pair in pairs.items() if name.endswith("loss") or name == "reconstruction"
         }
         if "hidden_states" in pairs:
-            outputs["hidden_states"] = tuple(
-                torch.cat(maps, dim=1) for maps in zip(*pairs["hidden_states"], strict=True)
-            )
+            outputs["hidden_states"] = first.hidden_states + second.hidden_states
         return SANMOutput(logits=first.logits + second.logits, **outputs)
 
 
