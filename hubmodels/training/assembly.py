@@ -107,8 +107,6 @@ def _with_noise(recipe: Recipe, train: Any, columns: dict[str, Any]) -> Any:
     data = recipe.data
     if data.noisy_label_column is None and data.noise_mode is None:
         return train
-    if data.streaming or not train.class_names:
-        raise RecipeError("data.noisy_label_column and data.noise_mode need labelled images that are not streamed")
     if data.noise_mode is None:
         columns = columns | {"label_column": data.noisy_label_column}
         return train.with_noisy_labels(load_image_dataset(data.source, data.train_split, **columns).labels)

@@ -101,7 +101,7 @@ def co_training_steps(is_labelled: np.ndarray, batch: int, key: Sequence[int]) -
         key: Numbers that name the epoch and the network.
 
     Returns:
-        The steps. Last batches are as large as they get, as in the official code.
+        The steps. Last batches are as large as they get, as in the official code, but not of a single image.
     """
     labelled, unlabelled = np.flatnonzero(is_labelled), np.flatnonzero(~is_labelled)
     order = np.random.default_rng([*key, _ORDER_STREAM]).permutation(labelled)
@@ -110,7 +110,9 @@ def co_training_steps(is_labelled: np.ndarray, batch: int, key: Sequence[int]) -
 
 
 def _batches(order: np.ndarray, batch: int) -> list[np.ndarray]:
-    return [order[start : start + batch] for start in range(0, len(order), batch)]
+    """Consecutive parts; a last one of a single image, which has no statistics, is left out where there are others."""
+    parts = [order[start : start + batch] for start in range(0, len(order), batch)]
+    return parts[:-1] if len(parts) > 1 and len(parts[-1]) == 1 else parts
 
 
 def _repeated_batches(positions: np.ndarray, batch: int, key: Sequence[int]) -> Iterator[tuple[np.ndarray, int]]:

@@ -264,6 +264,10 @@ class Recipe:
             raise RecipeError("trainable_blocks goes with the task partial_finetune, and only with it")
         if self.data.streaming and not isinstance(self.data.size, int):
             raise RecipeError(f"data.streaming needs the number of images in data.size, got {self.data.size!r}")
+        if self.data.streaming and (self.data.noisy_label_column or self.data.noise_mode):
+            raise RecipeError("data.noisy_label_column and data.noise_mode need images that are not streamed")
+        if self.data.noise_mode is not None and not 0 <= (self.data.noise_rate or -1) <= 1:
+            raise RecipeError(f"data.noise_mode needs data.noise_rate in (0, 1], got {self.data.noise_rate}")
         for key in ("epochs", "batch_size"):
             if getattr(self.schedule, key) < 1:
                 raise RecipeError(f"schedule.{key} must be at least 1, got {getattr(self.schedule, key)}")

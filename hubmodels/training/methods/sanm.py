@@ -132,6 +132,11 @@ class SANMTraining(MethodTraining):
             **parts,
         )
 
+    def use_timm_shape(self, recipe, backbone, replaced):
+        """Any timm model becomes the backbone."""
+        recipe.model = {key: value for key, value in recipe.model.items() if key not in replaced or key == "image_size"}
+        recipe.model["backbone_config"] = {"model_type": "timm_backbone", "backbone": backbone}
+
     def finish(self, recipe, trainer, evaluation, output):
         """The report of suspicious labels of the training images."""
         count = recipe.noisy_labels.report_images
