@@ -201,8 +201,10 @@ class ImageDataset(Dataset):
         """
         if self._all_labels is None:
             raise ValueError("an unlabelled data set cannot be relabelled")
-        labels = torch.as_tensor(new_labels, dtype=torch.int64)[self._all_labels]
-        return ImageDataset(self._source, labels, class_names, self._indices, self._cache)
+        numbers = torch.as_tensor(new_labels, dtype=torch.int64)
+        dataset = ImageDataset(self._source, numbers[self._all_labels], class_names, self._indices, self._cache)
+        dataset._all_clean_labels = None if self._all_clean_labels is None else numbers[self._all_clean_labels]
+        return dataset
 
     def with_noisy_labels(self, labels: np.ndarray | torch.Tensor) -> "ImageDataset":
         """The same images with labels that are partly wrong; the present ones become `clean_labels`.

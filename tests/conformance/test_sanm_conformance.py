@@ -28,8 +28,8 @@ def small_config(**changes) -> SANMConfig:
 
 NO_ENCODER_CLASS = {"test_torch_save_load": "compares a model with its base model, which this method has not"}
 DECODER_WITHOUT_GRADIENT = {
-    "test_training_gradient_checkpointing*": "the decoder learns from masked views, in the light mode (below) and in steps "
-    "of the trainer"
+    "test_training_gradient_checkpointing*": "the decoder learns from masked views, in the light mode (below) "
+    "and in the steps of the trainer"
 }
 
 

@@ -175,6 +175,9 @@ def test_a_data_set_takes_noisy_labels_and_keeps_the_true_ones():
         assert data.labels.tolist() == noise.labels[positions].tolist()
         assert data.clean_labels.tolist() == images.labels[positions].tolist()
         assert data[3]["label"] == data.labels[3]
+    renamed = noisy.relabelled([9, *range(9)], [str(number) for number in range(10)])
+    assert torch.equal((renamed.labels + 1) % 10, noisy.labels)
+    assert torch.equal((renamed.clean_labels + 1) % 10, noisy.clean_labels)
     with pytest.raises(ValueError, match="expected 2000 labels, one per image, got 5"):
         images.with_noisy_labels(np.zeros(5))
     with pytest.raises(ValueError, match=r"labels must be in \[0, 10\)"):

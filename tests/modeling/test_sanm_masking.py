@@ -150,9 +150,10 @@ def test_constant_maps_and_long_images():
     images, maps, trust, targets = inputs()
     views = AdversarialNoisyMasking()(images, torch.ones_like(maps), trust, targets)
     assert (views.boxes[..., :2] == 0).all() and (views.activation == 0).all()
-    images, maps, trust, targets = inputs(size=(3, 400), grid=(1, 4))
-    boxes = AdversarialNoisyMasking()(images, maps, trust, targets).boxes
-    assert (boxes[..., 2] < 3).all()
+    images, maps, trust, targets = inputs(64, size=(6, 120), grid=(1, 4))
+    masking, draws = AdversarialNoisyMasking(), torch.Generator().manual_seed(0)
+    boxes = masking(images, maps, torch.ones(64), targets, generator=draws).boxes
+    assert (boxes[..., 2] < 6).all() and (boxes[..., 2] == 5).any()
 
 
 @pytest.mark.parametrize(
@@ -177,7 +178,7 @@ def test_errors(changes, message):
 def test_boxes_that_never_fit_are_refused():
     images, maps, trust, targets = inputs(size=(2, 900), grid=(1, 4))
     masking = AdversarialNoisyMasking((0.5, 0.6), area_factor=1.0)
-    with pytest.raises(ValueError, match="not smaller than the images .* after 100 draws"):
+    with pytest.raises(ValueError, match=r"not smaller than the images .* after 100 draws"):
         masking(images, maps, trust, targets)
     with pytest.raises(ValueError, match="draws make a box that is not smaller"):
         masking(images, maps, trust, targets, draws=masking.draw(9, 3))
