@@ -5,10 +5,12 @@ python -m benchmarks.sanm_claims OUT --images CIFAR10 [injected] [human]
 injected: 20, 50 and 80 % symmetric and 40 % asymmetric noise on the labels of 2,000 training images of CIFAR10.
 human:    the labels of CIFAR-10N on the same images: aggre (9 % wrong), random1 (17 %) and worse (41 %).
 
-Three arms with the same network: plain cross entropy (single network, as many epochs as it improves), co-training without
-SANM (DivideMix: no masks, no masked labels, no reconstruction), and SANM. All are measured on all 10,000 test images by the
-last epoch's network (for pairs: the sum of both), and by how well the report of suspicious labels finds the wrong labels:
-average precision and area under the ROC curve. Every run is stored in OUT/results.json when it ends, and is not repeated.
+Three arms with the same network: plain cross entropy (single network, as many epochs as it improves), co-training
+    without
+SANM (DivideMix: no masks, no masked labels, no reconstruction), and SANM. All are measured on all 10,000 test images
+by the last epoch's network (for pairs: the sum of both), and by how well the report of suspicious labels finds the
+wrong labels: average precision and area under the ROC curve. Every run is stored in OUT/results.json when it ends, and
+    is not repeated.
 """
 
 import argparse

@@ -73,6 +73,7 @@ def test_a_run_ends_with_a_loadable_classifier_and_a_report(finished, pictures):
     assert {entry["label"] for entry in found} == {"dark", "light"}
     report = json.loads((run.folder / "noisy_labels.json").read_text())
     assert report["images"] == 24
+    assert Image.open(run.folder / "masks.png").size[0] > 300
     assert all((run.folder / f"noisy_labels.{suffix}").is_file() for suffix in ("html", "png", "csv"))
     accuracies = [line for line in read_jsonl(run.folder / "log.jsonl") if "eval_accuracy" in line]
     assert len(accuracies) >= 3

@@ -21,6 +21,7 @@ PASSES = 0.6 * (6 / 3 + 4 + 12)
 LIGHT_PASSES = 3.0
 MANY_CLASSES = 50  # from here on the settings of CIFAR-100 are taken, below those of CIFAR-10
 REPORT_STEM = "noisy_labels"
+SHEET_IMAGES = 8
 
 
 def preset_lambda_u(num_classes: int, kind: str, rate: float | None, framework: str = "dividemix") -> float:
@@ -137,8 +138,21 @@ class SANMTraining(MethodTraining):
         recipe.model = {key: value for key, value in recipe.model.items() if key not in replaced or key == "image_size"}
         recipe.model["backbone_config"] = {"model_type": "timm_backbone", "backbone": backbone}
 
+    sheet_file = "masks.png"
+
+    def draw(self, model, collator, samples, evaluation, path):
+        """Where the network looks and what the masks hide."""
+        from hubmodels.visualization import masking_sheet
+
+        pixel_values = evaluation([sample["image"] for sample in samples]).to(model.device)
+        masking_sheet(model, pixel_values, path, list(evaluation.mean), list(evaluation.std))
+
     def finish(self, recipe, trainer, evaluation, output):
-        """The report of suspicious labels of the training images."""
+        """A picture of the masks, and the report of suspicious labels of the training images."""
+        if trainer.is_world_process_zero():
+            data = trainer.train_dataset
+            samples = [data[index] for index in range(min(SHEET_IMAGES, len(data)))]
+            self.draw(trainer.model, None, samples, evaluation, output / self.sheet_file)
         count = recipe.noisy_labels.report_images
         if not count or recipe.data.streaming:
             return
