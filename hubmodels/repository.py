@@ -22,6 +22,7 @@ from safetensors import SafetensorError, safe_open
 
 from .catalog import METHODS, Method
 from .model_card import CARD_NAME, CardFacts, build_card, complete_card
+from .nested_code import composed_module, composed_module_name, nested_methods, stock_auto_classes
 
 logger = logging.getLogger(__name__)
 
@@ -92,8 +93,7 @@ def prepare_repository(folder: str | Path, out: str | Path, name: str | None = N
     try:
         for path in files:
             shutil.copyfile(path, staging / path.name)
-        if method is not None:
-            _add_code(staging, config, method)
+        _add_code(staging, config, method)
         _write_card(folder, staging, name or folder.resolve().name, config, method, parameters)
         staging.chmod(0o755)  # mkdtemp makes it private
         os.replace(staging, out)
@@ -235,19 +235,35 @@ def _check_is_free(out: Path) -> None:
         raise FileExistsError(f"out: {out} exists already and is not overwritten; give a new folder")
 
 
-def _add_code(repository: Path, config: dict[str, Any], method: Method) -> None:
-    """Copy the code files and point config and processor configs to them."""
-    for path in code_files(method):
+def _add_code(repository: Path, config: dict[str, Any], method: Method | None) -> None:
+    """Copy the code files of the method and of those nested in it; point config and processor configs to them."""
+    nested = nested_methods(config)
+    own = [] if method is None else [method]
+    for path in {path for each in own + nested for path in code_files(each)}:
         shutil.copyfile(path, repository / path.name)
-    auto_map = auto_map_of(method)
-    models = {auto: reference for auto, reference in auto_map.items() if auto not in PROCESSOR_TYPE_KEYS}
-    _write_json(repository / CONFIG_NAME, config | {"auto_map": models})
+    stock = stock_auto_classes(config) if method is None and nested else {}
+    auto_map = stock if method is None else auto_map_of(method)
+    models = _models_of(auto_map)
+    if nested:
+        inner = {each.name: _models_of(auto_map_of(each)) for each in nested}
+        module = composed_module_name(config["model_type"])
+        text = composed_module(config["model_type"], models, inner, own_code=method is not None)
+        (repository / f"{module}.py").write_text(text, encoding="utf-8")
+        models = {auto: f"{module}.{reference.split('.')[-1]}" for auto, reference in models.items()}
+    if models:
+        _write_json(repository / CONFIG_NAME, config | {"auto_map": models})
     processors = {auto: reference for auto, reference in auto_map.items() if auto in PROCESSOR_TYPE_KEYS}
+    for each in nested:
+        processors |= {a: r for a, r in auto_map_of(each).items() if a in PROCESSOR_TYPE_KEYS and a not in processors}
     for name in PROCESSOR_FILES:
-        if (repository / name).is_file():
+        if processors and (repository / name).is_file():
             content = _read_json(repository / name)
             _add_processor_map(content, processors)
             _write_json(repository / name, content)
+
+
+def _models_of(auto_map: dict[str, str]) -> dict[str, str]:
+    return {auto: reference for auto, reference in auto_map.items() if auto not in PROCESSOR_TYPE_KEYS}
 
 
 def _add_processor_map(content: dict[str, Any], processors: dict[str, str]) -> None:

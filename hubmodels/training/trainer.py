@@ -17,6 +17,7 @@ from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_callback import ExportableState
 from transformers.trainer_utils import TrainOutput, has_length, suppress_progress_bars
 
+from hubmodels.modeling.mae.linear_mae import float32_products_in_onednn
 from hubmodels.training.arguments import HubTrainingArguments
 from hubmodels.training.callbacks import (
     ExponentialMovingAverage,
@@ -134,7 +135,8 @@ class HubTrainer(Trainer):
         self._wait_for_everyone()
         if resume_from_checkpoint:
             resume_from_checkpoint = str(self._checkpoint_to_resume(resume_from_checkpoint))
-        return super().train(resume_from_checkpoint or None, trial, ignore_keys_for_eval)
+        with float32_products_in_onednn():
+            return super().train(resume_from_checkpoint or None, trial, ignore_keys_for_eval)
 
     def set_epoch(self, epoch: int) -> None:
         """Tell the sampler and the collator which epoch begins.

@@ -27,7 +27,7 @@ else:
 
 
 def run_client(hub: HubServer, work: Path, code: str, *args: str, token: str | None = "hf_write_secret") -> None:
-    """Runs code, given `work` and `args`, in a process whose Hub is the server, in a folder that holds nothing of ours."""
+    """Runs code, given `work` and `args`, in a process whose Hub is the server, in a folder with nothing of ours."""
     home, cwd = work / f"home-{token}", work / "elsewhere"
     cwd.mkdir(exist_ok=True)
     command = [sys.executable, "-c", FAST_CLOCK + code, str(work), *args]

@@ -6,6 +6,7 @@ import shutil
 
 import pytest
 import torch
+from hubmodels.modeling.mae import linear_mae
 from safetensors.torch import load_file
 from tiny_run import Blobs, NoiseCollator, arguments, tiny_classifier, tiny_pretraining_model, trainer
 from transformers import EarlyStoppingCallback, Trainer, TrainerCallback, TrainingArguments
@@ -93,6 +94,21 @@ def test_adam_betas_reach_the_optimizer(tmp_path):
     run = trainer(tmp_path, adam_beta2=0.95, optimizer_kwargs={"eps": 1e-7})
     assert run.create_optimizer().defaults["betas"] == (0.9, 0.95)
     assert run.optimizer.defaults["eps"] == 1e-7
+
+
+def test_float32_products_run_in_onednn_while_training_where_that_is_faster(tmp_path, monkeypatch):
+    monkeypatch.setattr(linear_mae, "prefers_onednn", lambda: True)
+    matmul, seen = torch.backends.mkldnn.matmul, []
+    before = matmul.fp32_precision
+
+    class Look(TrainerCallback):
+        def on_step_end(self, args, state, control, **kwargs):
+            seen.append(matmul.fp32_precision)
+            raise KeyError
+
+    with pytest.raises(KeyError):
+        trainer(tmp_path, callbacks=[Look()]).train()
+    assert seen == ["bf16"] and matmul.fp32_precision == before
 
 
 def test_lars_and_stock_schedules_train(tmp_path):
