@@ -40,6 +40,7 @@ class Method:
         weights_licence: The same for the weights that the authors released.
         module: The module that holds the classes.
         auto_classes: Name of a transformers Auto class -> name of the class in `module` that it resolves to.
+        further_classes: Further classes behind an Auto class, for folders whose config names them as its architecture.
     """
 
     name: str
@@ -53,6 +54,7 @@ class Method:
     weights_licence: str
     module: str
     auto_classes: dict[str, str] = field(hash=False)
+    further_classes: dict[str, tuple[str, ...]] = field(hash=False, default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
