@@ -1,6 +1,6 @@
 """Race of a whole ViT-B training step with and without positional labels.
 
-python -m benchmarks.positional_label_step [--rounds 4] [--batch 8]
+python -m benchmarks.positional_label_step [--rounds 4] [--batch 4]
 
 transformers' ViT-B/16 at 224 pixels with 1,000 classes, forward + backward + AdamW in float32 with two threads; the
 same weights and images for all. Every contender lives in a process of its own and they take turns.
@@ -26,7 +26,7 @@ def main() -> None:
     """Runs the race and writes its section of the results."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=4)
-    parser.add_argument("--batch", type=int, default=8)
+    parser.add_argument("--batch", type=int, default=4)
     arguments = parser.parse_args()
     workers = {
         name: Worker("benchmarks.positional_label_step_worker", arguments.batch, *settings)

@@ -8,7 +8,9 @@ from hubmodels.conversion import ConversionError, UnknownOptionError, convert, t
 from hubmodels.modeling.positional_label import PositionalLabelConfig, PositionalLabelForImageClassification
 from safetensors.torch import load_file
 from transformers import AutoImageProcessor, AutoModelForImageClassification
+from typer.testing import CliRunner
 
+from hubmodels.cli import app
 from tests.modeling.tiny_positional_label import tiny_classifier
 
 GOLDEN = Path(__file__).resolve().parent.parent / "golden" / "positional_label"
@@ -155,3 +157,11 @@ def test_what_the_official_code_has_not(backbone, settings, message, tmp_path):
     with pytest.raises(ConversionError, match=message):
         to_official(tmp_path / "ours", tmp_path / "out.pth")
     assert not (tmp_path / "out.pth").exists()
+
+
+def test_command_line_takes_heads_of_every_stage(tmp_path):
+    checkpoint = GOLDEN / "swin_relative_official" / "weights.safetensors"
+    arguments = ["convert", "positional_label", str(checkpoint), str(tmp_path / "ours"), "--set", "num_heads=[2, 4]"]
+    result = CliRunner().invoke(app, arguments)
+    assert result.exit_code == 0, result.output
+    assert (tmp_path / "ours" / "config.json").is_file()

@@ -361,3 +361,15 @@ def test_soft_labels_and_problem_types():
     logits = model(pixels).logits
     expected = torch.nn.functional.binary_cross_entropy_with_logits(logits, torch.eye(4)[[0, 3]])
     torch.testing.assert_close(model(pixels, labels=torch.eye(4)[[0, 3]]).loss, expected)
+
+
+@pytest.mark.parametrize("label", ["absolute", "relative"])
+def test_training_compiles_as_one_graph(label):
+    model = tiny_classifier(position_label=label).train()
+    pixels, labels = images(model), torch.tensor([0, 1])
+    gradients = []
+    for forward in (model, torch.compile(model, backend="eager", fullgraph=True)):
+        model.zero_grad()
+        forward(pixels, labels=labels).loss.backward()
+        gradients.append([parameter.grad.clone() for parameter in model.parameters()])
+    torch.testing.assert_close(gradients[1], gradients[0])

@@ -1,5 +1,9 @@
 """`train` with Positional Label: classifiers around any backbone and autoencoders, resumable, and the plain Trainer."""
 
+import os
+import subprocess
+import sys
+
 import pytest
 import torch
 from hubmodels.modeling.positional_label import PositionalLabelForImageClassification
@@ -203,3 +207,22 @@ def test_plain_trainer(tmp_path):
     losses = [line["loss"] for line in trainer.state.log_history if "loss" in line]
     assert losses[-1] < losses[0]
     assert trainer.evaluate()["eval_accuracy"] > 0.5
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("label", ["absolute", "relative"])
+def test_two_processes_give_the_weights_of_one(label, pictures, tmp_path):
+    """All pairs: random anchors are those of a process."""
+    overrides = [*CLASSIFIER, f"model.position_label={label}", "model.num_anchors=null", "run.checkpoints=0"]
+    recipe = "positional_label/small_finetune"
+    one = train("positional_label", pictures, tmp_path / "one", recipe=recipe, overrides=overrides)
+    launch = ["-m", "torch.distributed.run", "--nproc_per_node=2", "--rdzv_backend=c10d", "--rdzv_endpoint=localhost:0"]
+    command = [sys.executable, *launch, "-m", "hubmodels.cli", "train", recipe, "--data", str(pictures), "--yes"]
+    command += ["--out", str(tmp_path / "two"), *(part for value in overrides for part in ("--set", value))]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr[-4000:]
+    first, second = weights(one.folder), weights(tmp_path / "two")
+    for name, tensor in first.items():
+        if not name.endswith("k_proj.bias"):  # its true gradient is 0, and Adam makes steps of rounding noise
+            torch.testing.assert_close(second[name], tensor, atol=1e-5, rtol=0, msg=lambda m, n=name: f"{n}: {m}")
