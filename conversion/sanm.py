@@ -130,7 +130,7 @@ def to_official(model: PreTrainedModel) -> dict[str, torch.Tensor]:
         ConversionError: the model has another backbone, or is an ensemble.
     """
     if isinstance(model, SANMEnsembleForImageClassification):
-        raise ConversionError("an ensemble is two official files: write each with network=1 and network=2")
+        raise ConversionError("an ensemble is two official files: write each with layout net1 and net2")
     if model.config.backbone_config is not None:
         kind = model.config.backbone_config.model_type
         raise ConversionError(f"only the official networks can be written, this model has a {kind} backbone")
@@ -138,24 +138,26 @@ def to_official(model: PreTrainedModel) -> dict[str, torch.Tensor]:
     return {name: tensor.clone() for name, tensor in key_map.to_official(model.state_dict()).items()}
 
 
-def write_official(model: PreTrainedModel, out: str | os.PathLike[str], network: int | None = None) -> None:
+def write_official(model: PreTrainedModel, out: str | os.PathLike[str], layout: str | None = None) -> None:
     """Write a network as the official code would: `{"model": state_dict}`.
 
     Args:
         model: a classifier, or an ensemble.
         out: `.pth` file to create; it appears only when it is complete.
-        network: 1 or 2, of an ensemble.
+        layout: which network of an ensemble, "net1" or "net2".
 
     Raises:
         ConversionError: as `to_official`.
-        ValueError: unknown `network`, or one for a single classifier.
+        ValueError: unknown `layout`, or one for a single classifier.
         FileExistsError: `out` exists.
     """
     check_new_file(out)
-    if network is not None:
-        if network not in (1, 2) or not isinstance(model, SANMEnsembleForImageClassification):
-            raise ValueError(f"network must be 1 or 2, of an ensemble, got {network} for a {type(model).__name__}")
-        model = (model.net1, model.net2)[network - 1]
+    if layout is not None:
+        if layout not in ("net1", "net2") or not isinstance(model, SANMEnsembleForImageClassification):
+            raise ValueError(
+                f"layout must be net1 or net2, of an ensemble, got {layout!r} for a {type(model).__name__}"
+            )
+        model = getattr(model, layout)
     state = to_official(model)
     with new_file(out) as file:
         torch.save({"model": state}, file)

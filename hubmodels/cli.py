@@ -325,7 +325,7 @@ def export(
         str | None,
         typer.Option(
             help="For whom, if not for the official code. SimCLR: tf1, tf2. DenseCL: torchvision, timm, detectron2, "
-            "transformers."
+            "transformers. SANM: net1 or net2 of an ensemble."
         ),
     ] = None,
 ) -> None:

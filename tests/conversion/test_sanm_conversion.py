@@ -56,13 +56,13 @@ def test_two_files_make_an_ensemble_and_two_files_again(tmp_path):
     ensemble = AutoModelForImageClassification.from_pretrained(folder)
     assert type(ensemble) is SANMEnsembleForImageClassification
     for number, path in enumerate(NETWORKS, start=1):
-        to_official(folder, tmp_path / f"net{number}.pth", network=number)
+        to_official(folder, tmp_path / f"net{number}.pth", layout=f"net{number}")
         before, after = torch.load(path), torch.load(tmp_path / f"net{number}.pth")["model"]
         assert before.keys() == after.keys() and all(torch.equal(t, after[n]) for n, t in before.items())
-    with pytest.raises(ConversionError, match="an ensemble is two official files: write each with network=1"):
+    with pytest.raises(ConversionError, match="an ensemble is two official files: write each with layout"):
         to_official(folder, tmp_path / "both.pth")
-    with pytest.raises(ValueError, match="network must be 1 or 2, of an ensemble, got 3"):
-        to_official(folder, tmp_path / "third.pth", network=3)
+    with pytest.raises(ValueError, match="layout must be net1 or net2, of an ensemble, got 'net3'"):
+        to_official(folder, tmp_path / "third.pth", layout="net3")
     assert not (tmp_path / "both.pth").exists() and not (tmp_path / "third.pth").exists()
 
 
