@@ -12,12 +12,13 @@ import torch
 
 
 def matmul_peak(dtype: torch.dtype, size: int = 2048) -> float:
-    """Best rate of a square matrix product in GFLOP/s."""
+    """Best rate of a square matrix product in GFLOP/s, as such and as the 1x1 convolution that computes the same."""
     left, right = torch.randn(2, size, size).to(dtype)
+    rows, kernel = left.view(1, size, 1, size).permute(0, 3, 1, 2), right[:, :, None, None]
     best = 0.0
-    for _ in range(8):
+    for product in [lambda: left @ right, lambda: torch.conv2d(rows, kernel)] * 8:
         start = time.perf_counter()
-        left @ right
+        product()
         best = max(best, 2 * size**3 / (time.perf_counter() - start) / 1e9)
     return best
 

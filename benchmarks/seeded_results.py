@@ -3,7 +3,7 @@
 import json
 import os
 import statistics
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 SEEDS = (0, 1, 2)
@@ -26,7 +26,7 @@ class SeededResults:
         os.replace(temporary, self.path)
         print(key, {k: round(v, 1) for k, v in self.values.items() if k.startswith(f"{key}/")}, flush=True)
 
-    def cell(self, pattern: str) -> str:
+    def cell(self, pattern: str, seeds: Sequence[int] = SEEDS) -> str:
         """Mean, and lowest to highest, over the seeds of `pattern` (with {seed} in it)."""
-        values = [self.values[pattern.format(seed=seed)] for seed in SEEDS]
+        values = [self.values[pattern.format(seed=seed)] for seed in seeds]
         return f"{statistics.mean(values):.1f} ({min(values):.1f} to {max(values):.1f})"

@@ -32,12 +32,13 @@ class ConversionError(ValueError):
     """A checkpoint cannot be converted. The message says why, and nothing has been written."""
 
 
-def read_checkpoint(path: str | os.PathLike[str], allowed_classes: Sequence[type] = ALLOWED_CLASSES) -> dict[str, Any]:
+def read_checkpoint(path: str | os.PathLike[str], allowed_classes: Sequence[Any] = ALLOWED_CLASSES) -> dict[str, Any]:
     """Read the top-level dictionary of a checkpoint file.
 
     Args:
         path: a file written by `torch.save` (zip or older layout), or a `.safetensors` file.
-        allowed_classes: classes that may occur in a pickle besides tensors, numbers, strings and containers.
+        allowed_classes: classes that may occur in a pickle besides tensors, numbers, strings and containers; a pair
+            `(class, name)` allows one under another name.
 
     Returns:
         The dictionary in the file. Tensors are on the CPU; those of a zip file are memory-mapped, so that parts of
@@ -109,7 +110,7 @@ def _read_safetensors(path: str | os.PathLike[str]) -> dict[str, torch.Tensor]:
         raise ConversionError(f"{os.fspath(path)!r} is not a readable safetensors file: {error}") from error
 
 
-def _read_pickle(path: str | os.PathLike[str], allowed_classes: Sequence[type]) -> Any:
+def _read_pickle(path: str | os.PathLike[str], allowed_classes: Sequence[Any]) -> Any:
     is_zip = zipfile.is_zipfile(path)
     if is_zip:
         _check_records(path)
@@ -149,10 +150,10 @@ def _check_records(path: str | os.PathLike[str]) -> None:
 
 
 def _refused_globals(
-    path: str | os.PathLike[str], message: str, is_zip: bool, allowed_classes: Sequence[type]
+    path: str | os.PathLike[str], message: str, is_zip: bool, allowed_classes: Sequence[Any]
 ) -> list[str]:
     """Names of the classes and functions a refused pickle refers to, found without loading it."""
-    allowed = {f"{cls.__module__}.{cls.__qualname__}" for cls in allowed_classes}
+    allowed = {c[1] if isinstance(c, tuple) else f"{c.__module__}.{c.__qualname__}" for c in allowed_classes}
     if is_zip:
         with zipfile.ZipFile(path) as archive:
             pickles = [archive.read(name) for name in archive.namelist() if name.endswith("data.pkl")]

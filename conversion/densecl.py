@@ -9,7 +9,8 @@ The official code wrote two kinds of file, which are told apart by their keys:
 | `encoder_q.*`, `encoder_k.*`, `queue`, `queue2` (a training run) | everything | `DenseCLForPreTraining` |
 
 A training run also stores `backbone.*`, a second name of the tensors `encoder_q.0.*`; both must agree. Every name may
-have the prefix `module.` of a parallel model.
+have the prefix `module.` of a parallel model. Training runs of mmselfsup 1.x and mmpretrain (`backbone.*`, `neck.*`,
+`encoder_k.module.*`, both queues) are read too.
 """
 
 import re
@@ -58,6 +59,9 @@ ORIGIN = Origin(
 )
 
 _PARALLEL = "module."
+# Names of mmpretrain (`mmpretrain/models/selfsup/densecl.py`); its averaged encoder also counts its steps.
+_MM_NECK, _MM_STEPS = "neck.", "encoder_k.steps"
+_MM_PREFIXES = {ALIAS: QUERY, _MM_NECK: "encoder_q.1.", "encoder_k.module.": "encoder_k."}
 _DESCRIPTIONS = {
     DenseCLBackbone: "Backbone pre-trained by dense contrastive learning, for detectors and segmentation models.",
     DenseCLModel: "Encoder pre-trained by dense contrastive learning, with its two projection heads.",
@@ -131,12 +135,15 @@ def _canonical(state: dict[str, torch.Tensor], checkpoint: Mapping[str, Any]) ->
     """The state dict with all backbone weights under `encoder_q.0.`, and without their second names."""
     if "conv1.weight" in state:
         return {QUERY + name: tensor for name, tensor in state.items()}
+    if any(name.startswith(_MM_NECK) for name in state):
+        return {_official_name(name): tensor for name, tensor in state.items() if name != _MM_STEPS}
     alias = {QUERY + name.removeprefix(ALIAS): t for name, t in state.items() if name.startswith(ALIAS)}
     official = {name: tensor for name, tensor in state.items() if not name.startswith(ALIAS)}
     if QUERY + "conv1.weight" not in official and QUERY + "conv1.weight" not in alias:
         raise ConversionError(
             "no backbone weights found; known layouts: conv1.weight, layer1.0.conv1.weight, ... (released files, "
-            f"torchvision), these under backbone., and under encoder_q.0. (training runs); {describe(checkpoint)}"
+            "torchvision), these under backbone., and under encoder_q.0. (training runs) or backbone. and neck. "
+            f"(mmpretrain's); {describe(checkpoint)}"
         )
     if not any(name.startswith(QUERY) for name in official):
         return official | alias
@@ -147,6 +154,12 @@ def _canonical(state: dict[str, torch.Tensor], checkpoint: Mapping[str, Any]) ->
         except ConversionError as error:
             raise ConversionError(f"backbone.* and encoder_q.0.* must be the same tensors. {error}") from error
     return official
+
+
+def _official_name(name: str) -> str:
+    """The official name of a weight of mmpretrain's."""
+    prefix = next((prefix for prefix in _MM_PREFIXES if name.startswith(prefix)), "")
+    return _MM_PREFIXES.get(prefix, "") + name.removeprefix(prefix)
 
 
 def _model_class(official: Mapping[str, torch.Tensor]) -> type[PreTrainedModel]:

@@ -26,6 +26,7 @@ _EXPORTS = {
     "convert": "hubmodels.conversion",
     "load_image_dataset": "hubmodels.data",
     **{name: method.module for method in METHODS for name in method.auto_classes.values()},
+    **{name: method.module for method in METHODS for names in method.further_classes.values() for name in names},
 }
 
 __version__ = "0.1.0"

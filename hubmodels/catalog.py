@@ -112,7 +112,30 @@ POSITIONAL_LABEL = Method(
     },
 )
 
-METHODS: tuple[Method, ...] = (MAE, SIMCLR, DENSECL, POSITIONAL_LABEL)
+SANM = Method(
+    name="sanm",
+    title="Learning with Noisy Labels via Self-supervised Adversarial Noisy Masking",
+    summary=(
+        "Trains a classifier on data with wrong labels: hides the region that a network looks at and as much of the "
+        "label, the more the less the label is trusted. Two networks tell each other which labels to trust; the wrong "
+        "ones are listed in a report."
+    ),
+    paper="https://arxiv.org/abs/2302.06805",
+    arxiv="2302.06805",
+    modality="image",
+    tasks=("image-classification",),
+    code_licence="apache-2.0",
+    weights_licence="unknown",
+    module="hubmodels.modeling.sanm",
+    auto_classes={
+        "AutoConfig": "SANMConfig",
+        "AutoModelForImageClassification": "SANMForImageClassification",
+        "AutoImageProcessor": "SANMImageProcessor",
+    },
+    further_classes={"AutoModelForImageClassification": ("SANMEnsembleForImageClassification",)},
+)
+
+METHODS: tuple[Method, ...] = (MAE, SIMCLR, DENSECL, POSITIONAL_LABEL, SANM)
 
 
 @dataclass(frozen=True, slots=True)

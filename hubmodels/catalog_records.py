@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 
@@ -40,6 +41,7 @@ class Method:
         weights_licence: The same for the weights that the authors released.
         module: The module that holds the classes.
         auto_classes: Name of a transformers Auto class -> name of the class in `module` that it resolves to.
+        further_classes: Further classes behind an Auto class, for folders whose config names them as its architecture.
     """
 
     name: str
@@ -53,6 +55,17 @@ class Method:
     weights_licence: str
     module: str
     auto_classes: dict[str, str] = field(hash=False)
+    further_classes: dict[str, tuple[str, ...]] = field(hash=False, default_factory=dict)
+
+    def classes_for(self, architectures: Iterable[str] | None) -> dict[str, str]:
+        """`auto_classes` of a folder: a further class where the folder names it.
+
+        Args:
+            architectures: As in the folder's config, or None.
+        """
+        named = set(architectures or ())
+        chosen = {auto: name for auto, names in self.further_classes.items() for name in names if name in named}
+        return {**self.auto_classes, **chosen}
 
 
 @dataclass(frozen=True, slots=True)

@@ -259,6 +259,25 @@ def evaluate(
         typer.echo(f"tested on: {outcome.split}")
 
 
+@app.command("label-errors")
+def label_errors(
+    folder: Annotated[str, typer.Argument(help="Folder of a classifier, Hub id or packaged checkpoint.")],
+    data: Annotated[str, typer.Option(help="Labelled images: a folder, local data set or Hub data set id.")],
+    out: Annotated[Path, typer.Option(help="Folder for the page, the picture and the tables.")] = Path("label-errors"),
+    split: Annotated[str | None, typer.Option(help="Split to judge; by default train, or the only one.")] = None,
+    label_column: Annotated[str | None, typer.Option(help="Column of the labels to judge.")] = None,
+    images: Annotated[int, typer.Option(help="Images on the page.")] = 100,
+) -> None:
+    """List the labels that are most probably wrong, with pictures."""
+    from hubmodels.evaluation import NoisyLabelReport
+
+    report = NoisyLabelReport.from_model(_model_source(folder), data, split=split, label_column=label_column)
+    paths = report.save(out, images)
+    _console().print(report.table())
+    for path in paths:
+        typer.echo(f"wrote {path}")
+
+
 @app.command()
 def convert(
     method: Annotated[str, typer.Argument(help="Method of the checkpoint, see `hubmodels list`.")],
@@ -306,7 +325,7 @@ def export(
         str | None,
         typer.Option(
             help="For whom, if not for the official code. SimCLR: tf1, tf2. DenseCL: torchvision, timm, detectron2, "
-            "transformers."
+            "transformers. SANM: net1 or net2 of an ensemble."
         ),
     ] = None,
 ) -> None:

@@ -147,7 +147,7 @@ def auto_class_of(config: Mapping[str, Any], method: Method | None) -> str:
     """Name of the Auto class that loads the architecture a config names; `AutoModel` where there is no other."""
     architecture = (config.get("architectures") or [""])[0]
     if method is not None:
-        for auto_class, name in method.auto_classes.items():
+        for auto_class, name in method.classes_for([architecture]).items():
             if name == architecture:
                 return auto_class
     return next((auto for auto in PIPELINE_TAGS if architecture.endswith(auto.removeprefix("AutoModel"))), "AutoModel")

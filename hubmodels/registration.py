@@ -61,7 +61,8 @@ def _add_name(auto_module: ModuleType, method: Method, auto_class: str, class_na
         mapping._model_mapping[method.name] = {"torchvision": class_name}
     else:
         mapping = getattr(auto_module, auto_class)._model_mapping
-        mapping._model_mapping[method.name] = class_name
+        further = method.further_classes.get(auto_class, ())
+        mapping._model_mapping[method.name] = (class_name, *further) if further else class_name
     # A table that was built before our name came in has not its inverse.
     mapping._config_mapping[method.name] = method.auto_classes["AutoConfig"]
     mapping._reverse_config_mapping[method.auto_classes["AutoConfig"]] = method.name

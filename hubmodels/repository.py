@@ -13,7 +13,7 @@ import logging
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from math import prod
 from pathlib import Path
 from typing import Any
@@ -120,8 +120,12 @@ def code_files(method: Method) -> list[Path]:
     return sorted(path for path in Path(spec.origin).parent.glob("*.py") if path.name != "__init__.py")
 
 
-def auto_map_of(method: Method) -> dict[str, str]:
+def auto_map_of(method: Method, architectures: Iterable[str] | None = None) -> dict[str, str]:
     """`auto_map` of a method: Auto class -> `"file_stem.ClassName"`, found without importing the files.
+
+    Args:
+        method: The method.
+        architectures: Those of the config, where a method has several classes behind one Auto class.
 
     Raises:
         ValueError: If the catalog names a class that no file of the method defines.
@@ -130,10 +134,11 @@ def auto_map_of(method: Method) -> dict[str, str]:
     for path in code_files(method):
         tree = ast.parse(path.read_text(encoding="utf-8"))
         homes |= {node.name: path.stem for node in tree.body if isinstance(node, ast.ClassDef)}
-    missing = sorted(set(method.auto_classes.values()) - set(homes))
+    classes = method.classes_for(architectures)
+    missing = sorted(set(classes.values()) - set(homes))
     if missing:
         raise ValueError(f"method {method.name!r}: no file of {method.module} defines {', '.join(missing)}")
-    return {auto: f"{homes[cls]}.{cls}" for auto, cls in method.auto_classes.items()}
+    return {auto: f"{homes[cls]}.{cls}" for auto, cls in classes.items()}
 
 
 def _read_config(folder: Path) -> dict[str, Any]:
@@ -242,7 +247,7 @@ def _add_code(repository: Path, config: dict[str, Any], method: Method | None) -
     for path in {path for each in own + nested for path in code_files(each)}:
         shutil.copyfile(path, repository / path.name)
     stock = stock_auto_classes(config) if method is None and nested else {}
-    auto_map = stock if method is None else auto_map_of(method)
+    auto_map = stock if method is None else auto_map_of(method, config.get("architectures"))
     models = _models_of(auto_map)
     if nested:
         inner = {each.name: _models_of(auto_map_of(each)) for each in nested}

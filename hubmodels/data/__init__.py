@@ -2,6 +2,7 @@
 
 from hubmodels.data.collators import ImageCollator
 from hubmodels.data.images import ImageDataset, StreamingImageDataset, load_image_dataset
+from hubmodels.data.label_noise import inject_label_noise, load_cifar_n_labels
 from hubmodels.data.transforms import (
     EvalTransform,
     FinetuneTransform,
@@ -19,5 +20,7 @@ __all__ = [
     "LinearProbeTransform",
     "PretrainTransform",
     "StreamingImageDataset",
+    "inject_label_noise",
+    "load_cifar_n_labels",
     "load_image_dataset",
 ]

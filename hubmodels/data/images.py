@@ -61,6 +61,7 @@ class ImageDataset(Dataset):
             raise ValueError(f"expected {len(source)} labels, one per image, got {len(labels)}")
         self._source = source
         self._all_labels = None if labels is None else self._checked_labels(labels)
+        self._all_clean_labels: torch.Tensor | None = None
         self._indices = np.arange(len(source)) if indices is None else np.asarray(indices, dtype=np.int64)
         self._cache = self._new_cache() if cache is None else cache
 
@@ -105,9 +106,31 @@ class ImageDataset(Dataset):
         return None if self._all_labels is None else self._all_labels[torch.from_numpy(self._indices)]
 
     @property
+    def clean_labels(self) -> Any:
+        """True labels int64 [N] where `labels` are known to be partly wrong (see [`with_noisy_labels`]), else None."""
+        clean = self._all_clean_labels
+        return None if clean is None else clean[torch.from_numpy(self._indices)]
+
+    @property
+    def indices(self) -> np.ndarray:
+        """Position of each image in the whole split, int64 [N]: the "index" of its items."""
+        return self._indices.copy()
+
+    @property
     def num_classes(self) -> int:
         """Number of classes; 0 for unlabelled data."""
         return len(self.class_names)
+
+    def name(self, position: int) -> str:
+        """What to call an image: its file, or its number in the data set.
+
+        Args:
+            position: Position in this data set.
+
+        Returns:
+            The name.
+        """
+        return self._source.name(int(self._indices[position]))
 
     def typical_size(self, samples: int = 32) -> tuple[int, int]:
         """Median (height, width) in pixels of evenly spaced images, read from their headers.
@@ -178,8 +201,31 @@ class ImageDataset(Dataset):
         """
         if self._all_labels is None:
             raise ValueError("an unlabelled data set cannot be relabelled")
-        labels = torch.as_tensor(new_labels, dtype=torch.int64)[self._all_labels]
-        return ImageDataset(self._source, labels, class_names, self._indices, self._cache)
+        numbers = torch.as_tensor(new_labels, dtype=torch.int64)
+        dataset = ImageDataset(self._source, numbers[self._all_labels], class_names, self._indices, self._cache)
+        dataset._all_clean_labels = None if self._all_clean_labels is None else numbers[self._all_clean_labels]
+        return dataset
+
+    def with_noisy_labels(self, labels: np.ndarray | torch.Tensor) -> "ImageDataset":
+        """The same images with labels that are partly wrong; the present ones become `clean_labels`.
+
+        Args:
+            labels: One label per image of this data set [N].
+
+        Returns:
+            The noisy data set.
+
+        Raises:
+            ValueError: Unlabelled data, or labels that do not fit.
+        """
+        if self._all_labels is None:
+            raise ValueError("an unlabelled data set has no labels to replace")
+        if len(labels) != len(self):
+            raise ValueError(f"expected {len(self)} labels, one per image, got {len(labels)}")
+        noisy = self._view(np.arange(len(self)))
+        noisy._all_clean_labels, noisy._all_labels = self._all_labels, self._all_labels.clone()
+        noisy._all_labels[torch.from_numpy(self._indices)] = self._checked_labels(labels)
+        return noisy
 
     def _view(self, positions: np.ndarray) -> "ImageDataset":
         view = object.__new__(type(self))

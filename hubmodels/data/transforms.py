@@ -296,7 +296,7 @@ class EvalTransform(ImageTransform):
 
 
 @contextlib.contextmanager
-def _preserved_global_generators() -> Iterator[None]:
+def preserved_global_generators() -> Iterator[None]:
     """Restore the global generators, which timm's augmentations draw from, afterwards."""
     states = random.getstate(), np.random.get_state(), torch.get_rng_state()
     try:
@@ -307,7 +307,8 @@ def _preserved_global_generators() -> Iterator[None]:
         torch.set_rng_state(states[2])
 
 
-def _seed_global_generators(seed: int) -> None:
+def seed_global_generators(seed: int) -> None:
+    """Seed the global generators of Python, numpy and, on the CPU, torch."""
     random.seed(seed)
     np.random.seed(seed % 2**32)
     torch.default_generator.manual_seed(seed)  # of the CPU alone: `torch.manual_seed` takes a hundred times longer
@@ -379,18 +380,18 @@ class FinetuneTransform(PretrainTransform):
         images = self._zero_padded(images, self.crop_padding or 0)
         cropped = self._crop_and_flip(images, uniforms[:, :-1])
         seeds = (uniforms[:, -1] * 2**53).astype(np.int64).tolist()
-        with _preserved_global_generators():
+        with preserved_global_generators():
             if self.auto_augment is not None:
                 cropped = torch.stack([self._rand_augmented(*pair) for pair in zip(cropped, seeds, strict=True)])
             pixels = self._normalize(cropped)
             if self.random_erasing > 0:
                 for image, seed in zip(pixels, seeds, strict=True):
-                    _seed_global_generators(seed + 1)
+                    seed_global_generators(seed + 1)
                     self._erase(image)
         return pixels
 
     def _rand_augmented(self, image: torch.Tensor, seed: int) -> torch.Tensor:
         """Apply RandAugment to one uint8 image [3, H, W] with its own seed."""
-        _seed_global_generators(seed)
+        seed_global_generators(seed)
         picture = self._rand_augment(Image.fromarray(image.permute(1, 2, 0).contiguous().numpy()))
         return torch.from_numpy(np.array(picture)).permute(2, 0, 1)

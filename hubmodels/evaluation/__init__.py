@@ -11,13 +11,17 @@ from hubmodels.evaluation.evaluate import Evaluation, evaluate
 from hubmodels.evaluation.features import extract_features, pooled_features
 from hubmodels.evaluation.knn import knn_accuracy, knn_predict
 from hubmodels.evaluation.linear_probe import LinearProbeResult, linear_probe
+from hubmodels.evaluation.noisy_label_report import DetectionQuality, NoisyLabelReport, SuspiciousLabel
 from hubmodels.evaluation.position_probe import position_probe
 
 __all__ = [
     "ClassificationReport",
     "DenseProbeResult",
+    "DetectionQuality",
     "Evaluation",
     "LinearProbeResult",
+    "NoisyLabelReport",
+    "SuspiciousLabel",
     "box_masks",
     "classification_report",
     "dense_probe",

@@ -173,6 +173,25 @@ def _load_model(folder: str | Path, classifier: bool, trust_remote_code: bool) -
     return model
 
 
+def classifier_and_transform(
+    folder: str | Path, trust_remote_code: bool = False
+) -> tuple[nn.Module, ProcessorTransform]:
+    """Load a saved classifier with the preprocessing of its image processor.
+
+    Args:
+        folder: A folder written by `save_pretrained`, or a repository id on the Hub.
+        trust_remote_code: Allow a repository's own code to run.
+
+    Returns:
+        The model and its transform.
+
+    Raises:
+        ValueError: A model without a trained classifier.
+    """
+    model = _load_model(folder, True, trust_remote_code)
+    return model, _processor_transform(folder, model, trust_remote_code)
+
+
 def _processor_transform(folder: str | Path, model: nn.Module, trust_remote_code: bool) -> ProcessorTransform:
     from transformers import AutoImageProcessor
 

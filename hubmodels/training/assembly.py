@@ -17,6 +17,7 @@ from hubmodels.data import (
     ImageDataset,
     ImageTransform,
     LinearProbeTransform,
+    inject_label_noise,
     load_image_dataset,
 )
 from hubmodels.data.splits import MissingSplitError
@@ -88,6 +89,7 @@ def load_data(recipe: Recipe) -> RunData:
     train: Any = load_image_dataset(data.source, data.train_split, streaming=data.streaming, **columns)
     if recipe.task != "pretrain" and not train.class_names:
         raise RecipeError(f"the task {recipe.task} needs labels, and {data.source} has none: one folder per class")
+    train = _with_noise(recipe, train, columns)
     test, note = _test_split(recipe, columns), "test split"
     if data.streaming:
         assert isinstance(data.size, int)  # Recipe has checked it
@@ -98,6 +100,18 @@ def load_data(recipe: Recipe) -> RunData:
     if data.size is not None:
         train = train.subset(data.size, recipe.run.seed)
     return RunData(train, test, len(train), note if test is not None else "none")
+
+
+def _with_noise(recipe: Recipe, train: Any, columns: dict[str, Any]) -> Any:
+    """The training images with wrong labels, read or injected, where the recipe asks for them."""
+    data = recipe.data
+    if data.noisy_label_column is None and data.noise_mode is None:
+        return train
+    if data.noise_mode is None:
+        columns = columns | {"label_column": data.noisy_label_column}
+        return train.with_noisy_labels(load_image_dataset(data.source, data.train_split, **columns).labels)
+    noise = inject_label_noise(train.labels, data.noise_mode, data.noise_rate, train.num_classes, data.noise_seed)
+    return train.with_noisy_labels(noise.labels)
 
 
 def _test_split(recipe: Recipe, columns: dict[str, Any]) -> ImageDataset | None:
@@ -127,8 +141,8 @@ def build_model(recipe: Recipe, class_names: list[str]) -> PreTrainedModel:
         RecipeError: If the config does not know a key of `model`, or `init_from` holds no encoder that fits.
     """
     set_seed(recipe.run.seed)
-    auto_class = "AutoModelForPreTraining" if recipe.task == "pretrain" else "AutoModelForImageClassification"
-    model_class = method_class(recipe.method, auto_class)
+    method_parts = method_training(recipe.method)
+    model_class: Any = method_parts.model_class(recipe)
     settings = _checked_settings(recipe)
     if recipe.task != "pretrain":
         settings |= {
@@ -139,7 +153,7 @@ def build_model(recipe: Recipe, class_names: list[str]) -> PreTrainedModel:
     if recipe.init_from is None:
         model = model_class(method_class(recipe.method, "AutoConfig")(**settings))
     else:
-        model = _load_model(model_class, recipe.init_from, settings)
+        model = method_parts.load_model(recipe, settings) or _load_model(model_class, recipe.init_from, settings)
     if recipe.task == "linear_probe":
         model.freeze_encoder()
     elif recipe.task == "partial_finetune":
@@ -225,6 +239,9 @@ def build_collators(recipe: Recipe, config: PreTrainedConfig) -> tuple[Collator,
     section, evaluation = recipe.transform, evaluation_transform(recipe, config)
     if recipe.task == "pretrain":
         return method_training(recipe.method).pretrain_collators(recipe, config, evaluation)
+    special = method_training(recipe.method).labelled_collators(recipe, config, evaluation)
+    if special is not None:
+        return special
     common: dict[str, Any] = {
         "scale": section.crop_scale,
         "flip": section.flip,
@@ -275,6 +292,7 @@ def training_arguments(
         max_steps=steps if recipe.data.streaming else -1,
         num_train_epochs=1 if recipe.data.streaming else schedule.epochs,
         warmup_epochs=schedule.warmup_epochs / (schedule.epochs if recipe.data.streaming else 1),
+        lr_schedule=schedule.name,
         min_lr=schedule.min_learning_rate,
         lr_by_epoch=schedule.by_epoch,
         per_device_train_batch_size=device_batch_size,

@@ -194,11 +194,12 @@ def make_plan(recipe: Recipe, data: RunData, measurement: Measurement, processes
     free = _free_memory(device) * MEMORY_SHARE / (1 if device.type == "cuda" else processes)
     fitting = int((free - measurement.fixed_bytes) / max(measurement.activation_bytes, 1))
     most = recipe.run.device_batch_size or max(2, min(fitting, MOST_IMAGES_PER_PASS))
-    if not method_training(recipe.method).divides_steps and recipe.task == "pretrain":
+    if not method_training(recipe.method).divides_task(recipe.task):
         most = batch // processes
     device_batch = _largest_divisor(batch // processes, most, _mixes(recipe))
     workers = recipe.run.workers if recipe.run.workers is not None else _fitting_workers(device)
     images = recipe.schedule.epochs * (data.images_per_epoch // batch) * batch / processes
+    images *= method_training(recipe.method).passes_per_image(recipe)
     loading = measurement.loading_seconds / max(workers, 1)
     per_image = max(measurement.seconds, loading) if workers else measurement.seconds + loading
     return Plan(

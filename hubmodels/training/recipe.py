@@ -30,6 +30,11 @@ class DataSection:
         streaming: Read the images one after the other; `size` then says how many make an epoch.
         image_column: Column of the images, where its name does not tell.
         label_column: Column of the labels, likewise.
+        noisy_label_column: Column of labels to train on that are partly wrong; those of `label_column` are then the
+            true ones, which only measure.
+        noise_mode: Inject wrong labels into the training images, see `inject_label_noise`: "sym", "asym".
+        noise_rate: Rate of these.
+        noise_seed: Seed of these.
     """
 
     source: str | None = None
@@ -39,6 +44,10 @@ class DataSection:
     streaming: bool = False
     image_column: str | None = None
     label_column: str | None = None
+    noisy_label_column: str | None = None
+    noise_mode: Literal["sym", "asym"] | None = None
+    noise_rate: float | None = None
+    noise_seed: int = 123
 
 
 @dataclass
@@ -101,6 +110,8 @@ class ScheduleSection:
     """How long, and in which steps.
 
     Args:
+        name: "warmup_cosine", or "simclr": the same curve, warm-up and total counted in steps as the official SimCLR
+            code counts them.
         epochs: Passes over the training images.
         batch_size: Images in an optimiser step, over all processes; it is divided among processes and micro-batches.
         warmup_epochs: Epochs of linear warm-up from 0.
@@ -108,6 +119,7 @@ class ScheduleSection:
         by_epoch: Keep the learning rate constant inside of an epoch.
     """
 
+    name: Literal["warmup_cosine", "simclr"] = "warmup_cosine"
     epochs: int = 100
     batch_size: int = 256
     warmup_epochs: float = 5.0
@@ -150,6 +162,46 @@ class ProbeSection:
 
 
 @dataclass
+class NoisyLabelsSection:
+    """How SANM trains with wrong labels; with `model.framework: ce` only the warm-up and the history are used.
+
+    Args:
+        warm_up_epochs: Epochs of training on the given labels first.
+        kind: Kind of the noise, "sym" or "asym"; None takes `data.noise_mode`, or "sym".
+        rate: Share of wrong labels, if known; None takes `data.noise_rate`.
+        lambda_u: Weight of the unlabelled loss; None takes the published one for the noise.
+        alpha: Beta parameter of the mixing.
+        mixing: "all" (CIFAR script) or "weak" (Clothing1M script).
+        warm_up_penalty: Negative entropy in the warm-up; None: for asymmetric noise.
+        warm_up_clip: Largest norm of the gradient in the warm-up; 0 does not clip.
+        p_threshold: Probability above which a label is trusted.
+        min_labelled: Least number of trusted, and of other images; 0 stops with an error where the threshold leaves
+            none.
+        co_guess, co_refine, guess_in_train_mode: See `CoTrainingSettings`.
+        decay_epochs: Epochs at which the learning rate is divided by ten.
+        evaluate_every: Epochs from one evaluation to the next.
+        report_images: Suspicious images in the report that ends a run; 0 writes none.
+    """
+
+    warm_up_epochs: int = 10
+    kind: Literal["sym", "asym"] | None = None
+    rate: float | None = None
+    lambda_u: float | None = None
+    alpha: float = 4.0
+    mixing: Literal["all", "weak"] = "all"
+    warm_up_penalty: bool | None = None
+    warm_up_clip: float = 1.0
+    p_threshold: float = 0.5
+    min_labelled: int = 0
+    co_guess: bool = True
+    co_refine: bool = True
+    guess_in_train_mode: bool = True
+    decay_epochs: list[int] = field(default_factory=list)
+    evaluate_every: int = 1
+    report_images: int = 100
+
+
+@dataclass
 class RunSection:
     """How the run is carried out; the result does not depend on it but for rounding, apart from the seed.
 
@@ -183,7 +235,7 @@ class Recipe:
         model: Arguments of the method's config class. With `init_from` they override those of the given model.
         init_from: Model to start from, a folder or Hub id; None starts from random weights.
         trainable_blocks: Blocks that partial fine-tuning trains.
-        data, transform, optimizer, schedule, regularization, probe, run: The sections.
+        data, transform, optimizer, schedule, regularization, probe, noisy_labels, run: The sections.
 
     Raises:
         RecipeError: If values contradict each other.
@@ -207,6 +259,7 @@ class Recipe:
     schedule: ScheduleSection = field(default_factory=ScheduleSection)
     regularization: RegularizationSection = field(default_factory=RegularizationSection)
     probe: ProbeSection = field(default_factory=ProbeSection)
+    noisy_labels: NoisyLabelsSection = field(default_factory=NoisyLabelsSection)
     run: RunSection = field(default_factory=RunSection)
 
     def __post_init__(self):
@@ -214,6 +267,10 @@ class Recipe:
             raise RecipeError("trainable_blocks goes with the task partial_finetune, and only with it")
         if self.data.streaming and not isinstance(self.data.size, int):
             raise RecipeError(f"data.streaming needs the number of images in data.size, got {self.data.size!r}")
+        if self.data.streaming and (self.data.noisy_label_column or self.data.noise_mode):
+            raise RecipeError("data.noisy_label_column and data.noise_mode need images that are not streamed")
+        if self.data.noise_mode is not None and not 0 <= (self.data.noise_rate or -1) <= 1:
+            raise RecipeError(f"data.noise_mode needs data.noise_rate in (0, 1], got {self.data.noise_rate}")
         for key in ("epochs", "batch_size"):
             if getattr(self.schedule, key) < 1:
                 raise RecipeError(f"schedule.{key} must be at least 1, got {getattr(self.schedule, key)}")

@@ -43,7 +43,6 @@ from hubmodels.training.planning import (
     with_fitting_batch,
 )
 from hubmodels.training.recipe import Recipe, RecipeError, recipe_names
-from hubmodels.training.trainer import HubTrainer
 
 RECIPE_FILE = "recipe.yaml"
 SHEET_IMAGES = 8
@@ -123,9 +122,11 @@ def train(
     if state.is_main_process:
         _write_recipe(output, recipe)
     state.wait_for_everyone()
-    trainer = HubTrainer(
+    trainer = method_parts.make_trainer(
+        recipe,
         model,
         training_arguments(recipe, run_data, output, plan.processes, plan.device_batch_size, plan.workers),
+        evaluation,
         data_collator=collators[0],
         eval_data_collator=collators[1],
         train_dataset=run_data.train,
@@ -135,6 +136,7 @@ def train(
     )
     trainer.train(resume_from_checkpoint=trainer.can_resume())
     metrics = _last_metrics(trainer.state.log_history)
+    method_parts.finish(recipe, trainer, evaluation, output)
     if state.is_main_process:
         with trainer.averaged_weights():
             if recipe.task == "pretrain":
@@ -275,7 +277,8 @@ def _callbacks(recipe: Recipe, data: RunData, transform: EvalTransform) -> list[
 
 
 def _last_metrics(log_history: list[dict[str, float]]) -> dict[str, float]:
-    names = ("loss", "train_loss", "eval_loss", "eval_accuracy", "knn_accuracy", "linear_accuracy")
+    names = ["loss", "train_loss", "eval_loss", "eval_accuracy", "knn_accuracy", "linear_accuracy"]
+    names += ["best_accuracy", "last_epochs_accuracy"]
     return {name: entry[name] for name in names for entry in log_history if name in entry}
 
 

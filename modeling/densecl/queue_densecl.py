@@ -6,8 +6,8 @@ from torch.nn import functional
 
 
 def random_queue(size: int, length: int) -> torch.Tensor:
-    """A queue of random directions: `[size, length]`, columns of unit length."""
-    return functional.normalize(torch.randn(size, length), dim=0)
+    """A queue of random directions: `[size, length]`, columns of unit length, float32 whatever torch's default."""
+    return functional.normalize(torch.randn(size, length, dtype=torch.float32), dim=0)
 
 
 @torch.no_grad()

@@ -8,6 +8,8 @@ from torch import nn
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from transformers.models.vit_mae.modeling_vit_mae import ViTMAEAttention, eager_attention_forward
 
+from .linear_mae import float32_products_in_onednn
+
 
 class MatmulAttention(torch.autograd.Function):
     """
@@ -26,6 +28,7 @@ class MatmulAttention(torch.autograd.Function):
 
     @staticmethod
     @torch.autocast("cpu", enabled=False)
+    @float32_products_in_onednn()
     def forward(ctx, query, key, value, scaling):
         keep = key.shape[2] <= MatmulAttention.KEEP_LENGTH
         kept = query.new_empty(*query.shape[:3], key.shape[2] if keep else 0, dtype=torch.float16)
@@ -41,6 +44,7 @@ class MatmulAttention(torch.autograd.Function):
 
     @staticmethod
     @torch.autocast("cpu", enabled=False)
+    @float32_products_in_onednn()
     def backward(ctx, grad_output):
         query, key, value, kept = ctx.saved_tensors
         gradients = [torch.empty_like(tensor) for tensor in (query, key, value)]

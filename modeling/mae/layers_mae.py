@@ -14,6 +14,7 @@ from transformers.models.vit_mae.modeling_vit_mae import (
 
 from .attention_mae import MAEAttention, is_plain
 from .configuration_mae import MAEConfig
+from .linear_mae import MAELinear
 from .masking_mae import PatchMask
 from .positions_mae import resize_position_table, sincos_position_table
 
@@ -160,6 +161,7 @@ class MAELayer(ViTMAELayer):
         super().__init__(config)
         self.attention = MAEAttention(config)
         self.drop_path = MAEDropPath(drop_path_rate)
+        MAELinear.adopt(self)
 
     def forward(
         self,
@@ -207,6 +209,7 @@ class MAEDecoder(ViTMAEDecoder):
         for layer in self.decoder_layers:
             layer.attention.config = config
         self.config = config
+        MAELinear.adopt(self)
 
     def position_table(self, grid_size: tuple[int, int]) -> torch.Tensor:
         """Decoder position table `[1, 1 + L, E]` for a grid of patches."""

@@ -80,6 +80,24 @@ def test_kinds_of_file(prefix, content, expected, write_checkpoint, tmp_path):
     assert torch.equal(weight, everything["encoder_q.0.conv1.weight"])
 
 
+def test_training_runs_of_mmpretrain_become_the_same_model(write_checkpoint, tmp_path):
+    state = {n: t for n, t in official(FULL)["state_dict"].items() if n.startswith(("encoder_", "queue"))}
+    names = {"encoder_q.0.": "backbone.", "encoder_q.1.": "neck.", "encoder_k.": "encoder_k.module."}
+    theirs = {}
+    for name, tensor in state.items():
+        prefix = next((prefix for prefix in names if name.startswith(prefix)), "")
+        theirs[names.get(prefix, "") + name.removeprefix(prefix)] = tensor
+    theirs["encoder_k.steps"] = torch.tensor(300)
+    file = write_checkpoint({"meta": {"epoch": 3}, "state_dict": theirs})
+    out, expected = convert("densecl", file, tmp_path / "out"), convert("densecl", FULL, tmp_path / "expected")
+    actual, expected = load_file(out / "model.safetensors"), load_file(expected / "model.safetensors")
+    assert actual.keys() == expected.keys()
+    assert all(torch.equal(actual[name], expected[name]) for name in expected)
+    del theirs["neck.mlp2.2.bias"]
+    with pytest.raises(ConversionError, match=r"missing keys: encoder_q\.1\.mlp2\.2\.bias"):
+        convert("densecl", write_checkpoint({"state_dict": theirs}), tmp_path / "broken")
+
+
 def test_sizes_are_inferred(tmp_path):
     config = DenseCLConfig.from_pretrained(convert("densecl", FULL, tmp_path / "out"))
     assert (config.depths, config.embedding_size, config.layer_type) == ([2, 1, 1, 1], 2, "bottleneck")

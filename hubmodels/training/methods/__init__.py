@@ -4,12 +4,14 @@ from hubmodels.training.methods.base import Collator, MethodTraining, method_cla
 from hubmodels.training.methods.contrastive import ContrastiveTraining
 from hubmodels.training.methods.mae import MAETraining
 from hubmodels.training.methods.positional_label import PositionalLabelTraining
+from hubmodels.training.methods.sanm import SANMTraining
 
 _KINDS: dict[str, type[MethodTraining]] = {
     "mae": MAETraining,
     "simclr": ContrastiveTraining,
     "densecl": ContrastiveTraining,
     "positional_label": PositionalLabelTraining,
+    "sanm": SANMTraining,
 }
 
 

@@ -10,6 +10,7 @@ from transformers import PreTrainedConfig, PreTrainedModel
 from hubmodels.catalog import get_method
 from hubmodels.data import EvalTransform
 from hubmodels.training.recipe import Recipe, RecipeError
+from hubmodels.training.trainer import HubTrainer
 
 Collator = Callable[[list[Any]], dict[str, Any]]
 
@@ -56,6 +57,14 @@ class MethodTraining:
         """
         return chosen
 
+    def divides_task(self, task: str) -> bool:
+        """Whether a step of a task may be divided; by default only pre-training compares images with each other.
+
+        Args:
+            task: Task of the recipe.
+        """
+        return self.divides_steps or task != "pretrain"
+
     def fit_to(self, recipe: Recipe, images: int) -> None:
         """Fit a recipe that was chosen for the user, and whose batch fits, to the number of training images.
 
@@ -75,6 +84,83 @@ class MethodTraining:
             A sentence, or None.
         """
         return None
+
+    def passes_per_image(self, recipe: Recipe) -> float:
+        """Forward and backward passes that a method takes for each image of an epoch.
+
+        Args:
+            recipe: The recipe.
+
+        Returns:
+            Their number, for the estimate of the time.
+        """
+        return 1.0
+
+    def model_class(self, recipe: Recipe) -> type:
+        """The class that a recipe trains.
+
+        Args:
+            recipe: The recipe.
+
+        Returns:
+            The class.
+        """
+        pretrains = recipe.task == "pretrain"
+        return method_class(self.name, "AutoModelForPreTraining" if pretrains else "AutoModelForImageClassification")
+
+    def load_model(self, recipe: Recipe, settings: dict[str, Any]) -> PreTrainedModel | None:
+        """Load `init_from` of a recipe in a way of its own.
+
+        Args:
+            recipe: The recipe.
+            settings: Arguments of the config.
+
+        Returns:
+            The model; None where `from_pretrained` does it.
+        """
+        return None
+
+    def labelled_collators(
+        self, recipe: Recipe, config: PreTrainedConfig, evaluation: EvalTransform
+    ) -> tuple[Collator, Collator] | None:
+        """Make the collators of a labelled task and of its evaluation.
+
+        Args:
+            recipe: The recipe.
+            config: Config of the model.
+            evaluation: Evaluation transform of the recipe.
+
+        Returns:
+            Both collators; None takes the usual ones.
+        """
+        return None
+
+    def make_trainer(
+        self, recipe: Recipe, model: PreTrainedModel, arguments: Any, evaluation: EvalTransform, **parts: Any
+    ) -> HubTrainer:
+        """Make the trainer.
+
+        Args:
+            recipe: The recipe.
+            model: The model.
+            arguments: Its `HubTrainingArguments`.
+            evaluation: Evaluation transform of the recipe.
+            **parts: Further arguments of `HubTrainer`: collators, data sets, metrics, callbacks.
+
+        Returns:
+            The trainer.
+        """
+        return HubTrainer(model, arguments, **parts)
+
+    def finish(self, recipe: Recipe, trainer: HubTrainer, evaluation: EvalTransform, output: Path) -> None:
+        """Write what a run ends with besides the model; called in every process.
+
+        Args:
+            recipe: The recipe.
+            trainer: The trainer, after training.
+            evaluation: Evaluation transform of the recipe.
+            output: Folder of the run.
+        """
 
     def pretrain_collators(
         self, recipe: Recipe, config: PreTrainedConfig, evaluation: EvalTransform

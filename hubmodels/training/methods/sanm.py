@@ -1,0 +1,230 @@
+"""Training of SANM: two co-trained networks, or the light mode of a single one, and the report of suspicious labels."""
+
+from typing import Any
+
+from transformers import AutoConfig
+
+from hubmodels.data.collators import ImageCollator
+from hubmodels.data.noisy_label_views import PlainView, WeakView
+from hubmodels.training.cotraining_data import CoTrainingViews
+from hubmodels.training.cotraining_step import CoTrainingSettings
+from hubmodels.training.label_quality_callback import LabelQualityCallback, QualityCollator
+from hubmodels.training.methods.base import MethodTraining, method_class
+from hubmodels.training.recipe import Recipe
+from hubmodels.training.sanm_trainer import SANMTrainer
+
+SMALL_IMAGE = 48
+MEDIUM_IMAGE = 128
+# Per labelled image: 6 guessing forwards (a third of a pass each), 4 reconstructions, 12 mixed rows. About 60 % of the
+# images are labelled, and a pass of the ensemble is one of both networks.
+PASSES = 0.6 * (6 / 3 + 4 + 12)
+LIGHT_PASSES = 3.0
+MANY_CLASSES = 50  # from here on the settings of CIFAR-100 are taken, below those of CIFAR-10
+REPORT_STEM = "noisy_labels"
+SHEET_IMAGES = 8
+
+
+def preset_lambda_u(num_classes: int, kind: str, rate: float | None, framework: str = "dividemix") -> float:
+    """Published weight of the unlabelled loss for a kind of noise (DivideMix, C2D); the nearest of the published rates.
+
+    Args:
+        num_classes: Number of classes.
+        kind: "sym" or "asym".
+        rate: Noise rate; None takes 0.5.
+        framework: "dividemix" or "c2d".
+
+    Returns:
+        The weight.
+    """
+    rate = 0.5 if rate is None else rate
+    if num_classes >= MANY_CLASSES:
+        return 25.0 if kind == "sym" and rate < 0.35 else 150.0
+    if kind == "asym" or rate < 0.35:
+        return 0.0
+    return 25.0 if rate < 0.85 else 50.0
+
+
+class SANMTraining(MethodTraining):
+    """See [`MethodTraining`]. `transform.options` are arguments of the views: `resize`, `crop_padding`."""
+
+    shape_keys = ("image_size", "backbone_config", "layer_type", "depths", "widths", "pool")
+    divides_steps = False
+
+    def divides_task(self, task):
+        """Mixing and batch normalisation see the whole batch."""
+        return False
+
+    def recipe_for(self, chosen, labelled):
+        """Co-training for the size of the pictures."""
+        return chosen.replace("_pretrain", "_cotrain")
+
+    def passes_per_image(self, recipe):
+        """Warm-up epochs cost a pass for both networks."""
+        if is_light(recipe):
+            return LIGHT_PASSES
+        warm_up = min(recipe.noisy_labels.warm_up_epochs / recipe.schedule.epochs, 1.0)
+        return warm_up + (1 - warm_up) * PASSES
+
+    def model_class(self, recipe):
+        """The ensemble, or in the light mode a single network."""
+        single = method_class(self.name, "AutoModelForImageClassification")
+        if is_light(recipe):
+            return single
+        from hubmodels.modeling.sanm import SANMEnsembleForImageClassification
+
+        return SANMEnsembleForImageClassification
+
+    def load_model(self, recipe, settings):
+        """Both networks start from one encoder, with heads of their own; an ensemble is loaded as it is."""
+        config = AutoConfig.from_pretrained(recipe.init_from)
+        ensemble_class: Any = self.model_class(recipe)
+        if is_light(recipe) or config.architectures == [ensemble_class.__name__]:
+            return None
+        single: Any = method_class(self.name, "AutoModelForImageClassification")
+        network = single.from_pretrained(recipe.init_from, ignore_mismatched_sizes=True, **settings)
+        ensemble = ensemble_class(network.config)
+        for part in (ensemble.net1, ensemble.net2):
+            part.backbone.load_state_dict(network.backbone.state_dict())
+        return ensemble.float()
+
+    def processor(self, recipe, config, evaluation):
+        """Resize, crop and normalise as the evaluation does."""
+        height, width = evaluation.size
+        short_edge = int(min(height, width) / evaluation.crop_fraction)
+        return method_class(self.name, "AutoImageProcessor")(
+            size={"shortest_edge": short_edge},
+            crop_size={"height": height, "width": width},
+            do_center_crop=True,
+            image_mean=list(evaluation.mean),
+            image_std=list(evaluation.std),
+        )
+
+    def labelled_collators(self, recipe, config, evaluation):
+        """Views of the light mode with the label quality; for co-training what the plan measures."""
+        kind = PlainView if recipe.noisy_labels.mixing == "weak" else WeakView
+        view = kind(evaluation.size, **view_options(recipe, evaluation))
+        seed = recipe.run.seed
+        collator = QualityCollator if is_light(recipe) else ImageCollator
+        return collator(view, seed, train=True), ImageCollator(evaluation, seed, train=False)
+
+    def make_trainer(self, recipe, model, arguments, evaluation, **parts):
+        """The co-training, or the common trainer with the label quality of a single network."""
+        settings = co_training_settings(recipe, model.config.num_labels)
+        if is_light(recipe):
+            quality = LabelQualityCallback(
+                parts["train_dataset"], evaluation, parts["data_collator"], settings.warm_up_epochs, settings.history
+            )
+            parts["callbacks"] = [*parts.get("callbacks", []), quality]
+            return super().make_trainer(recipe, model, arguments, evaluation, **parts)
+        views = CoTrainingViews.for_mixing(
+            settings.mixing, evaluation, evaluation.size, **view_options(recipe, evaluation)
+        )
+        checkpoints = recipe.run.checkpoints
+        return SANMTrainer(
+            model,
+            arguments,
+            settings,
+            views,
+            decay_epochs=recipe.noisy_labels.decay_epochs,
+            save_every=-(-recipe.schedule.epochs // checkpoints) if checkpoints else 0,
+            evaluate_every=recipe.noisy_labels.evaluate_every,
+            **parts,
+        )
+
+    def use_timm_shape(self, recipe, backbone, replaced):
+        """Any timm model becomes the backbone."""
+        recipe.model = {key: value for key, value in recipe.model.items() if key not in replaced or key == "image_size"}
+        recipe.model["backbone_config"] = {"model_type": "timm_backbone", "backbone": backbone}
+
+    sheet_file = "masks.png"
+
+    def draw(self, model, collator, samples, evaluation, path):
+        """Where the network looks and what the masks hide."""
+        from hubmodels.visualization import masking_sheet
+
+        pixel_values = evaluation([sample["image"] for sample in samples]).to(model.device)
+        masking_sheet(model, pixel_values, path, list(evaluation.mean), list(evaluation.std))
+
+    def finish(self, recipe, trainer, evaluation, output):
+        """A picture of the masks, and the report of suspicious labels of the training images."""
+        if trainer.is_world_process_zero():
+            data = trainer.train_dataset
+            samples = [data[index] for index in range(min(SHEET_IMAGES, len(data)))]
+            self.draw(trainer.model, None, samples, evaluation, output / self.sheet_file)
+        count = recipe.noisy_labels.report_images
+        if not count or recipe.data.streaming:
+            return
+        from hubmodels.evaluation import NoisyLabelReport
+
+        report = NoisyLabelReport.from_model(
+            trainer.model, trainer.train_dataset, transform=evaluation, device=trainer.args.device, progress=False
+        )
+        if not trainer.is_world_process_zero():
+            return
+        for old in output.glob(f"{REPORT_STEM}.*"):
+            old.unlink()
+        report.save(output, min(count, len(report)), REPORT_STEM)
+        print(f"{report.num_wrong:,} of {len(report):,} labels are probably wrong: {output / REPORT_STEM}.html")
+
+
+def is_light(recipe: Recipe) -> bool:
+    """Whether a recipe trains a single network.
+
+    Args:
+        recipe: The recipe.
+
+    Returns:
+        Whether `model.framework` is "ce".
+    """
+    return recipe.model.get("framework") == "ce"
+
+
+def view_options(recipe: Recipe, evaluation: Any) -> dict[str, Any]:
+    """Arguments of the augmented views.
+
+    Args:
+        recipe: The recipe.
+        evaluation: Its evaluation transform, whose statistics and resizing they share.
+
+    Returns:
+        The arguments.
+    """
+    section = recipe.transform
+    short_edge = int(min(evaluation.size) / evaluation.crop_fraction)
+    padding = 4 if section.crop_padding is None else section.crop_padding
+    options = {"resize": short_edge, "crop_padding": padding, "flip": section.flip}
+    statistics = {"num_channels": evaluation.num_channels, "mean": evaluation.mean, "std": evaluation.std}
+    return options | statistics | section.options
+
+
+def co_training_settings(recipe: Recipe, num_classes: int) -> CoTrainingSettings:
+    """The settings of a recipe, with the published ones for its noise where it leaves them open.
+
+    Args:
+        recipe: The recipe.
+        num_classes: Number of classes.
+
+    Returns:
+        The settings.
+    """
+    from hubmodels.modeling.sanm import LabelQualityEstimator
+
+    section, data = recipe.noisy_labels, recipe.data
+    kind = section.kind or data.noise_mode or "sym"
+    rate = data.noise_rate if section.rate is None else section.rate
+    framework = recipe.model.get("framework", "dividemix")
+    weight = section.lambda_u
+    return CoTrainingSettings(
+        warm_up_epochs=section.warm_up_epochs,
+        lambda_u=preset_lambda_u(num_classes, kind, rate, framework) if weight is None else weight,
+        alpha=section.alpha,
+        mixing=section.mixing,
+        negative_entropy=kind == "asym" if section.warm_up_penalty is None else section.warm_up_penalty,
+        warm_up_clip=section.warm_up_clip,
+        p_threshold=section.p_threshold,
+        min_labelled=section.min_labelled,
+        history=LabelQualityEstimator.for_noise_rate(rate).history,
+        co_guess=section.co_guess,
+        co_refine=section.co_refine,
+        guess_in_train_mode=section.guess_in_train_mode,
+    )

@@ -1,0 +1,352 @@
+"""Co-training of two networks with SANM: each learns from the split of the data that the other one made."""
+
+import time
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from torch import nn
+from torch.optim.lr_scheduler import LambdaLR
+from transformers import ProgressCallback
+from transformers.trainer_utils import TrainOutput
+
+from hubmodels.evaluation.sample_predictions import predict_samples
+from hubmodels.modeling.sanm import (
+    AdversarialNoisyMasking,
+    LabelQualityEstimator,
+    SANMEnsembleForImageClassification,
+    SANMForImageClassification,
+)
+from hubmodels.training.arguments import HubTrainingArguments
+from hubmodels.training.callbacks import HubCallback
+from hubmodels.training.cotraining_data import (
+    WARM_UP_FACTOR,
+    CoTrainingCollator,
+    CoTrainingViews,
+    PlannedStep,
+    co_training_steps,
+    share_of_process,
+    step_loader,
+    warm_up_steps,
+)
+from hubmodels.training.cotraining_step import (
+    MIXED_VIEWS,
+    CoTrainingSettings,
+    StepRandomness,
+    co_training_loss,
+    warm_up_loss,
+)
+from hubmodels.training.label_quality import labelled_mask, quality_metrics
+from hubmodels.training.trainer import HubTrainer
+
+DECAY_FACTOR = 0.1
+LAST_EPOCHS = 10  # whose mean accuracy is reported beside the last and the best
+_STEP_STREAM = 3
+
+
+class CoTrainingState(HubCallback):
+    """What co-training must remember besides weights and optimiser: past losses, last splits, accuracies.
+
+    Args:
+        history: Epochs whose losses are averaged.
+    """
+
+    def __init__(self, history: int):
+        self.estimators = [LabelQualityEstimator(history) for _ in range(2)]
+        self.clean_prob: torch.Tensor | None = None
+        self.accuracies: list[float] = []
+
+    def state_dict(self):
+        return {
+            "estimators": [estimator.state_dict() for estimator in self.estimators],
+            "clean_prob": self.clean_prob,
+            "accuracies": list(self.accuracies),
+        }
+
+    def load_state_dict(self, state):
+        for estimator, past in zip(self.estimators, state["estimators"], strict=True):
+            estimator.load_state_dict(past)
+        self.clean_prob = None if state["clean_prob"] is None else state["clean_prob"].cpu()
+        self.accuracies = list(state["accuracies"])
+
+
+class SANMTrainer(HubTrainer):
+    """Trains a [`SANMEnsembleForImageClassification`]: warm-up, then co-training with the other network's split.
+
+    Every epoch after the warm-up, both networks estimate in one pass over the data which labels are right. Then each is
+    trained for an epoch, on the split of the other, which guesses labels with it (DivideMix, with SANM's masked views
+    and reconstruction). Checkpoints are written between epochs and hold everything, so that a resumed run ends in the
+    same weights bit for bit. Both networks have their own gradients, momenta and steps in one optimiser object:
+    parameters without a gradient are not touched by it, which equals two optimisers.
+
+    Several processes (`accelerate launch`) share every step: losses of the quality estimate are joined by sample, all
+    processes have the same split, and gradients are averaged.
+
+    Args:
+        model: The ensemble.
+        args: The arguments; `per_device_train_batch_size` counts labelled images, which as many unlabelled ones join.
+        settings: How the networks learn from each other.
+        views: The augmentations.
+        decay_epochs: Epochs at which the learning rate is divided by ten.
+        save_every: Epochs from one checkpoint to the next; 0 writes none.
+        evaluate_every: Epochs from one evaluation to the next.
+        **kwargs: As [`HubTrainer`]; `train_dataset` must have labels.
+
+    Raises:
+        ValueError: If the model is no ensemble, or its framework is the single-network one.
+    """
+
+    optimizer: Any
+    lr_scheduler: Any
+
+    def __init__(
+        self,
+        model: SANMEnsembleForImageClassification,
+        args: HubTrainingArguments,
+        settings: CoTrainingSettings,
+        views: CoTrainingViews,
+        decay_epochs: Sequence[int] = (),
+        save_every: int = 1,
+        evaluate_every: int = 1,
+        callbacks: Sequence[Any] = (),
+        **kwargs: Any,
+    ):
+        if not isinstance(model, SANMEnsembleForImageClassification) or model.config.framework == "ce":
+            raise ValueError(
+                "model must be a SANMEnsembleForImageClassification with framework 'dividemix' or 'c2d' (a single "
+                f"network with framework 'ce' runs in any Trainer), got {type(model).__name__} with "
+                f"{model.config.framework!r}"
+            )
+        self.settings = settings
+        self.views = views
+        self.decay_epochs = tuple(decay_epochs)
+        self.save_every = save_every
+        self.evaluate_every = evaluate_every
+        self.progress = CoTrainingState(settings.history)
+        super().__init__(model, args, callbacks=[self.progress, *callbacks], **kwargs)
+        self.masking = AdversarialNoisyMasking.from_config(model.config)
+        self._losses: list[torch.Tensor] = []
+        self.steps_per_epoch = 1
+
+    @property
+    def networks(self) -> tuple[SANMForImageClassification, SANMForImageClassification]:
+        """Both networks."""
+        return self.model.net1, self.model.net2
+
+    def set_epoch(self, epoch: int) -> None:
+        """Nothing to announce: views and order are made for each epoch when it begins."""
+
+    def create_scheduler(self, num_training_steps, optimizer=None):
+        """Division by ten at `decay_epochs`; a step is an epoch."""
+        self.lr_scheduler = LambdaLR(
+            optimizer or self.optimizer, lambda epoch: DECAY_FACTOR ** sum(epoch >= at for at in self.decay_epochs)
+        )
+        return self.lr_scheduler
+
+    # The loop
+
+    def _inner_training_loop(
+        self, batch_size=None, args=None, resume_from_checkpoint=None, trial=None, ignore_keys_for_eval=None
+    ):
+        epochs = int(self.args.num_train_epochs)
+        started = time.time()
+        first = self._begin(epochs, resume_from_checkpoint, trial)
+        self.control = self.callback_handler.on_train_begin(self.args, self.state, self.control)
+        self._load_rng_state(resume_from_checkpoint)
+        for epoch in range(first, epochs):
+            self.control = self.callback_handler.on_epoch_begin(self.args, self.state, self.control)
+            self._train_epoch(epoch, epochs)
+            self.lr_scheduler.step()
+            self.state.epoch = float(epoch + 1)
+            self.control = self.callback_handler.on_epoch_end(self.args, self.state, self.control)
+            is_last = epoch + 1 == epochs or self.control.should_training_stop
+            if self.eval_dataset is not None and ((epoch + 1) % self.evaluate_every == 0 or is_last):
+                self._measure()
+            if self.save_every and ((epoch + 1) % self.save_every == 0 or is_last):
+                self._save_checkpoint(self.model, trial)
+                self.control = self.callback_handler.on_save(self.args, self.state, self.control)
+            if self.control.should_training_stop:
+                break
+        return self._end(started)
+
+    def _begin(self, epochs: int, checkpoint: str | None, trial: Any) -> int:
+        """Optimiser, scheduler and state, new or from a checkpoint; the epoch to begin with."""
+        images, batch = len(self.train_dataset), self.args.train_batch_size * self.args.world_size
+        most = 2 * epochs * -(-images // batch)
+        self._init_training_state(most, most, epochs, checkpoint, trial)
+        self._broadcast(self.model.state_dict().values())
+        self.create_optimizer()
+        self.optimizer = self.accelerator.prepare(self.optimizer)
+        self.create_scheduler(epochs)
+        if checkpoint is not None:
+            self._load_optimizer_and_scheduler(checkpoint)
+            self._load_scaler(checkpoint)
+        for name in ("model", "optimizer", "lr_scheduler"):
+            setattr(self.callback_handler, name, getattr(self, name))
+        return round(self.state.epoch or 0)
+
+    def _end(self, started: float) -> TrainOutput:
+        metrics = {"train_runtime": round(time.time() - started, 3)}
+        accuracies = self.progress.accuracies
+        if accuracies:
+            last = accuracies[-LAST_EPOCHS:]
+            metrics |= {"best_accuracy": max(accuracies), "last_epochs_accuracy": float(np.mean(last))}
+        self.log(metrics)
+        self.control = self.callback_handler.on_train_end(self.args, self.state, self.control)
+        self.is_in_train = False
+        return TrainOutput(self.state.global_step, float("nan"), metrics)
+
+    def _measure(self) -> None:
+        metrics = self.evaluate()
+        if "eval_accuracy" in metrics:
+            self.progress.accuracies.append(metrics["eval_accuracy"])
+
+    def _train_epoch(self, epoch: int, epochs: int) -> None:
+        """One epoch of both networks, one after the other."""
+        batch = self.args.train_batch_size * self.args.world_size
+        warms_up = epoch < self.settings.warm_up_epochs
+        plans = []
+        if warms_up:
+            trust: list[torch.Tensor | None] = [None, None]
+            for network in range(2):
+                key = [self.args.seed, epoch, network]
+                plans.append(warm_up_steps(len(self.train_dataset), WARM_UP_FACTOR * batch, key))
+        else:
+            qualities = self._label_qualities()
+            trust = [torch.from_numpy(quality.astype(np.float32)) for quality in reversed(qualities)]
+            for network, quality in enumerate(reversed(qualities)):
+                mask = labelled_mask(quality, self.settings, epoch)
+                self._log_quality(network, quality, mask)
+                plans.append(co_training_steps(mask, batch, [self.args.seed, epoch, network]))
+        shares = [share_of_process(plan, self.args.process_index, self.args.world_size) for plan in plans]
+        steps = sum(map(len, shares))
+        self._announce(self.state.global_step + steps * (epochs - epoch))
+        done = 0
+        for number, share in enumerate(shares):
+            self._train_network(number, share, epoch, trust[number], (done, steps))
+            done += len(share)
+        self._broadcast(self.model.buffers())
+
+    def _train_network(
+        self,
+        number: int,
+        steps: Sequence[PlannedStep],
+        epoch: int,
+        trust: torch.Tensor | None,
+        done_of: tuple[int, int],
+    ) -> None:
+        """One epoch of one network, `trust` being what the other one found."""
+        network, peer = self.networks[number], self.networks[1 - number]
+        network.train()
+        peer.eval()
+        names = (*MIXED_VIEWS[self.settings.mixing], "guess1", "guess2") if trust is not None else ()
+        collator = CoTrainingCollator(
+            self.views, tuple(dict.fromkeys(names)), self.args.seed, 2 * epoch + number, trust
+        )
+        loader = step_loader(
+            self.train_dataset, steps, collator, self.args.dataloader_num_workers, self.args.dataloader_pin_memory
+        )
+        for index, batch in enumerate(loader):
+            self.control = self.callback_handler.on_step_begin(self.args, self.state, self.control)
+            batch = self._prepare_inputs(batch)
+            key = [self.args.seed, epoch, number, index, self.args.process_index, _STEP_STREAM]
+            with self.accelerator.autocast():
+                loss, parts = self._loss(network, peer, batch, key, epoch + index / max(len(steps), 1))
+            self._update(network, loss, clips=trust is None)
+            self.state.global_step += 1
+            self.state.epoch = epoch + (done_of[0] + index + 1) / done_of[1]
+            self._log_step(loss.detach(), parts)
+
+    def _loss(
+        self,
+        network: SANMForImageClassification,
+        peer: SANMForImageClassification,
+        batch: Any,
+        key: list[int],
+        at: float,
+    ) -> tuple[torch.Tensor, dict[str, Any]]:
+        """The loss of a step and its parts."""
+        labelled = batch["labelled"]
+        if "warm_up" in labelled:
+            return warm_up_loss(network, labelled["warm_up"], labelled["labels"], self.settings), {}
+        images = len(labelled["labels"]) + len(batch["unlabelled"]["labels"])
+        channels = labelled["guess1"].shape[1]
+        randomness = StepRandomness.draw(key, self.settings.alpha, self.masking, images, channels)
+        output = co_training_loss(
+            network, peer, labelled, batch["unlabelled"], self.masking, self.settings, at, randomness
+        )
+        names = ("labelled_loss", "unlabelled_loss", "penalty", "reconstruction_loss")
+        return output.loss, {name: getattr(output, name).detach() for name in names} | {"lambda_u": output.lambda_u}
+
+    def _update(self, network: nn.Module, loss: torch.Tensor, clips: bool) -> None:
+        """Gradients of one network, averaged over processes, and its step."""
+        for callback in self.hub_callbacks:
+            callback.on_loss(loss.detach(), {})
+        self.optimizer.zero_grad(set_to_none=True)
+        self.accelerator.backward(loss)
+        self._average_gradients(network)
+        limit = self.settings.warm_up_clip if clips else self.args.max_grad_norm
+        if limit:
+            self.accelerator.clip_grad_norm_(network.parameters(), limit)
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+
+    # Label quality
+
+    def _label_qualities(self) -> list[np.ndarray]:
+        """Probability that each label is right, by each network, from one pass over the data."""
+        with self.accelerator.autocast():
+            predictions = predict_samples(self.networks, self.train_dataset, self.views.evaluation)
+        estimates = zip(self.progress.estimators, predictions.losses, strict=True)
+        qualities = [estimator(losses).clean_prob for estimator, losses in estimates]
+        if self.args.world_size > 1:
+            dist.broadcast_object_list(qualities, src=0)
+        self.progress.clean_prob = torch.from_numpy(np.stack(qualities))
+        return qualities
+
+    def _log_quality(self, number: int, quality: np.ndarray, mask: np.ndarray) -> None:
+        """Figures of the split that a network is trained on."""
+        clean = getattr(self.train_dataset, "clean_labels", None)
+        right = None if clean is None else (clean == self.train_dataset.labels).numpy()
+        metrics = quality_metrics(quality, mask, right)
+        self.log({f"{name}_net{number + 1}": value for name, value in metrics.items()})
+
+    # Processes
+
+    def _average_gradients(self, network: nn.Module) -> None:
+        if self.args.world_size == 1:
+            return
+        gradients = [parameter.grad for parameter in network.parameters() if parameter.grad is not None]
+        flat = torch.cat([gradient.flatten() for gradient in gradients])
+        dist.all_reduce(flat)
+        flat /= self.args.world_size
+        for gradient, part in zip(gradients, flat.split([g.numel() for g in gradients]), strict=True):
+            gradient.copy_(part.view_as(gradient))
+
+    def _broadcast(self, tensors: Iterable[torch.Tensor]) -> None:
+        """Gives all processes what the first one has."""
+        if self.args.world_size > 1:
+            for tensor in tensors:
+                dist.broadcast(tensor, src=0)
+
+    # Logs
+
+    def _announce(self, total: int) -> None:
+        """Tells the progress bar how many steps there will be, as far as the present split says."""
+        self.state.max_steps = total
+        for callback in self.callback_handler.callbacks:
+            if isinstance(callback, ProgressCallback) and callback.training_bar is not None:
+                callback.training_bar.total = total
+                callback.training_bar.refresh()
+
+    def _log_step(self, loss: torch.Tensor, parts: dict[str, Any]) -> None:
+        self._losses.append(loss)
+        for name, value in parts.items():
+            self._logged_outputs[name].append(torch.as_tensor(value).float())
+        self.control = self.callback_handler.on_step_end(self.args, self.state, self.control)
+        if self.state.global_step % max(int(self.state.logging_steps), 1) == 0:
+            logs = {"loss": float(torch.stack(self._losses).mean())}
+            self._losses.clear()
+            self.log(logs | {"learning_rate": self.lr_scheduler.get_last_lr()[0]})

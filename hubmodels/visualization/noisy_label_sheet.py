@@ -1,0 +1,44 @@
+"""The most suspicious images of a data set as one picture."""
+
+from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING
+
+from matplotlib.figure import Figure
+
+from .figures import new_sheet, save_figure
+
+if TYPE_CHECKING:
+    from hubmodels.evaluation import NoisyLabelReport
+
+COLUMNS = 8
+
+
+def noisy_label_sheet(report: NoisyLabelReport, path: str | os.PathLike[str] | None = None, count: int = 40) -> Figure:
+    """Draw the most suspicious images with their given and suggested labels.
+
+    Args:
+        report: The report.
+        path: file to write, complete or absent. None: nothing is written.
+        count: Images.
+
+    Returns:
+        The figure.
+
+    Raises:
+        ValueError: `count` is below 1.
+    """
+    if count < 1:
+        raise ValueError(f"count must be at least 1, got {count}")
+    entries = report.top(count)
+    columns = min(COLUMNS, len(entries))
+    rows = -(-len(entries) // columns)
+    figure, axes = new_sheet(rows, [""] * columns, aspect=1.3)
+    for entry, axis in zip(entries, axes.flat, strict=False):
+        axis.imshow(report.picture(entry.rank), cmap="gray", interpolation="nearest")
+        text = f"{entry.given}\n→ {entry.suggested}\nright: {entry.clean_probability:.0%}"
+        axis.set_title(text.replace("$", r"\$"), fontsize=6)
+    if path is not None:
+        save_figure(figure, path)
+    return figure

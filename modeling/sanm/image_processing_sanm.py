@@ -1,0 +1,43 @@
+"""Image processor of SANM: the official evaluation transforms."""
+
+from transformers.image_processing_backends import TorchvisionBackend
+from transformers.image_utils import PILImageResampling
+
+# Statistics of the training images, as the official scripts have them.
+CIFAR10_MEAN, CIFAR10_STD = [0.4914, 0.4822, 0.4465], [0.2023, 0.1994, 0.2010]
+CIFAR100_MEAN, CIFAR100_STD = [0.507, 0.487, 0.441], [0.267, 0.256, 0.276]
+CLOTHING1M_MEAN, CLOTHING1M_STD = [0.6959, 0.6537, 0.6371], [0.3113, 0.3192, 0.3214]
+
+
+class SANMImageProcessor(TorchvisionBackend):
+    """
+    Brings images to 32 x 32 pixels (CIFAR images stay as they are) and normalises with the statistics of CIFAR-10.
+
+    For Clothing1M: `SANMImageProcessor(size={"shortest_edge": 256}, crop_size={"height": 224, "width": 224},
+    do_center_crop=True, image_mean=CLOTHING1M_MEAN, image_std=CLOTHING1M_STD)`.
+    """
+
+    resample = PILImageResampling.BICUBIC
+    image_mean = CIFAR10_MEAN
+    image_std = CIFAR10_STD
+    size = {"height": 32, "width": 32}
+    crop_size = {"height": 32, "width": 32}
+    default_to_square = False
+    do_resize = True
+    do_center_crop = False
+    do_rescale = True
+    do_normalize = True
+    do_convert_rgb = True
+
+
+__all__ = [
+    "CIFAR10_MEAN",
+    "CIFAR10_STD",
+    "CIFAR100_MEAN",
+    "CIFAR100_STD",
+    "CLOTHING1M_MEAN",
+    "CLOTHING1M_STD",
+    "SANMImageProcessor",
+]
+
+SANMImageProcessor.register_for_auto_class()

@@ -1,0 +1,185 @@
+"""Estimates from the losses of an epoch how probably each label is right (a mixture of two normal distributions)."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from transformers.utils import logging
+
+logger = logging.get_logger(__name__)
+
+HISTORY_NOISE_RATE = 0.9  # at this noise rate the official code averages the losses of five epochs
+HISTORY_LENGTH = 5
+
+
+@dataclass(frozen=True)
+class LabelQuality:
+    """
+    What [`LabelQualityEstimator`] found.
+
+    Attributes:
+        clean_prob (`np.ndarray`): float64 `[N]`, probability that each label is right.
+        scaled_losses (`np.ndarray`): float32 `[N]`, the losses in [0, 1] that the mixture was fitted to.
+        means, weights, variances (`np.ndarray`): float64 `[2]`, of the components, smaller mean first; empty if all
+            losses are equal.
+        iterations (`int`): of expectation maximisation.
+        converged (`bool`): whether it came to rest.
+    """
+
+    clean_prob: np.ndarray
+    scaled_losses: np.ndarray
+    means: np.ndarray
+    weights: np.ndarray
+    variances: np.ndarray
+    iterations: int
+    converged: bool
+
+
+class LabelQualityEstimator:
+    """
+    Probability that each label is right, from the cross entropy of each sample (section 3 of the paper; DivideMix).
+
+    The losses are scaled to [0, 1] and a mixture of two normal distributions is fitted; right labels are those of the
+    component with the smaller mean. The result depends on the losses alone: the fit starts from 2-means clusters, which
+    start from the smallest and the largest loss (the official code starts them at random).
+
+    Args:
+        history (`int`, defaults to 1): average the scaled losses of so many calls (official: 5 at 90 % noise, else 1).
+        max_iter (`int`, defaults to 10): iterations at most.
+        tol (`float`, defaults to 1e-2): stop when the mean log-likelihood changes by less.
+        reg_covar (`float`, defaults to 5e-4): added to the variances.
+
+    Raises:
+        ValueError: for a history below 1.
+
+    Example:
+
+    ```python
+    >>> import torch
+    >>> from hubmodels.modeling.sanm import LabelQualityEstimator
+
+    >>> losses = torch.cat([torch.rand(90) * 0.1, 2 + torch.rand(10)])
+    >>> (LabelQualityEstimator()(losses).clean_prob > 0.5).sum()
+    np.int64(90)
+    ```
+    """
+
+    def __init__(self, history: int = 1, max_iter: int = 10, tol: float = 1e-2, reg_covar: float = 5e-4):
+        if history < 1:
+            raise ValueError(f"history must be at least 1, got {history}")
+        self.history = history
+        self.max_iter = max_iter
+        self.tol = tol
+        self.reg_covar = reg_covar
+        self.past: list[np.ndarray] = []
+
+    @classmethod
+    def for_noise_rate(cls, noise_rate: float | None, **kwargs: Any) -> "LabelQualityEstimator":
+        """
+        The official choice of the history: five epochs at 90 % noise, one otherwise.
+
+        Args:
+            noise_rate (`float`, *optional*): share of wrong labels, if it is known.
+            kwargs: further arguments.
+        """
+        many = noise_rate is not None and round(noise_rate, 6) == HISTORY_NOISE_RATE
+        return cls(history=HISTORY_LENGTH if many else 1, **kwargs)
+
+    def __call__(self, losses: torch.Tensor | np.ndarray | Sequence[float]) -> LabelQuality:
+        """
+        Args:
+            losses: cross entropy of every sample with its given label, `[N]`, always in the same order.
+
+        Returns:
+            [`LabelQuality`]. Where all losses are equal, every label counts as right, with a warning.
+
+        Raises:
+            ValueError: for losses that are negative, infinite or not a number, of another shape, or of another number
+                than before.
+        """
+        values = self._checked(losses)
+        low, high = values.min(), values.max()
+        if low == high:
+            logger.warning(f"all {len(values)} losses are {low:.4g}: nothing tells labels apart, all count as right")
+            nothing = np.empty(0)
+            return LabelQuality(np.ones(len(values)), np.zeros_like(values), nothing, nothing, nothing, 0, True)
+        self.past = [*self.past, (values - low) / (high - low)][-self.history :]
+        return self._fit(np.mean(self.past, axis=0, dtype=np.float32))
+
+    def state_dict(self) -> dict[str, Any]:
+        """The losses of past epochs, for a checkpoint."""
+        return {"past": [torch.from_numpy(losses) for losses in self.past]}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """
+        Takes up what `state_dict` returned.
+
+        Args:
+            state (`dict`): the state.
+        """
+        self.past = [losses.cpu().numpy() for losses in state["past"]]
+
+    def _checked(self, losses: Any) -> np.ndarray:
+        if isinstance(losses, torch.Tensor):
+            losses = losses.detach().to("cpu", torch.float32).numpy()
+        values = np.asarray(losses, dtype=np.float32)
+        if values.ndim != 1 or len(values) < 2:
+            raise ValueError(f"losses must have shape [N] with at least 2 samples, got {list(values.shape)}")
+        bad = ~np.isfinite(values) | (values < 0)
+        if bad.any():
+            first = int(np.flatnonzero(bad)[0])
+            raise ValueError(
+                f"losses must be finite and at least 0, got {values[first]} at index {first} ({int(bad.sum())} such)"
+            )
+        if self.past and len(self.past[-1]) != len(values):
+            raise ValueError(
+                f"expected the losses of the same {len(self.past[-1])} samples as before, got {len(values)}"
+            )
+        return values
+
+    def _fit(self, scaled: np.ndarray) -> LabelQuality:
+        """Expectation maximisation in float64; the stop is checked after the second half of an iteration."""
+        x = scaled.astype(np.float64)
+        parameters = self._maximise(x, _two_means(x))
+        likelihood, iterations, converged = -np.inf, 0, False
+        while iterations < self.max_iter and not converged:
+            iterations += 1
+            responsibilities, new_likelihood = _expect(x, parameters)
+            parameters = self._maximise(x, responsibilities)
+            converged = abs(new_likelihood - likelihood) < self.tol
+            likelihood = new_likelihood
+        posterior, _ = _expect(x, parameters)
+        order = np.argsort(parameters[0], kind="stable")
+        means, variances, weights = (values[order] for values in parameters)
+        return LabelQuality(posterior[order[0]], scaled, means, weights, variances, iterations, bool(converged))
+
+    def _maximise(self, x: np.ndarray, responsibilities: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Means, variances and weights `[2]` of responsibilities `[2, N]`."""
+        counts = responsibilities.sum(axis=1) + 10 * np.finfo(np.float64).eps
+        means = responsibilities @ x / counts
+        variances = (responsibilities * (x - means[:, None]) ** 2).sum(axis=1) / counts + self.reg_covar
+        return means, variances, counts / len(x)
+
+
+def _two_means(x: np.ndarray) -> np.ndarray:
+    """Hard responsibilities `[2, N]` of Lloyd's algorithm, started at the extremes."""
+    centres = np.array([x.min(), x.max()])
+    while True:
+        second = np.abs(x - centres[1]) < np.abs(x - centres[0])
+        moved = np.array([x[~second].mean(), x[second].mean()])
+        if np.array_equal(moved, centres):
+            return np.stack([~second, second]).astype(np.float64)
+        centres = moved
+
+
+def _expect(x: np.ndarray, parameters: tuple[np.ndarray, np.ndarray, np.ndarray]) -> tuple[np.ndarray, float]:
+    """Posterior `[2, N]` and the mean log-likelihood."""
+    means, variances, weights = (values[:, None] for values in parameters)
+    logs = np.log(weights) - 0.5 * (np.log(2 * np.pi) + np.log(variances) + (x - means) ** 2 / variances)
+    total = np.logaddexp(logs[0], logs[1])
+    return np.exp(logs - total), float(total.mean())
+
+
+__all__ = ["LabelQuality", "LabelQualityEstimator"]

@@ -1,0 +1,39 @@
+"""Output of SANM models."""
+
+from dataclasses import dataclass
+
+import torch
+from transformers.utils import ModelOutput
+
+
+@dataclass
+class SANMOutput(ModelOutput):
+    """
+    Output of [`SANMForImageClassification`].
+
+    Attributes:
+        loss (`torch.Tensor`, *optional*): the training loss (scalar); in evaluation the cross entropy.
+        logits (`torch.Tensor` of shape `[B, num_labels]`): scores; probabilities with `softmax_outputs`.
+        classification_loss (`torch.Tensor`, *optional*): cross entropy of the plain view (scalar).
+        masked_loss (`torch.Tensor`, *optional*): cross entropy of the masked views (scalar, framework `"ce"`).
+        reconstruction_loss (`torch.Tensor`, *optional*): mean squared error of the decoder (scalar, framework `"ce"`).
+        feature_map (`torch.Tensor` of shape `[B, C, h, w]`): last feature map, before pooling.
+        pooled (`torch.Tensor` of shape `[B, C]`): its mean over space.
+        reconstruction (`torch.Tensor` of shape `[B, num_channels, H, W]`, *optional*): output of the decoder.
+        hidden_states (`tuple[torch.Tensor]`, *optional*): feature maps after the stem and every stage.
+        attentions (`tuple[torch.Tensor]`, *optional*): of a `backbone_config` that has them.
+    """
+
+    loss: torch.Tensor | None = None
+    logits: torch.Tensor | None = None
+    classification_loss: torch.Tensor | None = None
+    masked_loss: torch.Tensor | None = None
+    reconstruction_loss: torch.Tensor | None = None
+    feature_map: torch.Tensor | None = None
+    pooled: torch.Tensor | None = None
+    reconstruction: torch.Tensor | None = None
+    hidden_states: tuple[torch.Tensor, ...] | None = None
+    attentions: tuple[torch.Tensor, ...] | None = None
+
+
+__all__ = ["SANMOutput"]

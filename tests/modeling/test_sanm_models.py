@@ -1,0 +1,251 @@
+"""SANM models: any backbone, the light mode, decoders, ensembles, initialisation, errors."""
+
+import math
+
+import pytest
+import torch
+from hubmodels.modeling.sanm import (
+    SANMConfig,
+    SANMEnsembleForImageClassification,
+    SANMForImageClassification,
+    SANMImageProcessor,
+    reconstruction_loss,
+    sharpen,
+    soft_cross_entropy,
+)
+from transformers import (
+    AutoImageProcessor,
+    AutoModelForImageClassification,
+    ConvNextConfig,
+    Dinov2Config,
+    ResNetConfig,
+    SwinConfig,
+    ViTConfig,
+)
+
+import hubmodels
+from hubmodels.training.cotraining_step import CoTrainingSettings
+from hubmodels.training.label_quality import labelled_mask
+
+TINY = {"widths": [4, 8], "depths": [1, 1], "image_size": 16, "num_labels": 3}
+TRANSFORMER = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "image_size": 32, "patch_size": 8}
+BACKBONES = {
+    "vit": ViTConfig(**TRANSFORMER, intermediate_size=16),
+    "dinov2": Dinov2Config(**TRANSFORMER),
+    "swin": SwinConfig(embed_dim=8, depths=[1, 1], num_heads=[1, 2], image_size=32, patch_size=4, window_size=2),
+    "resnet": ResNetConfig(embedding_size=4, hidden_sizes=[4, 8], depths=[1, 1], layer_type="basic"),
+    "convnext": ConvNextConfig(hidden_sizes=[4, 8], depths=[1, 1], num_stages=2),
+    "timm": {"model_type": "timm_backbone", "backbone": "resnet10t"},
+    "timm_vit": {
+        "model_type": "timm_wrapper",
+        "architecture": "vit_tiny_patch16_224",
+        "model_args": {"img_size": 32, "patch_size": 8, "depth": 1},
+        "num_classes": 0,
+    },
+}
+
+
+def tiny(**changes):
+    torch.manual_seed(0)
+    return SANMForImageClassification(SANMConfig(**TINY | changes))
+
+
+def images(count=4, size=16, channels=3):
+    return torch.randn(count, channels, size, size, generator=torch.Generator().manual_seed(1))
+
+
+@pytest.mark.parametrize("name", BACKBONES)
+def test_any_backbone_trains_and_comes_back(name, tmp_path):
+    config = SANMConfig(backbone_config=BACKBONES[name], image_size=32, num_labels=3, framework="ce")
+    model = SANMForImageClassification(config).train()
+    outputs = model(images(size=32), labels=torch.tensor([0, 1, 2, 0]), clean_prob=torch.rand(4))
+    outputs.loss.backward()
+    assert outputs.feature_map.ndim == 4 and outputs.logits.shape == (4, 3)
+    learned = [name for name, p in model.named_parameters() if p.grad is not None and p.grad.any()]
+    assert any(name.startswith("decoder") for name in learned) and any(name.startswith("backbone") for name in learned)
+    model.eval().save_pretrained(tmp_path)
+    loaded, info = AutoModelForImageClassification.from_pretrained(tmp_path, output_loading_info=True)
+    assert not any(info.values())
+    with torch.no_grad():
+        torch.testing.assert_close(loaded(images(size=32)).logits, model(images(size=32)).logits)
+
+
+def test_tokens_make_the_grid_of_the_patches():
+    model = SANMForImageClassification(SANMConfig(backbone_config=BACKBONES["vit"], image_size=32)).eval()
+    with torch.no_grad():
+        tokens = model.backbone(images(1, 32)).last_hidden_state
+        outputs = model(images(1, 32))
+    assert tokens.shape == (1, 17, 16)
+    torch.testing.assert_close(outputs.feature_map[0, :, 1, 2], tokens[0, 1 + 4 + 2])
+
+
+def test_the_light_loss_is_that_of_its_parts():
+    """Refined label, plain view, both masked views, reconstruction of both (spelled out)."""
+    model = tiny(framework="ce").train()
+    pixels, labels, trust = images(), torch.tensor([0, 1, 2, 0]), torch.tensor([0.1, 0.9, 0.5, 1.0])
+    draws = model._masking.draw(4, 3, generator=torch.Generator().manual_seed(0))
+    outputs = model(pixels, labels=labels, clean_prob=trust, draws=draws)
+    given = torch.nn.functional.one_hot(labels, 3).float()
+    guess = outputs.logits.detach().softmax(1)
+    targets = sharpen(trust[:, None] * given + (1 - trust[:, None]) * guess, 0.5)
+    views = model._masking(pixels, outputs.feature_map, trust, targets, draws)
+    masked = model.encode(torch.cat([views.max_views, views.min_views]), output_reconstruction=True)
+    plain = soft_cross_entropy(outputs.logits, targets)
+    hidden = soft_cross_entropy(masked.logits, views.targets.repeat(2, 1))
+    error = reconstruction_loss(masked.reconstruction, pixels)
+    torch.testing.assert_close(outputs.loss, plain + hidden + 0.02 * error)
+    torch.testing.assert_close(outputs.reconstruction_loss, error)
+    # Without an estimate all labels are trusted; in evaluation, and outside the light mode, the loss is cross entropy.
+    certain = model(pixels, labels=labels, draws=draws)
+    torch.testing.assert_close(certain.classification_loss, torch.nn.functional.cross_entropy(certain.logits, labels))
+    for other in (model.eval(), tiny().train()):
+        result = other(pixels, labels=labels, clean_prob=trust)
+        torch.testing.assert_close(result.loss, torch.nn.functional.cross_entropy(result.logits, labels))
+
+
+def test_light_controls_leave_plain_cross_entropy():
+    model = tiny(framework="ce", mask="none", mask_labels=False, recon_weight=0.0).train()
+    outputs = model(images(), labels=torch.tensor([0, 1, 2, 0]))
+    expected = torch.nn.functional.cross_entropy(outputs.logits, torch.tensor([0, 1, 2, 0]))
+    torch.testing.assert_close(outputs.loss, expected)
+
+
+@pytest.mark.parametrize(
+    ("changes", "decoder", "size"),
+    [
+        ({"widths": [4, 8, 16, 32], "depths": [1] * 4, "image_size": 32}, "resnet18", 32),
+        ({"widths": [1, 2, 4, 8], "image_size": 224, "layer_type": "bottleneck"}, "resnet50", 224),
+        ({}, "auto", 16),
+        ({"image_size": (24, 20)}, "auto", (24, 20)),
+    ],
+)
+def test_decoders_reach_the_size_of_the_image(changes, decoder, size):
+    model = tiny(**({"depths": None} if "layer_type" in changes else {}) | changes).eval()
+    assert model.config.decoder_type == decoder
+    height, width = (size, size) if isinstance(size, int) else size
+    with torch.no_grad():
+        outputs = model(torch.zeros(1, 3, height, width), output_reconstruction=True)
+    assert outputs.reconstruction.shape == (1, 3, height, width)
+    assert model(torch.zeros(1, 3, height, width)).reconstruction is None
+
+
+def test_a_decoder_of_the_wrong_size_is_refused_in_training():
+    model = tiny(framework="ce", decoder_type="resnet18").train()
+    with pytest.raises(ValueError, match=r"pictures of \(48, 48\) .* images of \(16, 16\); set decoder_type='auto'"):
+        model(images(), labels=torch.zeros(4, dtype=torch.long))
+
+
+def test_an_ensemble_sums_its_networks_and_is_found_by_the_auto_class(tmp_path):
+    torch.manual_seed(0)
+    ensemble = SANMEnsembleForImageClassification(SANMConfig(**TINY)).eval()
+    with torch.no_grad():
+        outputs = ensemble(images(), labels=torch.tensor([0, 1, 2, 0]))
+        first, second = (net(images(), labels=torch.tensor([0, 1, 2, 0])) for net in (ensemble.net1, ensemble.net2))
+    torch.testing.assert_close(outputs.logits, first.logits + second.logits)
+    torch.testing.assert_close(outputs.loss, (first.loss + second.loss) / 2)
+    assert not torch.equal(first.logits, second.logits)
+    ensemble.save_pretrained(tmp_path)
+    SANMImageProcessor(size={"height": 16, "width": 16}).save_pretrained(tmp_path)
+    loaded = AutoModelForImageClassification.from_pretrained(tmp_path)
+    assert type(loaded) is SANMEnsembleForImageClassification
+    assert loaded.config.auto_map["AutoModelForImageClassification"].endswith("SANMEnsembleForImageClassification")
+    assert type(AutoImageProcessor.from_pretrained(tmp_path)) is SANMImageProcessor
+    assert hubmodels.SANMEnsembleForImageClassification is SANMEnsembleForImageClassification
+
+
+@pytest.mark.parametrize("layer_type", ["preact", "basic", "bottleneck"])
+def test_initialisation_is_that_of_the_official_code(layer_type):
+    model = tiny(layer_type=layer_type, widths=[16, 32], image_size=32)
+    weight = model.backbone.layer2[0].conv2.weight
+    fan_in, fan_out = weight[0].numel(), weight.shape[0] * weight[0, 0].numel()
+    expected = math.sqrt(1 / (3 * fan_in)) if layer_type == "preact" else math.sqrt(2 / fan_out)
+    assert weight.std().item() == pytest.approx(expected, rel=0.1)
+    if layer_type == "preact":
+        assert weight.abs().max() <= math.sqrt(1 / fan_in)
+    for layer in (model.classifier, model.decoder.layer1):
+        bound = 1 / math.sqrt(layer.weight[0].numel())
+        assert 0 < layer.bias.abs().max() <= bound and layer.weight.abs().max() <= bound
+    assert all((m.weight == 1).all() for m in model.modules() if isinstance(m, torch.nn.BatchNorm2d))
+
+
+def test_the_preact_shortcut_carries_the_activated_input():
+    layer = tiny().backbone.layer1[0].eval()
+    torch.nn.init.zeros_(layer.conv2.weight)
+    negative = -torch.ones(1, 4, 3, 3)
+    with torch.no_grad():
+        assert torch.equal(layer(negative), torch.zeros_like(negative))
+
+
+@pytest.mark.parametrize("channels", [1, 4])
+def test_other_numbers_of_channels(channels):
+    model = tiny(num_channels=channels, framework="ce").train()
+    model(images(channels=channels), labels=torch.tensor([0, 1, 2, 0])).loss.backward()
+    with pytest.raises(ValueError, match=rf"must have {channels} channels \(config.num_channels\)"):
+        model(images(channels=2))
+
+
+@pytest.mark.parametrize(
+    ("labels", "message"),
+    [
+        (torch.tensor([0, 1, 3, 0]), r"labels must be in 0..2, got 3 at index 2"),
+        (torch.tensor([0, -1, 2, 0]), r"got -1 at index 1"),
+        (torch.rand(4, 2), r"soft labels must have shape \[B, 3\], got \(4, 2\)"),
+        (torch.rand(4), r"soft labels must have shape \[B, 3\], got \(4,\)"),
+        (torch.zeros(4, 1, dtype=torch.long), r"labels must have shape \[B\]"),
+    ],
+)
+def test_labels_that_do_not_fit_are_refused(labels, message):
+    with pytest.raises(ValueError, match=message):
+        tiny()(images(), labels=labels)
+
+
+def test_inputs_that_do_not_fit_are_refused():
+    model = tiny(framework="ce").train()
+    labels = torch.tensor([0, 1, 2, 0])
+    for bad in (None, images().to(torch.uint8), images()[0]):
+        with pytest.raises(ValueError, match=r"pixel_values must be floats of shape \[B, C, H, W\]"):
+            model(bad)
+    with pytest.raises(ValueError, match=r"clean_prob must be in \[0, 1\], got values from -0.5 to -0.5"):
+        model(images(), labels=labels, clean_prob=torch.full((4,), -0.5))
+    with pytest.raises(ValueError, match=r"clean_prob must have shape \(4,\), got \(3,\)"):
+        model(images(), labels=labels, clean_prob=torch.ones(3))
+
+
+@pytest.mark.parametrize(
+    ("setting", "message"),
+    [
+        ({"framework": "mixup"}, r"framework must be one of \('dividemix', 'c2d', 'ce'\), got 'mixup'"),
+        ({"layer_type": "dense"}, "layer_type must be one of"),
+        ({"decoder_type": "resnet34"}, "decoder_type must be one of"),
+        ({"mask": "cam"}, "mask must be one of"),
+        ({"widths": [4, 8], "depths": [1]}, r"one each per stage, got \[1\] and \[4, 8\]"),
+        ({"image_size": 0}, "image_size must be a positive number"),
+        ({"num_channels": 0}, "num_channels must be at least 1"),
+        ({"temperature": 0.0}, "temperature must be positive, got 0.0"),
+        ({"recon_weight": -1.0}, "recon_weight must be at least 0"),
+    ],
+)
+def test_configurations_that_cannot_be_are_refused(setting, message):
+    with pytest.raises(ValueError, match=message):
+        SANMConfig(**setting)
+
+
+def test_a_backbone_without_maps_is_refused():
+    with pytest.raises(ValueError, match=r"backbone_config must describe a network with feature maps|Unrecognized"):
+        SANMForImageClassification(SANMConfig(backbone_config={"model_type": "encoder-decoder"}))
+    from hubmodels.modeling.sanm.backbones_sanm import token_grid
+
+    with pytest.raises(ValueError, match=r"got shape \(2, 3, 8\) for images of \(32, 32\) pixels"):
+        token_grid(torch.zeros(2, 3, 8), (32, 32), BACKBONES["vit"])
+
+
+def test_splits_without_labelled_or_unlabelled_images():
+    settings = CoTrainingSettings(min_labelled=0)
+    low, high = torch.linspace(0, 0.4, 9).numpy(), torch.linspace(0.6, 1, 9).numpy()
+    with pytest.raises(ValueError, match=r"no sample above threshold 0.5 in epoch 7: lower p_threshold or lengthen"):
+        labelled_mask(low, settings, 7)
+    with pytest.raises(ValueError, match=r"all samples are above threshold 0.5 in epoch 7"):
+        labelled_mask(high, settings, 7)
+    settings = CoTrainingSettings(min_labelled=2)
+    assert labelled_mask(low, settings, 7).tolist() == [False] * 7 + [True] * 2
+    assert labelled_mask(high, settings, 7).tolist() == [False] * 2 + [True] * 7

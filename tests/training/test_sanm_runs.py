@@ -1,0 +1,211 @@
+"""`train` with SANM: two networks from labelled folders to an ensemble and a report, resumable; the light mode."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from datasets import Dataset
+from hubmodels.modeling.sanm import (
+    SANMConfig,
+    SANMEnsembleForImageClassification,
+    SANMForImageClassification,
+    SANMImageProcessor,
+)
+from PIL import Image
+from stopping import assert_same_bits, stopped_at_step_5, weights
+from transformers import (
+    AutoImageProcessor,
+    AutoModelForImageClassification,
+    Trainer,
+    TrainerCallback,
+    TrainingArguments,
+    pipeline,
+)
+
+from hubmodels.data import load_image_dataset
+from hubmodels.training import Recipe, RecipeError, read_jsonl, train
+from hubmodels.training import run as run_module
+
+COMMON = [
+    "model.widths=[2,4]",
+    "model.depths=[1,1]",
+    "model.image_size=18",
+    "schedule.batch_size=4",
+    "data.noise_mode=sym",
+    "data.noise_rate=0.5",
+    "run.tensorboard=false",
+    "run.workers=0",
+]
+CO = [
+    *COMMON,
+    "schedule.epochs=4",
+    "noisy_labels.warm_up_epochs=1",
+    "noisy_labels.min_labelled=4",
+    "noisy_labels.decay_epochs=[3]",
+    "noisy_labels.report_images=5",
+]
+LIGHT = [*COMMON, "schedule.epochs=3", "schedule.batch_size=8", "noisy_labels.warm_up_epochs=1"]
+RECIPES = {"small_cotrain": CO, "small_light": LIGHT}
+
+
+def arguments(recipe, pictures, output, *more):
+    return {"method": "sanm", "data": pictures, "output": output, "recipe": f"sanm/{recipe}"} | {
+        "overrides": [*RECIPES[recipe], *more]
+    }
+
+
+@pytest.fixture(scope="module", params=sorted(RECIPES))
+def finished(request, pictures, tmp_path_factory):
+    """Name of the recipe and a finished run."""
+    return request.param, train(**arguments(request.param, pictures, tmp_path_factory.mktemp("sanm") / "run"))
+
+
+def test_a_run_ends_with_a_loadable_classifier_and_a_report(finished, pictures):
+    recipe, run = finished
+    model = AutoModelForImageClassification.from_pretrained(run.folder)
+    kinds = {"small_cotrain": SANMEnsembleForImageClassification, "small_light": SANMForImageClassification}
+    assert type(model) is kinds[recipe]
+    assert model.config.id2label == {0: "dark", 1: "light"}
+    processor = AutoImageProcessor.from_pretrained(run.folder)
+    assert processor(load_image_dataset(pictures, "test")[0]["image"]).pixel_values[0].shape == (3, 18, 18)
+    found = pipeline("image-classification", model=str(run.folder))(Image.new("RGB", (40, 30)))
+    assert {entry["label"] for entry in found} == {"dark", "light"}
+    report = json.loads((run.folder / "noisy_labels.json").read_text())
+    assert report["images"] == 24
+    assert Image.open(run.folder / "masks.png").size[0] > 300
+    assert all((run.folder / f"noisy_labels.{suffix}").is_file() for suffix in ("html", "png", "csv"))
+    accuracies = [line for line in read_jsonl(run.folder / "log.jsonl") if "eval_accuracy" in line]
+    assert len(accuracies) >= 3
+
+
+def test_the_log_tells_of_the_split(finished):
+    recipe, run = finished
+    log = read_jsonl(run.folder / "log.jsonl")
+    suffix = "_net2" if recipe == "small_cotrain" else ""
+    shares = [line[f"labelled_share{suffix}"] for line in log if f"labelled_share{suffix}" in line]
+    assert len(shares) == (3 if recipe == "small_cotrain" else 2)
+    assert all(0 < share <= 1 for share in shares)
+    assert any(f"quality_auc{suffix}" in line for line in log)
+    if recipe == "small_cotrain":
+        assert any(
+            {"labelled_loss", "unlabelled_loss", "penalty", "reconstruction_loss"} <= line.keys() for line in log
+        )
+
+
+def test_a_stopped_run_continues_to_the_same_weights(finished, pictures, tmp_path, monkeypatch):
+    """Networks, momenta, loss histories, splits and random numbers."""
+    recipe, run = finished
+    given = arguments(recipe, pictures, tmp_path / "run")
+    with pytest.raises(KeyboardInterrupt):
+        stopped_at_step_5(monkeypatch, **given)
+    result = train(**given)
+    assert_same_bits(weights(result.folder), weights(run.folder))
+    assert (result.folder / "noisy_labels.csv").read_text() == (run.folder / "noisy_labels.csv").read_text()
+
+
+def stopped_after_epoch(epoch, monkeypatch, **given):
+    class Stop(TrainerCallback):
+        def on_epoch_begin(self, args, state, control, **kwargs):
+            if state.epoch == epoch:
+                raise KeyboardInterrupt
+
+    make_callbacks = run_module._callbacks
+    with monkeypatch.context() as patch:
+        patch.setattr(run_module, "_callbacks", lambda *parts: [*make_callbacks(*parts), Stop()])
+        train(**given)
+
+
+def test_a_run_with_a_loss_history_that_stopped_in_co_training_continues_to_the_same_weights(
+    pictures, tmp_path, monkeypatch
+):
+    """At 90 % noise the losses of past epochs count."""
+    more = ("data.noise_rate=0.9", "noisy_labels.report_images=0", "noisy_labels.lambda_u=3.0")
+    whole = train(**arguments("small_cotrain", pictures, tmp_path / "whole", *more))
+    given = arguments("small_cotrain", pictures, tmp_path / "stopped", *more)
+    with pytest.raises(KeyboardInterrupt):
+        stopped_after_epoch(3, monkeypatch, **given)
+    assert_same_bits(weights(train(**given).folder), weights(whole.folder))
+
+
+def test_the_recipe_that_fits_is_chosen(pictures):
+    recipe, title = run_module._resolve_recipe("sanm", pictures, None, None, [])
+    assert title == "small_cotrain"
+    assert recipe.schedule.batch_size <= 6
+
+
+@pytest.mark.parametrize("name", ["paper_cifar10", "paper_cifar100", "paper_clothing1m", "photos_96_cotrain"])
+def test_recipes_describe_models(name):
+    recipe = Recipe.load(f"sanm/{name}")
+    config = SANMConfig(**recipe.model)
+    sizes = {"paper_cifar10": (512, "resnet18"), "paper_cifar100": (512, "resnet18")}
+    sizes |= {"paper_clothing1m": (2048, "resnet50"), "photos_96_cotrain": (256, "auto")}
+    assert (config.hidden_sizes[-1], config.decoder_type) == sizes[name]
+
+
+def test_networks_start_from_one_encoder_with_heads_of_their_own(pictures, tmp_path):
+    encoder = SANMForImageClassification(SANMConfig(widths=[2, 4], depths=[1, 1], image_size=18, layer_type="basic"))
+    encoder.save_pretrained(tmp_path / "encoder")
+    given = arguments(
+        "small_cotrain", pictures, tmp_path / "run", "schedule.epochs=1", "optimizer.base_learning_rate=1.0e-12"
+    )
+    given["overrides"] = [override for override in given["overrides"] if not override.startswith("model")]
+    run = train(**given, backbone=str(tmp_path / "encoder"))
+    model = SANMEnsembleForImageClassification.from_pretrained(run.folder)
+    for network in (model.net1, model.net2):
+        torch.testing.assert_close(network.backbone.conv1.weight, encoder.backbone.conv1.weight)
+    assert not torch.equal(model.net1.classifier.weight, model.net2.classifier.weight)
+
+
+def test_a_timm_network_becomes_the_backbone(pictures, tmp_path):
+    more = ("schedule.epochs=2", "model.image_size=32", "noisy_labels.report_images=0", "schedule.batch_size=8")
+    given = arguments("small_cotrain", pictures, tmp_path / "run", *more, "noisy_labels.min_labelled=8")
+    run = train(**given, backbone="resnet10t")
+    assert AutoModelForImageClassification.from_pretrained(run.folder).net2.backbone.config.backbone == "resnet10t"
+
+
+def test_a_noisy_column_is_trained_on_and_the_true_one_measured(tmp_path):
+    generator = np.random.default_rng(0)
+    table = {
+        "image": [Image.fromarray(generator.integers(0, 256, (18, 18, 3), dtype=np.uint8)) for _ in range(16)],
+        "label": [0, 1] * 8,
+        "human": [1, 1] * 8,
+    }
+    Dataset.from_dict(table).save_to_disk(tmp_path / "data")
+    overrides = [o for o in LIGHT if not o.startswith("data.noise")] + ["data.noisy_label_column=human"]
+    run = train("sanm", tmp_path / "data", tmp_path / "run", recipe="sanm/small_light", overrides=overrides)
+    # A fifth is held out for measuring, with its true labels; of the rest half of the labels are wrong.
+    report = json.loads((run.folder / "noisy_labels.json").read_text())
+    assert {entry["given"] for entry in report["labels"]} == {"1"}
+
+
+def test_recipes_with_noise_that_cannot_be_are_refused():
+    with pytest.raises(RecipeError, match="need images that are not streamed"):
+        Recipe.load("sanm/small_light", [*LIGHT, "data.streaming=true", "data.size=8"])
+    with pytest.raises(RecipeError, match=r"data.noise_rate in \(0, 1\], got 1.5"):
+        Recipe.load("sanm/small_light", [*LIGHT, "data.noise_rate=1.5"])
+
+
+def test_the_light_mode_is_a_plain_trainer_run(tmp_path):
+    """`clean_prob` is a column; nothing of ours but the model and its processor."""
+    generator = np.random.default_rng(0)
+    labels = [0, 1] * 8
+    processor = SANMImageProcessor(size={"height": 16, "width": 16})
+    images = [Image.fromarray(generator.integers(0, 120, (16, 16, 3), dtype=np.uint8) + 120 * y) for y in labels]
+    rows = [
+        {"pixel_values": processor(image, return_tensors="pt").pixel_values[0], "labels": y, "clean_prob": p}
+        for image, y, p in zip(images, labels, generator.random(16).astype(np.float32), strict=True)
+    ]
+    torch.manual_seed(0)
+    model = SANMForImageClassification(
+        SANMConfig(framework="ce", widths=[4, 8], depths=[1, 1], image_size=16, num_labels=2)
+    )
+    settings = TrainingArguments(
+        str(tmp_path), num_train_epochs=15, learning_rate=5e-3, report_to="none", use_cpu=True, logging_strategy="epoch"
+    )
+    trainer = Trainer(model, settings, train_dataset=rows, eval_dataset=rows)
+    trainer.train()
+    losses = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
+    assert losses[-1] < 0.7 * losses[0]
+    assert trainer.evaluate()["eval_loss"] < 0.69
+    assert trainer.predict(rows).predictions.shape == (16, 2)
