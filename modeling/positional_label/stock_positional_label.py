@@ -258,12 +258,13 @@ def load_foreign(model_class: type, source: str | PathLike, *args, **kwargs) -> 
         content, hub = given.to_dict(), {}
     else:
         content, hub = stored_config(source, kwargs)
-    own, nested = content["model_type"] == PositionalLabelConfig.model_type, content.get("backbone_config") or {}
+    kind, nested = content.get("model_type"), content.get("backbone_config") or {}
+    own = kind == PositionalLabelConfig.model_type
     pretrained = own and nested.get("model_type") in AUTOENCODERS
     if own and not pretrained:
         return None
     settings, want_info = take_settings(kwargs), kwargs.pop("output_loading_info", False)
-    if pretrained or content["model_type"] in AUTOENCODERS:
+    if pretrained or kind in AUTOENCODERS:
         if pretrained:
             kwargs.pop("config", None)
             stored = {name: content[name] for name in _INHERITED if content.get(name) is not None}
