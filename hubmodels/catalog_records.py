@@ -4,6 +4,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+# What measures the small packaged checkpoints of convolutional networks.
+SMALL_CHECKPOINTS_COMMAND = (
+    "python -m benchmarks.small_checkpoints OUT --images CIFAR10 --cells BCCD --animals RACCOON KANGAROO"
+)
+
 
 @dataclass(frozen=True, slots=True)
 class Metric:
