@@ -29,8 +29,8 @@ def main() -> None:
     reports = take_turns(workers, arguments.rounds, 1)
     ours = workers["hubmodels"].seconds
     table = [
-        f"PreAct ResNet-18 of width {arguments.width}, {arguments.images} images of 32 pixels, batches of {arguments.batch} "
-        f"labelled and as many unlabelled ones; {arguments.rounds} rounds in turn, one thread.",
+        f"PreAct ResNet-18 of width {arguments.width}, {arguments.images} images of 32 pixels, batches of "
+        f"{arguments.batch} labelled and as many unlabelled ones; {arguments.rounds} rounds in turn, one thread.",
         "",
         "| contender | s per epoch: median (range) | time / ours: median (range) | peak MiB |",
         "| --- | --- | --- | --- |",

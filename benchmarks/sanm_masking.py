@@ -79,7 +79,7 @@ def noise_line() -> str:
     if official != noisy.tolist():
         raise RuntimeError("the contenders do not make the same noise")
     return (
-        f"Symmetric noise of {RATE:.0%} on {LABELS:,} labels, the same labels: {statistics.median(ours) * 1000:.0f} ms, "
+        f"Symmetric noise of {RATE:.0%} on {LABELS:,} labels, equal labels: {statistics.median(ours) * 1000:.0f} ms, "
         f"the official membership test in a list {seconds:.1f} s."
     )
 
@@ -93,7 +93,7 @@ def main() -> None:
     torch.set_num_threads(1)
     resizing = "OpenCV" if sanm_official.cv2 is not None else "numpy (OpenCV is not installed)"
     table = [
-        f"One thread; {arguments.rounds} rounds of {arguments.steps} steps in turn; the official loop resizes maps with "
+        f"One thread; {arguments.rounds} rounds of {arguments.steps} steps in turn; the official loop resizes maps by "
         f"{resizing}. Outputs are equal.",
         "",
         "| batch | contender | ms: median (range) | time / ours: median (range) |",

@@ -4,6 +4,7 @@ import math
 
 import pytest
 import torch
+from hubmodels.modeling.mae import MAEConfig
 from hubmodels.modeling.sanm import (
     SANMConfig,
     SANMEnsembleForImageClassification,
@@ -35,6 +36,7 @@ BACKBONES = {
     "swin": SwinConfig(embed_dim=8, depths=[1, 1], num_heads=[1, 2], image_size=32, patch_size=4, window_size=2),
     "resnet": ResNetConfig(embedding_size=4, hidden_sizes=[4, 8], depths=[1, 1], layer_type="basic"),
     "convnext": ConvNextConfig(hidden_sizes=[4, 8], depths=[1, 1], num_stages=2),
+    "mae": MAEConfig(**TRANSFORMER, intermediate_size=16),
     "timm": {"model_type": "timm_backbone", "backbone": "resnet10t"},
     "timm_vit": {
         "model_type": "timm_wrapper",
