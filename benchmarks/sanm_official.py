@@ -27,11 +27,12 @@ def resized(heat: np.ndarray, size: tuple[int, int]) -> np.ndarray:
 
 def _linear(values: np.ndarray, length: int) -> np.ndarray:
     old = values.shape[-1]
-    position = ((np.arange(length) + 0.5) * (old / length) - 0.5).astype(np.float32)
+    position = (np.arange(length) + 0.5) * (old / length) - 0.5
     start = np.floor(position).astype(np.int64)
-    weight = np.where((start < 0) | (start >= old - 1), 0, position - start).astype(np.float32)
+    weight = np.where((start < 0) | (start >= old - 1), 0, (position - start).astype(np.float32)).astype(np.float64)
     start = start.clip(0, old - 1)
-    return values[..., start] * (1 - weight) + values[..., np.minimum(start + 1, old - 1)] * weight
+    slope = values[..., np.minimum(start + 1, old - 1)] - values[..., start]
+    return (values[..., start] + slope * weight).astype(np.float32)
 
 
 def masked_views(images, maps, trust, targets, draws=None):

@@ -216,10 +216,9 @@ class SANMTrainer(HubTrainer):
         else:
             qualities = self._label_qualities()
             trust = [torch.from_numpy(quality.astype(np.float32)) for quality in reversed(qualities)]
-            for network, quality in enumerate(reversed(qualities)):
-                mask = labelled_mask(quality, self.settings, epoch)
-                self._log_quality(network, quality, mask)
-                plans.append(co_training_steps(mask, batch, [self.args.seed, epoch, network]))
+            masks = [labelled_mask(quality, self.settings, epoch) for quality in reversed(qualities)]
+            self._log_quality(list(reversed(qualities)), masks)
+            plans = [co_training_steps(mask, batch, [self.args.seed, epoch, i]) for i, mask in enumerate(masks)]
         shares = [share_of_process(plan, self.args.process_index, self.args.world_size) for plan in plans]
         steps = sum(map(len, shares))
         self._announce(self.state.global_step + steps * (epochs - epoch))
@@ -306,12 +305,15 @@ class SANMTrainer(HubTrainer):
         self.progress.clean_prob = torch.from_numpy(np.stack(qualities))
         return qualities
 
-    def _log_quality(self, number: int, quality: np.ndarray, mask: np.ndarray) -> None:
-        """Figures of the split that a network is trained on."""
+    def _log_quality(self, qualities: list[np.ndarray], masks: list[np.ndarray]) -> None:
+        """Figures of the splits that the networks are trained on."""
         clean = getattr(self.train_dataset, "clean_labels", None)
         right = None if clean is None else (clean == self.train_dataset.labels).numpy()
-        metrics = quality_metrics(quality, mask, right)
-        self.log({f"{name}_net{number + 1}": value for name, value in metrics.items()})
+        metrics: dict[str, float] = {}
+        for number, (quality, mask) in enumerate(zip(qualities, masks, strict=True), start=1):
+            figures = quality_metrics(quality, mask, right)
+            metrics |= {f"{name}_net{number}": value for name, value in figures.items()}
+        self.log(metrics)
 
     # Processes
 
