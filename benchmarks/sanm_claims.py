@@ -138,8 +138,8 @@ def write_table(results: SeededResults, name: str, seeds: list[int]) -> None:
     experiment = EXPERIMENTS[name]
     lines = [
         f"PreAct ResNet of widths 8 to 64 with one block a stage, {experiment.count:,} training images, per cent: mean",
-        "(lowest to highest) of the seeds that were run. Wrong labels are found by the report of the trained model; their",
-        "share is the average precision of a list in random order.",
+        "(lowest to highest) of the seeds that were run. Wrong labels are found by the report of the trained model;",
+        "their share is the average precision of a list in random order.",
         "",
         "| noise | wrong labels | arm | seeds | test accuracy | wrong labels found: average precision | AUC |",
         "| --- | --- | --- | --- | --- | --- | --- |",

@@ -182,6 +182,8 @@ class SANMEnsembleForImageClassification(SANMPreTrainedModel):
     ```
     """
 
+    is_ensemble = True
+
     def __init__(self, config: SANMConfig):
         super().__init__(config)
         self.num_labels = config.num_labels

@@ -10,6 +10,8 @@ from transformers import initialization as init
 from .configuration_sanm import SANMConfig
 from .networks_sanm import LAYERS
 
+ENSEMBLE = "SANMEnsembleForImageClassification"
+
 
 class SANMPreTrainedModel(PreTrainedModel):
     """Base of the SANM models: configuration, and the initialisation of the official networks."""
@@ -22,6 +24,25 @@ class SANMPreTrainedModel(PreTrainedModel):
     supports_gradient_checkpointing = True
     # Losses are means over the batch: `Trainer` must divide them itself when it accumulates gradients.
     accepts_loss_kwargs = False
+    is_ensemble = False
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path, *args, **kwargs):
+        """
+        As in transformers.
+
+        Raises:
+            ValueError: if one network is asked of a folder with two, or two of a folder with one.
+        """
+        loaded = super().from_pretrained(pretrained_model_name_or_path, *args, **kwargs)
+        model = loaded[0] if isinstance(loaded, tuple) else loaded
+        architecture = (model.config.architectures or [cls.__name__])[0]
+        if (architecture == ENSEMBLE) != cls.is_ensemble:
+            raise ValueError(
+                f"{pretrained_model_name_or_path} holds a {architecture}, which {cls.__name__} cannot load; "
+                f"AutoModelForImageClassification loads either; net1 and net2 of a {ENSEMBLE} are single networks"
+            )
+        return loaded
 
     @torch.no_grad()
     def _init_weights(self, module):
