@@ -4,8 +4,9 @@ python -m benchmarks.sanm_masking [--rounds 10] [--steps 20]
 
 Masking of 128 images of 32 pixels (512 x 4 x 4 maps) and of 32 images of 224 pixels (2048 x 7 x 7 maps), one CPU
 thread; the official loop over images (OpenCV, numpy, Python) is written down in benchmarks/sanm_official.py. Views and
-targets of both are compared before anything is timed. Every contender lives in a process of its own and they take
-turns. Symmetric noise of 50 % on 50,000 labels is timed beside the official membership test in a list.
+targets of both are compared before anything is timed; what both cannot do without, two copies of the images, is timed
+too. Every contender lives in a process of its own and they take turns. Symmetric noise of 50 % on 50,000 labels is
+timed beside the official membership test in a list.
 """
 
 import argparse
