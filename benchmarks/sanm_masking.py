@@ -24,6 +24,7 @@ from benchmarks.turns import Worker, ratios, spread, table_row, take_turns
 from hubmodels.data import inject_label_noise
 
 CONTENDERS = ("hubmodels", "official loop")
+LIMIT = "two copies of the images alone"
 CASES = ((128, 32), (32, 224))
 LABELS, RATE, CLASSES = 50_000, 0.5, 10
 
@@ -41,7 +42,8 @@ def check_equal(count: int, size: int) -> None:
 def race(count: int, size: int, rounds: int, steps: int) -> list[str]:
     """Runs both contenders in turn; returns the rows of the table."""
     check_equal(count, size)
-    workers = {name: Worker("benchmarks.sanm_worker", "masking", name, count, size) for name in CONTENDERS}
+    names = (*CONTENDERS, LIMIT)
+    workers = {name: Worker("benchmarks.sanm_worker", "masking", name, count, size) for name in names}
     take_turns(workers, rounds, steps)
     ours = workers["hubmodels"].seconds
     return [
