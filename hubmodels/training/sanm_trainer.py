@@ -208,6 +208,7 @@ class SANMTrainer(HubTrainer):
         batch = self.args.train_batch_size * self.args.world_size
         warms_up = epoch < self.settings.warm_up_epochs
         plans = []
+        iterations = [1, 1]
         if warms_up:
             trust: list[torch.Tensor | None] = [None, None]
             for network in range(2):
@@ -218,13 +219,14 @@ class SANMTrainer(HubTrainer):
             trust = [torch.from_numpy(quality.astype(np.float32)) for quality in reversed(qualities)]
             masks = [labelled_mask(quality, self.settings, epoch) for quality in reversed(qualities)]
             self._log_quality(list(reversed(qualities)), masks)
+            iterations = [int(mask.sum()) // batch + 1 for mask in masks]  # of the ramp, as the official code counts
             plans = [co_training_steps(mask, batch, [self.args.seed, epoch, i]) for i, mask in enumerate(masks)]
         shares = [share_of_process(plan, self.args.process_index, self.args.world_size) for plan in plans]
         steps = sum(map(len, shares))
         self._announce(self.state.global_step + steps * (epochs - epoch))
         done = 0
         for number, share in enumerate(shares):
-            self._train_network(number, share, epoch, trust[number], (done, steps))
+            self._train_network(number, share, epoch, iterations[number], trust[number], (done, steps))
             done += len(share)
         self._broadcast(self.model.buffers())
 
@@ -233,6 +235,7 @@ class SANMTrainer(HubTrainer):
         number: int,
         steps: Sequence[PlannedStep],
         epoch: int,
+        iterations: int,
         trust: torch.Tensor | None,
         done_of: tuple[int, int],
     ) -> None:
@@ -252,7 +255,7 @@ class SANMTrainer(HubTrainer):
             batch = self._prepare_inputs(batch)
             key = [self.args.seed, epoch, number, index, self.args.process_index, _STEP_STREAM]
             with self.accelerator.autocast():
-                loss, parts = self._loss(network, peer, batch, key, epoch + index / max(len(steps), 1))
+                loss, parts = self._loss(network, peer, batch, key, epoch + index / iterations)
             self._update(network, loss, clips=trust is None)
             self.state.global_step += 1
             self.state.epoch = epoch + (done_of[0] + index + 1) / done_of[1]

@@ -24,8 +24,9 @@ from transformers import (
 )
 
 from hubmodels.data import load_image_dataset
-from hubmodels.training import Recipe, RecipeError, read_jsonl, train
+from hubmodels.training import Recipe, RecipeError, read_jsonl, sanm_trainer, train
 from hubmodels.training import run as run_module
+from hubmodels.training.methods.sanm import preset_lambda_u
 
 COMMON = [
     "model.widths=[2,4]",
@@ -126,6 +127,34 @@ def test_a_run_with_a_loss_history_that_stopped_in_co_training_continues_to_the_
     with pytest.raises(KeyboardInterrupt):
         stopped_after_epoch(3, monkeypatch, **given)
     assert_same_bits(weights(train(**given).folder), weights(whole.folder))
+
+
+def test_the_ramp_counts_iterations_as_the_official_code(pictures, tmp_path, monkeypatch):
+    """`labelled // batch + 1` in an epoch, also where the batches come out even."""
+    seen = []
+    loss = sanm_trainer.co_training_loss
+
+    def recorded(network, peer, labelled, unlabelled, masking, settings, moment, randomness):
+        seen.append(moment)
+        return loss(network, peer, labelled, unlabelled, masking, settings, moment, randomness)
+
+    monkeypatch.setattr(sanm_trainer, "co_training_loss", recorded)
+    monkeypatch.setattr(sanm_trainer, "labelled_mask", lambda *parts: np.arange(24) < 12)
+    more = ("schedule.epochs=2", "noisy_labels.report_images=0")
+    train(**arguments("small_cotrain", pictures, tmp_path / "run", *more))
+    assert seen == pytest.approx(2 * [1, 1.25, 1.5])
+
+
+@pytest.mark.parametrize(
+    ("classes", "kind", "rate", "weight"),
+    [
+        *[(10, "sym", 0.2, 0), (10, "sym", 0.5, 25), (10, "sym", 0.8, 25), (10, "sym", 0.9, 50), (10, "asym", 0.4, 0)],
+        *[(100, "sym", 0.2, 25), (100, "sym", 0.5, 150), (100, "sym", 0.9, 150), (100, "asym", 0.4, 150)],
+        (10, "sym", None, 25),
+    ],
+)
+def test_published_weights_of_the_unlabelled_loss(classes, kind, rate, weight):
+    assert preset_lambda_u(classes, kind, rate) == weight
 
 
 def test_the_recipe_that_fits_is_chosen(pictures):

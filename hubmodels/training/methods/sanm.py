@@ -24,14 +24,13 @@ REPORT_STEM = "noisy_labels"
 SHEET_IMAGES = 8
 
 
-def preset_lambda_u(num_classes: int, kind: str, rate: float | None, framework: str = "dividemix") -> float:
+def preset_lambda_u(num_classes: int, kind: str, rate: float | None) -> float:
     """Published weight of the unlabelled loss for a kind of noise (DivideMix, C2D); the nearest of the published rates.
 
     Args:
         num_classes: Number of classes.
         kind: "sym" or "asym".
         rate: Noise rate; None takes 0.5.
-        framework: "dividemix" or "c2d".
 
     Returns:
         The weight.
@@ -214,11 +213,10 @@ def co_training_settings(recipe: Recipe, num_classes: int) -> CoTrainingSettings
     section, data = recipe.noisy_labels, recipe.data
     kind = section.kind or data.noise_mode or "sym"
     rate = data.noise_rate if section.rate is None else section.rate
-    framework = recipe.model.get("framework", "dividemix")
     weight = section.lambda_u
     return CoTrainingSettings(
         warm_up_epochs=section.warm_up_epochs,
-        lambda_u=preset_lambda_u(num_classes, kind, rate, framework) if weight is None else weight,
+        lambda_u=preset_lambda_u(num_classes, kind, rate) if weight is None else weight,
         alpha=section.alpha,
         mixing=section.mixing,
         negative_entropy=kind == "asym" if section.warm_up_penalty is None else section.warm_up_penalty,
