@@ -79,7 +79,7 @@ EXPERIMENTS = {
         NOISE,
         1000,
         ("schedule.epochs=16", "noisy_labels.warm_up_epochs=10", "noisy_labels.decay_epochs=[14]"),
-        ("model.image_size=28", "model.num_channels=1", "transform.mean=[0.286]", "transform.std=[0.353]"),
+        ("model.image_size=28", "transform.mean=[0.286,0.286,0.286]", "transform.std=[0.353,0.353,0.353]"),
         "fashion-mnist-small",
     ),
     "cifar10": Experiment("SANM claim: injected wrong labels, CIFAR-10", NOISE, 2000, _CIFAR_PAIR),

@@ -24,6 +24,7 @@ from transformers import (
 )
 
 from hubmodels.data import load_image_dataset
+from hubmodels.evaluation import NoisyLabelReport
 from hubmodels.training import Recipe, RecipeError, read_jsonl, sanm_trainer, train
 from hubmodels.training import run as run_module
 from hubmodels.training.methods.sanm import preset_lambda_u
@@ -170,6 +171,20 @@ def test_recipes_describe_models(name):
     sizes = {"paper_cifar10": (512, "resnet18"), "paper_cifar100": (512, "resnet18")}
     sizes |= {"paper_clothing1m": (2048, "resnet50"), "photos_96_cotrain": (256, "auto")}
     assert (config.hidden_sizes[-1], config.decoder_type) == sizes[name]
+
+
+def test_grey_images_stay_grey(tmp_path):
+    more = [
+        "model.num_channels=1",
+        "model.image_size=28",
+        "transform.mean=[0.3]",
+        "transform.std=[0.3]",
+        "data.size=30",
+    ]
+    overrides = [*LIGHT, *more, "schedule.epochs=1", "noisy_labels.evaluate_every=9"]
+    run = train("sanm", "fashion-mnist-small", tmp_path / "run", recipe="sanm/small_light", overrides=overrides)
+    report = NoisyLabelReport.from_model(run.folder, load_image_dataset("fashion-mnist-small", "test").subset(20))
+    assert len(report) == 20
 
 
 def test_networks_start_from_one_encoder_with_heads_of_their_own(pictures, tmp_path):

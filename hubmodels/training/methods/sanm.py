@@ -96,6 +96,7 @@ class SANMTraining(MethodTraining):
             size={"shortest_edge": short_edge},
             crop_size={"height": height, "width": width},
             do_center_crop=True,
+            do_convert_rgb=evaluation.num_channels == 3,
             image_mean=list(evaluation.mean),
             image_std=list(evaluation.std),
         )
