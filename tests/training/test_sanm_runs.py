@@ -173,6 +173,15 @@ def test_recipes_describe_models(name):
     assert (config.hidden_sizes[-1], config.decoder_type) == sizes[name]
 
 
+def test_the_procedure_of_the_clothing1m_script_runs(pictures, tmp_path):
+    """Crops and flips only, four mixed views, separate areas, a bottleneck network with pooling."""
+    more = ["model.layer_type=bottleneck", "model.pool=true", "model.image_size=32", "model.separate_areas=true"]
+    more += ["noisy_labels.mixing=weak", "noisy_labels.kind=asym", "model.framework=c2d", "schedule.epochs=2"]
+    run = train(**arguments("small_cotrain", pictures, tmp_path / "run", *more, "noisy_labels.report_images=0"))
+    losses = [line for line in read_jsonl(run.folder / "log.jsonl") if "unlabelled_loss" in line]
+    assert losses and all(line["unlabelled_loss"] == 0 for line in losses)
+
+
 def test_grey_images_stay_grey(tmp_path):
     more = [
         "model.num_channels=1",
