@@ -1,9 +1,10 @@
 """Merges several image sets into one unlabelled Parquet file of equal small images, for pre-training.
 
-python benchmarks/make_pretraining_images.py OUT.parquet --size 32 SOURCE[:SPLIT] ...
+python benchmarks/make_pretraining_images.py OUT.parquet --size 32 [--enlarge] SOURCE[:SPLIT] ...
 
 A source is anything that `hubmodels.load_image_dataset` reads, or a Fashion-MNIST `images-idx3-ubyte.gz` file. Images
-become RGB; smaller ones are padded with zeros, larger ones resized (short side, bicubic) and cropped at the centre.
+become RGB; smaller ones are padded with zeros (with --enlarge: resized too), larger ones resized (short side, bicubic)
+and cropped at the centre.
 """
 
 import argparse
@@ -34,10 +35,10 @@ def images_of(source: str):
         yield Image.fromarray(np.moveaxis(pixels, 0, -1).squeeze())
 
 
-def fitted(image: Image.Image, size: int) -> bytes:
+def fitted(image: Image.Image, size: int, enlarge: bool = False) -> bytes:
     """A lossless RGB square of `size` pixels."""
     image = image.convert("RGB")
-    if max(image.size) <= size:
+    if max(image.size) <= size and not enlarge:
         image = (
             ImageOps.pad(image, (size, size))
             if max(image.size) == size
@@ -55,13 +56,15 @@ def main() -> None:
     parser.add_argument("out", type=Path)
     parser.add_argument("sources", nargs="+")
     parser.add_argument("--size", type=int, default=32)
+    parser.add_argument("--enlarge", action="store_true", help="resize smaller images instead of padding them")
     arguments = parser.parse_args()
     if arguments.out.exists():
         raise SystemExit(f"{arguments.out} exists")
     rows = []
     for source in arguments.sources:
         found = [
-            {"bytes": fitted(image, arguments.size), "path": None} for image in tqdm(images_of(source), desc=source)
+            {"bytes": fitted(image, arguments.size, arguments.enlarge), "path": None}
+            for image in tqdm(images_of(source), desc=source)
         ]
         print(f"{source}: {len(found)} images")
         rows += found

@@ -20,7 +20,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-METHODS: tuple[str, ...] = ("mae", "simclr", "densecl", "sanm")
+METHODS: tuple[str, ...] = ("mae", "simclr", "densecl", "positional_label", "sanm")
 
 
 class UnknownOptionError(TypeError):

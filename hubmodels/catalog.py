@@ -90,6 +90,28 @@ DENSECL = Method(
     },
 )
 
+POSITIONAL_LABEL = Method(
+    name="positional_label",
+    title="Positional Label for Self-Supervised Vision Transformer",
+    summary=(
+        "Lets any vision transformer also learn where its patches sit, absolutely or relative to each other: an extra "
+        "target of classifiers and of masked autoencoders that helps most on small data and costs nothing afterwards."
+    ),
+    paper="https://arxiv.org/abs/2206.04981",
+    arxiv="2206.04981",
+    modality="image",
+    tasks=("image-classification", "image-feature-extraction"),
+    code_licence="apache-2.0",
+    weights_licence="unknown",
+    module="hubmodels.modeling.positional_label",
+    auto_classes={
+        "AutoConfig": "PositionalLabelConfig",
+        "AutoModel": "PositionalLabelModel",
+        "AutoModelForPreTraining": "PositionalLabelForPreTraining",
+        "AutoModelForImageClassification": "PositionalLabelForImageClassification",
+    },
+)
+
 SANM = Method(
     name="sanm",
     title="Learning with Noisy Labels via Self-supervised Adversarial Noisy Masking",
@@ -115,7 +137,7 @@ SANM = Method(
     further_classes={"AutoModelForImageClassification": ("SANMEnsembleForImageClassification",)},
 )
 
-METHODS: tuple[Method, ...] = (MAE, SIMCLR, DENSECL, SANM)
+METHODS: tuple[Method, ...] = (MAE, SIMCLR, DENSECL, POSITIONAL_LABEL, SANM)
 
 
 @dataclass(frozen=True, slots=True)

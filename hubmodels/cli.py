@@ -299,15 +299,8 @@ def convert(
     """Convert an official checkpoint into a folder that `from_pretrained` loads."""
     from hubmodels.conversion import convert as run_conversion
 
-    run_conversion(
-        method,
-        checkpoint,
-        out,
-        num_heads=num_heads,
-        decoder_num_heads=decoder_num_heads,
-        norm_pix_loss=norm_pix_loss,
-        **_parse_options(options or []),
-    )
+    named = {"num_heads": num_heads, "decoder_num_heads": decoder_num_heads, "norm_pix_loss": norm_pix_loss}
+    run_conversion(method, checkpoint, out, **(named | _parse_options(options or [])))
     typer.echo(f"wrote {out}")
 
 

@@ -12,6 +12,7 @@ from hubmodels.evaluation.features import extract_features, pooled_features
 from hubmodels.evaluation.knn import knn_accuracy, knn_predict
 from hubmodels.evaluation.linear_probe import LinearProbeResult, linear_probe
 from hubmodels.evaluation.noisy_label_report import DetectionQuality, NoisyLabelReport, SuspiciousLabel
+from hubmodels.evaluation.position_probe import position_probe
 
 __all__ = [
     "ClassificationReport",
@@ -31,5 +32,6 @@ __all__ = [
     "knn_predict",
     "linear_probe",
     "pooled_features",
+    "position_probe",
     "wilson_interval",
 ]

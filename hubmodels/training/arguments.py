@@ -10,7 +10,8 @@ from transformers import SchedulerType, TrainingArguments
 from hubmodels.training.parameter_groups import optimizer_class_of
 from hubmodels.training.schedules import LR_SCALINGS, scaled_learning_rate
 
-SCHEDULES = ("warmup_cosine", *(kind.value for kind in SchedulerType))
+OWN_SCHEDULES = ("warmup_cosine", "simclr")
+SCHEDULES = (*OWN_SCHEDULES, *(kind.value for kind in SchedulerType))
 
 
 @dataclass
@@ -27,12 +28,14 @@ class HubTrainingArguments(TrainingArguments):
         lr_scaling: "linear": `base_learning_rate * effective_batch_size / 256`; "sqrt": `base_learning_rate *
             sqrt(effective_batch_size)` (SimCLR).
         layer_decay: Learning-rate factor from a layer to the one before it, in (0, 1].
-        lr_schedule: "warmup_cosine" (published MAE schedule, per step at a fractional epoch), or a name of
-            `transformers.SchedulerType`.
+        lr_schedule: "warmup_cosine" (published MAE schedule, per step at a fractional epoch), "simclr" (the official
+            SimCLR schedule, which counts steps its own way, see `simclr_steps`; needs `base_learning_rate`), or a name
+            of `transformers.SchedulerType`.
         min_lr: Learning rate at the end of "warmup_cosine".
         lr_by_epoch: Keep the rate of "warmup_cosine" constant inside of an epoch.
         decay_vectors: Also decay biases and normalisation, and what the model excludes.
-        warmup_epochs: Warm-up of "warmup_cosine", in epochs, fractional. 0 with `warmup_steps` set: those steps.
+        warmup_epochs: Warm-up of these two schedules, in epochs, fractional. With "warmup_cosine", 0 and
+            `warmup_steps` set: those steps.
         mixup: Beta parameter of mixup; 0 turns it off.
         cutmix: Beta parameter of cutmix; 0 turns it off.
         mix_probability: Probability that a batch is mixed, in [0, 1].
@@ -82,7 +85,7 @@ class HubTrainingArguments(TrainingArguments):
         if "betas" in inspect.signature(optimizer_class_of(self.optimizer)).parameters:
             betas = [self.adam_beta1, self.adam_beta2]
             self.optimizer_kwargs = {"betas": betas, **self.optimizer_kwargs}
-        if self.lr_schedule != "warmup_cosine":
+        if self.lr_schedule not in OWN_SCHEDULES:
             self.lr_scheduler_type = self.lr_schedule
         super().__post_init__()
         if self.base_learning_rate is not None:
@@ -121,6 +124,10 @@ class HubTrainingArguments(TrainingArguments):
         check("lr_scaling", self.lr_scaling in LR_SCALINGS, f"one of {LR_SCALINGS}")
         check("lr_schedule", self.lr_schedule in SCHEDULES, f"one of {SCHEDULES}")
         check("base_learning_rate", self.base_learning_rate is None or self.base_learning_rate > 0, "greater than 0")
+        if self.lr_schedule == "simclr":
+            check("base_learning_rate", self.base_learning_rate is not None, "given with lr_schedule 'simclr'")
+            check("min_lr", self.min_lr == 0, "0 with lr_schedule 'simclr'")
+            check("lr_by_epoch", not self.lr_by_epoch, "False with lr_schedule 'simclr'")
         if self.mixes and self.per_device_train_batch_size % 2:
             raise ValueError(
                 "per_device_train_batch_size must be even with mixup or cutmix (an image is mixed with its mirror in "

@@ -292,6 +292,7 @@ def training_arguments(
         max_steps=steps if recipe.data.streaming else -1,
         num_train_epochs=1 if recipe.data.streaming else schedule.epochs,
         warmup_epochs=schedule.warmup_epochs / (schedule.epochs if recipe.data.streaming else 1),
+        lr_schedule=schedule.name,
         min_lr=schedule.min_learning_rate,
         lr_by_epoch=schedule.by_epoch,
         per_device_train_batch_size=device_batch_size,

@@ -110,6 +110,8 @@ class ScheduleSection:
     """How long, and in which steps.
 
     Args:
+        name: "warmup_cosine", or "simclr": the same curve, warm-up and total counted in steps as the official SimCLR
+            code counts them.
         epochs: Passes over the training images.
         batch_size: Images in an optimiser step, over all processes; it is divided among processes and micro-batches.
         warmup_epochs: Epochs of linear warm-up from 0.
@@ -117,6 +119,7 @@ class ScheduleSection:
         by_epoch: Keep the learning rate constant inside of an epoch.
     """
 
+    name: Literal["warmup_cosine", "simclr"] = "warmup_cosine"
     epochs: int = 100
     batch_size: int = 256
     warmup_epochs: float = 5.0
@@ -471,5 +474,5 @@ def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
         if isinstance(value, dict) and value:
             flat |= _flat(value, f"{prefix}{key}.")
         else:
-            flat[prefix + key] = value
+            flat[f"{prefix}{key}"] = value
     return flat

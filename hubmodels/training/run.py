@@ -198,8 +198,8 @@ def _resolve_recipe(
         if data is None:
             raise RecipeError(f"give the pictures to train on, data=FOLDER, or a recipe that names them, for {method}")
         pictures = load_image_dataset(data)
-        fitting = (min(pictures.typical_size()), torch.cuda.is_available())
-        title = method_training(method).recipe_for(*fitting) or choose_recipe(*fitting)
+        title = choose_recipe(min(pictures.typical_size()), torch.cuda.is_available())
+        title = method_training(method).recipe_for(title, labelled=bool(pictures.class_names))
         chosen = with_fitting_batch(Recipe.load(title, method=method), len(pictures))
         method_training(method).fit_to(chosen, len(pictures))
     elif isinstance(recipe, Recipe):

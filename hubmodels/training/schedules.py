@@ -1,7 +1,6 @@
 """Learning-rate schedules of the published recipes."""
 
 import math
-from typing import Literal
 
 import numpy as np
 from torch.optim import Optimizer
@@ -170,7 +169,7 @@ def simclr_scheduler(
     batch_size: int,
     epochs: int,
     warmup_epochs: float,
-    scaling: Literal["linear", "sqrt"] = "linear",
+    scaling: str = "linear",
     train_steps: int | None = None,
 ) -> LambdaLR:
     """Schedule of the official SimCLR code: linear warm-up from 0 in the first step, then half a cosine to 0.

@@ -10,6 +10,7 @@ import torch
 import torch.distributed as dist
 from timm.data.mixup import Mixup, mixup_target
 from torch import nn
+from torch.optim.lr_scheduler import LambdaLR
 from torch.utils.data import DataLoader, Sampler
 from transformers import PreTrainedModel, Trainer, TrainerCallback, set_seed
 from transformers.integrations import TensorBoardCallback
@@ -17,8 +18,8 @@ from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_callback import ExportableState
 from transformers.trainer_utils import TrainOutput, has_length, suppress_progress_bars
 
-from hubmodels.modeling.mae.linear_mae import float32_products_in_onednn
-from hubmodels.training.arguments import HubTrainingArguments
+from hubmodels.modeling.mae.onednn_mae import float32_products_in_onednn
+from hubmodels.training.arguments import OWN_SCHEDULES, HubTrainingArguments
 from hubmodels.training.callbacks import (
     ExponentialMovingAverage,
     HubCallback,
@@ -36,7 +37,7 @@ from hubmodels.training.checkpoints import (
 )
 from hubmodels.training.parameter_groups import create_optimizer, layer_adaptation_groups, parameter_groups
 from hubmodels.training.random_state import EpochSampler, preserved_random_state
-from hubmodels.training.schedules import warmup_cosine_scheduler
+from hubmodels.training.schedules import simclr_scheduler, warmup_cosine_scheduler
 
 CALLBACK_STATES_NAME = "callbacks.pt"
 
@@ -193,13 +194,20 @@ class HubTrainer(Trainer):
 
     def create_scheduler(self, num_training_steps, optimizer=None):
         args = self.args
-        if self.lr_scheduler is not None or args.lr_schedule != "warmup_cosine":
+        if self.lr_scheduler is not None or args.lr_schedule not in OWN_SCHEDULES:
             return super().create_scheduler(num_training_steps, optimizer)
-        epochs = num_training_steps / self.steps_per_epoch if args.max_steps > 0 else args.num_train_epochs
-        warmup = args.warmup_epochs or args.get_warmup_steps(num_training_steps) / self.steps_per_epoch
         optimizer = optimizer or self.optimizer
         assert optimizer is not None
-        self.lr_scheduler = warmup_cosine_scheduler(
+        build = self._simclr_scheduler if args.lr_schedule == "simclr" else self._warmup_cosine_scheduler
+        self.lr_scheduler = build(num_training_steps, optimizer)
+        self._created_lr_scheduler = True
+        return self.lr_scheduler
+
+    def _warmup_cosine_scheduler(self, num_training_steps: int, optimizer: Any) -> LambdaLR:
+        args = self.args
+        epochs = num_training_steps / self.steps_per_epoch if args.max_steps > 0 else args.num_train_epochs
+        warmup = args.warmup_epochs or args.get_warmup_steps(num_training_steps) / self.steps_per_epoch
+        return warmup_cosine_scheduler(
             optimizer,
             args.learning_rate,
             args.min_lr,
@@ -210,8 +218,22 @@ class HubTrainer(Trainer):
             args.gradient_accumulation_steps,
             args.lr_by_epoch,
         )
-        self._created_lr_scheduler = True
-        return self.lr_scheduler
+
+    def _simclr_scheduler(self, num_training_steps: int, optimizer: Any) -> LambdaLR:
+        """Counts the images that the last batch of an epoch drops too; without a length, those of the steps."""
+        args = self.args
+        assert args.base_learning_rate is not None  # the arguments have checked it
+        counted = has_length(self.train_dataset)
+        return simclr_scheduler(
+            optimizer,
+            args.base_learning_rate,
+            len(self.train_dataset) if counted else num_training_steps * args.effective_batch_size,
+            args.effective_batch_size,
+            int(args.num_train_epochs) if counted else 1,
+            args.warmup_epochs,
+            args.lr_scaling,
+            args.max_steps if counted and args.max_steps > 0 else None,
+        )
 
     # Data
 

@@ -58,7 +58,6 @@ MODEL_SELF_SKIPS = {
     "test_can_set_attention_dynamically_composite_model": COMPOSITE,
     "test_internal_model_config_and_subconfig_are_same": COMPOSITE,
     "test_sdpa_can_dispatch_composite_models": COMPOSITE,
-    "test_tied_head_has_a_tp_plan_entry": TENSOR_PARALLEL,
     "test_tp_plan_matches_params": TENSOR_PARALLEL,
     "test_get_*_features_*": "the model has no `get_text_features` and the like",
     "test_keep_in_fp32_modules*": FLOAT32,

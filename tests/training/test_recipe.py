@@ -183,3 +183,8 @@ def test_how_a_run_is_carried_out_does_not_make_it_another():
         "run.seed": (0, 1),
         "optimizer.options.eps": (None, 1e-7),
     }
+
+
+def test_paper_recipes_of_simclr_follow_the_official_schedule():
+    names = [name for name in recipe_names("simclr") if "/paper_" in name]
+    assert names and {Recipe.load(name).schedule.name for name in names} == {"simclr"}

@@ -6,7 +6,7 @@ import shutil
 
 import pytest
 import torch
-from hubmodels.modeling.mae import linear_mae
+from hubmodels.modeling.mae import onednn_mae
 from safetensors.torch import load_file
 from tiny_run import Blobs, NoiseCollator, arguments, tiny_classifier, tiny_pretraining_model, trainer
 from transformers import EarlyStoppingCallback, Trainer, TrainerCallback, TrainingArguments
@@ -22,6 +22,7 @@ from hubmodels.training import (
     feature_std,
     last_complete_checkpoint,
     read_jsonl,
+    simclr_learning_rate,
     warmup_cosine_lr,
 )
 
@@ -68,6 +69,23 @@ def test_learning_rates_follow_the_published_schedule(tmp_path, accumulation, st
     assert logged(run, "learning_rate")[0] == 0.0
 
 
+def test_learning_rates_follow_the_official_simclr_schedule(tmp_path):
+    """48 images in batches of 10: the official code counts them all, 48 * 3 // 10 + 1 steps and 48 // 10 of warm-up."""
+    sizes = {"per_device_train_batch_size": 10, "num_train_epochs": 3, "warmup_epochs": 1.0}
+    run = trainer(tmp_path, lr_schedule="simclr", base_learning_rate=0.1, lr_scaling="sqrt", **sizes)
+    run.train()
+    expected = [simclr_learning_rate(step, 0.1 * math.sqrt(10), 4, 15) for step in range(12)]
+    assert logged(run, "learning_rate") == pytest.approx(expected, abs=1e-12)
+
+
+def test_the_simclr_schedule_of_a_number_of_steps(tmp_path):
+    sizes = {"per_device_train_batch_size": 10, "max_steps": 6, "warmup_epochs": 0.5}
+    run = trainer(tmp_path, lr_schedule="simclr", base_learning_rate=0.1, **sizes)
+    run.train()
+    expected = [simclr_learning_rate(step, 0.1 * 10 / 256, 2, 6) for step in range(6)]
+    assert logged(run, "learning_rate") == pytest.approx(expected, abs=1e-12)
+
+
 def test_accumulation_gives_the_weights_of_the_whole_batch(tmp_path):
     whole = trainer(tmp_path / "whole", per_device_train_batch_size=8, warmup_epochs=0, optimizer="sgd")
     whole.train()
@@ -97,7 +115,7 @@ def test_adam_betas_reach_the_optimizer(tmp_path):
 
 
 def test_float32_products_run_in_onednn_while_training_where_that_is_faster(tmp_path, monkeypatch):
-    monkeypatch.setattr(linear_mae, "prefers_onednn", lambda: True)
+    monkeypatch.setattr(onednn_mae, "prefers_onednn", lambda: True)
     matmul, seen = torch.backends.mkldnn.matmul, []
     before = matmul.fp32_precision
 
@@ -135,6 +153,7 @@ def test_lars_and_stock_schedules_train(tmp_path):
         ({"mixup": -1}, "mixup must be at least 0, got -1"),
         ({"label_smoothing": 1.0}, r"label_smoothing must be in \[0, 1\), got 1.0"),
         ({"ema_decay": 1.0}, r"ema_decay must be None or in \(0, 1\), got 1.0"),
+        ({"lr_schedule": "simclr"}, "base_learning_rate must be given with lr_schedule 'simclr', got None"),
         ({"lr_schedule": "cosinus"}, "lr_schedule must be one of .*warmup_cosine.*, got 'cosinus'"),
         ({"optimizer": "adamm"}, "unknown optimizer 'adamm'"),
         ({"mixup": 0.8, "per_device_train_batch_size": 7}, "must be even with mixup or cutmix"),

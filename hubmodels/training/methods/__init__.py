@@ -3,12 +3,14 @@
 from hubmodels.training.methods.base import Collator, MethodTraining, method_class
 from hubmodels.training.methods.contrastive import ContrastiveTraining
 from hubmodels.training.methods.mae import MAETraining
+from hubmodels.training.methods.positional_label import PositionalLabelTraining
 from hubmodels.training.methods.sanm import SANMTraining
 
 _KINDS: dict[str, type[MethodTraining]] = {
     "mae": MAETraining,
     "simclr": ContrastiveTraining,
     "densecl": ContrastiveTraining,
+    "positional_label": PositionalLabelTraining,
     "sanm": SANMTraining,
 }
 

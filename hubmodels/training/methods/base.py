@@ -45,6 +45,18 @@ class MethodTraining:
         """
         return self.shape_keys
 
+    def recipe_for(self, chosen: str, labelled: bool) -> str:
+        """The recipe for a user who names none.
+
+        Args:
+            chosen: Name of the pre-training recipe that fits the pictures and the machine.
+            labelled: Whether the pictures have labels.
+
+        Returns:
+            Name of the recipe.
+        """
+        return chosen
+
     def divides_task(self, task: str) -> bool:
         """Whether a step of a task may be divided; by default only pre-training compares images with each other.
 
@@ -70,18 +82,6 @@ class MethodTraining:
 
         Returns:
             A sentence, or None.
-        """
-        return None
-
-    def recipe_for(self, short_side: int, has_gpu: bool) -> str | None:
-        """The recipe that fits a set of pictures and a machine.
-
-        Args:
-            short_side: Typical short side of the pictures, in pixels.
-            has_gpu: Whether there is a GPU.
-
-        Returns:
-            Name of the recipe; None leaves the choice to the plan.
         """
         return None
 

@@ -13,8 +13,6 @@ from hubmodels.training.methods.base import MethodTraining, method_class
 from hubmodels.training.recipe import Recipe
 from hubmodels.training.sanm_trainer import SANMTrainer
 
-SMALL_IMAGE = 48
-MEDIUM_IMAGE = 128
 # Per labelled image: 6 guessing forwards (a third of a pass each), 4 reconstructions, 12 mixed rows. About 60 % of the
 # images are labelled, and a pass of the ensemble is one of both networks.
 PASSES = 0.6 * (6 / 3 + 4 + 12)
@@ -53,11 +51,9 @@ class SANMTraining(MethodTraining):
         """Mixing and batch normalisation see the whole batch."""
         return False
 
-    def recipe_for(self, short_side, has_gpu):
+    def recipe_for(self, chosen, labelled):
         """Co-training for the size of the pictures."""
-        if short_side <= SMALL_IMAGE:
-            return "small_cotrain"
-        return "photos_224_cotrain" if has_gpu and short_side > MEDIUM_IMAGE else "photos_96_cotrain"
+        return chosen.replace("_pretrain", "_cotrain")
 
     def passes_per_image(self, recipe):
         """Warm-up epochs cost a pass for both networks."""

@@ -1,0 +1,200 @@
+"""The main claims of the Positional Label paper at small scale, on real images, three seeds each.
+
+python -m benchmarks.positional_label_claims OUT --images CIFAR10 [vit] [swin] [sizes] [mae]
+
+vit, swin: classifiers from scratch on 1,000 labelled images, with and without positional labels (tables 1 and 2).
+sizes:     the same ViT on fewer and more labelled images: the gain should shrink as data grows.
+mae:       masked autoencoders with and without positional labels of the visible patches, then frozen; a linear probe
+           and k-NN learn from labelled images. (The paper proposes the combination without giving figures.)
+
+All learn from a part of the training images of CIFAR10 (a local copy of the data set with a train and a test split) and
+are measured on its test images. Every run is stored in OUT/results.json when it ends, and is not repeated.
+"""
+
+import argparse
+import tempfile
+from pathlib import Path
+
+from transformers import AutoModelForPreTraining
+from transformers.utils import logging
+
+import hubmodels
+from benchmarks.report import machine_line, write_section
+from benchmarks.seeded_results import SEEDS, SeededResults
+from hubmodels.data import EvalTransform, load_image_dataset
+from hubmodels.evaluation import extract_features, knn_accuracy, linear_probe
+from hubmodels.training import read_jsonl
+
+RUN = ("run.checkpoints=1", "run.tensorboard=false", "run.precision=fp32")
+SMALL_VIT = tuple(
+    f"model.backbone_config.{key}={value}"
+    for key, value in {
+        "hidden_size": 64,
+        "num_hidden_layers": 4,
+        "num_attention_heads": 4,
+        "intermediate_size": 256,
+    }.items()
+)
+SUPERVISED = ("schedule.batch_size=50", "optimizer.base_learning_rate=5.0e-3", "schedule.warmup_epochs=3")
+VIT = (*SMALL_VIT, *SUPERVISED, "schedule.epochs=40")
+SWIN = (*SUPERVISED, "model.backbone_config.embed_dim=32", "model.backbone_config.depths=[2, 2]", "schedule.epochs=40")
+SWIN = (*SWIN, "model.backbone_config.num_heads=[2, 4]")
+NONE = ("model.position_label=null",)
+ABSOLUTE = ("model.position_label=absolute", "model.num_anchors=null")
+RELATIVE = ("model.position_label=relative", "model.num_anchors=8")
+HIDDEN = ("model.position_dropout=0.5",)
+LABELS = {"none": NONE, "absolute": ABSOLUTE, "relative": RELATIVE}
+TEST_IMAGES = 10_000
+MAE = (*SMALL_VIT, "schedule.epochs=25", "schedule.batch_size=64", "data.size=3000", "probe.every_epochs=0")
+MAE = (*MAE, "model.position_dropout=0.0", "model.backbone_config.decoder_hidden_size=32", "schedule.warmup_epochs=3")
+MAE = (*MAE, "model.backbone_config.decoder_intermediate_size=128")
+PROBE_IMAGES, PROBE_TEST_IMAGES = 5000, 5000
+
+
+def supervised(recipe: str, settings: tuple[str, ...], images: str, size: int, seed: int) -> dict[str, float]:
+    """Test accuracy of a classifier from scratch, and how well it tells positions at the end, in per cent."""
+    with tempfile.TemporaryDirectory() as folder:
+        overrides = [*RUN, *settings, f"data.size={size}", f"run.seed={seed}"]
+        run = hubmodels.train("positional_label", images, Path(folder) / "run", recipe=recipe, overrides=overrides)
+        log = read_jsonl(run.folder / "log.jsonl")
+        positions = [line["position_accuracy"] for line in log if "position_accuracy" in line]
+    return {
+        "accuracy": 100 * run.metrics["eval_accuracy"],
+        "position accuracy": 100 * positions[-1] if positions else 0.0,
+    }
+
+
+def pretrained(settings: tuple[str, ...], images: str, seed: int) -> dict[str, float]:
+    """Linear probe and k-NN accuracy of the frozen encoder of an autoencoder, in per cent."""
+    with tempfile.TemporaryDirectory() as folder:
+        overrides = [*RUN, *MAE, *settings, f"run.seed={seed}"]
+        recipe = "positional_label/small_pretrain"
+        run = hubmodels.train("positional_label", images, Path(folder) / "run", recipe=recipe, overrides=overrides)
+        model = AutoModelForPreTraining.from_pretrained(run.folder)
+        log = read_jsonl(run.folder / "log.jsonl")
+        positions = [line["position_accuracy"] for line in log if "position_accuracy" in line]
+    transform = EvalTransform(model.config.image_size, crop_fraction=1.0)
+    train = load_image_dataset(images, "train").subset(PROBE_IMAGES, seed=0)
+    test = load_image_dataset(images, "test").subset(PROBE_TEST_IMAGES, seed=0)
+    features = [
+        part
+        for data in (train, test)
+        for part in (extract_features(model, data, transform, progress=False)[0], data.labels)
+    ]
+    return {
+        "linear": 100 * linear_probe(*features, seed=seed).accuracy,
+        "knn": 100 * knn_accuracy(*features),
+        "position accuracy": 100 * positions[-1] if positions else 0.0,
+    }
+
+
+def measure_classifiers(results: SeededResults, name: str, images: str) -> list[str]:
+    """Runs (or reads) one table of classifiers."""
+    recipe, base = {
+        "vit": ("positional_label/small_finetune", VIT),
+        "swin": ("positional_label/small_finetune_swin", SWIN),
+    }[name]
+    rows = dict(LABELS)
+    if name == "vit":
+        rows |= {"absolute, half of the positions hidden": (*ABSOLUTE, *HIDDEN)}
+    for seed in SEEDS:
+        for row, settings in rows.items():
+            results.once(
+                f"{name}/{row}/{seed}",
+                lambda s=(*base, *settings), i=seed: supervised(recipe, s, images, 1000, i),
+            )
+    lines = [
+        f"{'ViT (64 wide, 4 layers)' if name == 'vit' else 'Swin (32 wide, stages of 2 and 2)'}, 32 pixels, from "
+        f"scratch on 1,000 labelled CIFAR-10 images, 40 epochs of batch 50; accuracy in per cent on {TEST_IMAGES:,} "
+        "test images: mean (lowest to highest) of seeds 0, 1, 2.",
+        "",
+        "| positional labels | test accuracy | positions told at the end |",
+        "| --- | --- | --- |",
+    ]
+    for row in rows:
+        told = results.cell(f"{name}/{row}/{{seed}}/position accuracy") if row != "none" else ""
+        lines.append(f"| {row} | {results.cell(f'{name}/{row}/{{seed}}/accuracy')} | {told} |")
+    return lines
+
+
+def measure_sizes(results: SeededResults, images: str) -> list[str]:
+    """Runs (or reads) the table of data sizes; the number of steps is the same."""
+    sizes = {250: 160, 4000: 10}
+    lines = [
+        "The ViT of the table above with the same number of steps on other numbers of labelled images; accuracy in",
+        "per cent, mean (lowest to highest) of seeds 0, 1, 2.",
+        "",
+        "| labelled images | none | absolute | relative |",
+        "| --- | --- | --- | --- |",
+    ]
+    for size, epochs in sizes.items():
+        for seed in SEEDS:
+            for row, settings in LABELS.items():
+                results.once(
+                    f"sizes {size}/{row}/{seed}",
+                    lambda s=(*VIT, *settings, f"schedule.epochs={epochs}"), i=seed, n=size: supervised(
+                        "positional_label/small_finetune", s, images, n, i
+                    ),
+                )
+        cells = [results.cell(f"sizes {size}/{row}/{{seed}}/accuracy") for row in LABELS]
+        lines.append(f"| {size:,} | " + " | ".join(cells) + " |")
+    return lines
+
+
+def measure_autoencoders(results: SeededResults, images: str) -> list[str]:
+    """Runs (or reads) the table of autoencoders."""
+    rows = {
+        "none": NONE,
+        "relative": RELATIVE,
+        "absolute, half of the positions hidden": (*ABSOLUTE, *HIDDEN),
+    }
+    for seed in SEEDS:
+        for row, settings in rows.items():
+            results.once(f"mae/{row}/{seed}", lambda s=settings, i=seed: pretrained(s, images, i))
+    lines = [
+        "Masked autoencoder (64 wide, 4 layers), pre-trained for 25 epochs on 3,000 unlabelled CIFAR-10 images, then "
+        f"frozen; probes learn from {PROBE_IMAGES:,} labelled images; accuracy in per cent on {PROBE_TEST_IMAGES:,} "
+        "test images: mean (lowest to highest) of seeds 0, 1, 2.",
+        "",
+        "| positional labels | linear probe | k-NN | positions told at the end |",
+        "| --- | --- | --- | --- |",
+    ]
+    for row in rows:
+        cells = [results.cell(f"mae/{row}/{{seed}}/{figure}") for figure in ("linear", "knn")]
+        told = results.cell(f"mae/{row}/{{seed}}/position accuracy") if row != "none" else ""
+        lines.append(f"| {row} | " + " | ".join([*cells, told]) + " |")
+    return lines
+
+
+TITLES = {
+    "vit": "Positional Label claim: ViT from scratch",
+    "swin": "Positional Label claim: Swin from scratch",
+    "mae": "Positional Label: masked autoencoders",
+    "sizes": "Positional Label claim: more and fewer labels",
+}
+
+
+def main() -> None:
+    """Runs the experiments that are named, all by default."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("out", type=Path)
+    parser.add_argument("experiments", nargs="*", default=list(TITLES))
+    parser.add_argument("--images", required=True, help="labelled images with the splits train and test")
+    arguments = parser.parse_args()
+    arguments.out.mkdir(parents=True, exist_ok=True)
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    results = SeededResults(arguments.out / "results.json")
+    for name in arguments.experiments:
+        if name == "mae":
+            lines = measure_autoencoders(results, arguments.images)
+        elif name == "sizes":
+            lines = measure_sizes(results, arguments.images)
+        else:
+            lines = measure_classifiers(results, name, arguments.images)
+        command = f"python -m benchmarks.positional_label_claims OUT {name} --images CIFAR10"
+        write_section(TITLES[name], command, [*lines, "", machine_line("torch", "transformers")])
+
+
+if __name__ == "__main__":
+    main()

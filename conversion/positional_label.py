@@ -1,0 +1,348 @@
+"""Positional Label: the authors' PyTorch checkpoints (arXiv 2206.04981) to our folders and back.
+
+No checkpoint was released; these are the files that the official training code writes. Its three networks are told
+apart by their keys:
+
+| keys | network |
+| --- | --- |
+| `pos_embed`, `blocks.N...` | ViT with absolute labels |
+| `layers.S.blocks.N...` | Swin with relative labels |
+| the same with `layers.S.FinalLayer_Mlp` | Swin with absolute labels, whose last stage keeps the resolution |
+
+The position head is `To2D` and `head_coordinate`. A training file also holds its settings as a `CfgNode` of yacs,
+which is read as a plain dictionary and not used; masks of attention windows are computed anew.
+"""
+
+import math
+import re
+from collections import OrderedDict
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from hubmodels.modeling.positional_label import PositionalLabelConfig, PositionalLabelForImageClassification
+from transformers import BitImageProcessor, PreTrainedModel
+from transformers.core_model_loading import Chunk, WeightConverter, WeightRenaming
+
+from .cards import Origin, converted_card
+from .checkpoint_reading import ALLOWED_CLASSES, ConversionError, model_state_dict, read_checkpoint
+from .converted import Converted
+from .key_mapping import KeyMap, check_identical, check_keys
+from .recognition import describe
+
+MODEL_CLASSES: dict[str, type[PreTrainedModel]] = {
+    "PositionalLabelForImageClassification": PositionalLabelForImageClassification
+}
+
+# Heads of the published sizes, by the width of the patch embedding (official configurations).
+VIT_HEADS = {768: 12}
+SWIN_HEADS = {96: (3, 6, 12, 24), 128: (4, 8, 16, 32)}
+SWIN_WINDOW = 7
+
+ORIGIN = Origin(
+    method="positional_label",
+    paper_title="Positional Label for Self-Supervised Vision Transformer",
+    paper="https://arxiv.org/abs/2206.04981",
+    code="https://github.com/zhangzhemin/PositionalLabel",
+    licence="unknown",
+    licence_name="none stated by the authors; their code derives from Swin's, which is under the MIT licence",
+    citation="""@inproceedings{zhang2023positional,
+  title={Positional Label for Self-Supervised Vision Transformer},
+  author={Zhang, Zhemin and Gong, Xun},
+  booktitle={AAAI},
+  year={2023}
+}""",
+)
+
+# The settings in a training file: the class that its pickle names makes a plain dictionary, without yacs' code.
+_Settings = type("CfgNode", (), {"__module__": "yacs.config", "__new__": lambda cls: OrderedDict()})
+
+_QKV = WeightConverter(
+    [r"\.attn\.qkv\."],
+    [r".attention.q_proj.", r".attention.k_proj.", r".attention.v_proj."],
+    operations=[Chunk(dim=0)],
+)
+_COMMON = [
+    WeightRenaming(r"^To2D\.", r"^position_head."),
+    WeightRenaming(r"^head_coordinate\.", r"^position_head.classifier."),
+    WeightRenaming(r"^head\.", r"^classifier."),
+    WeightRenaming(r"^norm\.", r"^backbone.layernorm."),
+    WeightRenaming(r"\.norm1\.", r".layernorm_before."),
+    WeightRenaming(r"\.norm2\.", r".layernorm_after."),
+    WeightRenaming(r"\.attn\.proj\.", r".attention.o_proj."),
+    WeightRenaming(r"^patch_embed\.proj\.", r"^backbone.embeddings.patch_embeddings.projection."),
+]
+VIT_MAP = KeyMap(
+    [
+        *_COMMON,
+        WeightRenaming(r"^pos_embed", r"^backbone.embeddings.position_embeddings"),
+        WeightRenaming(r"^blocks\.", r"^backbone.layers."),
+        _QKV,
+    ]
+)
+SWIN_MAP = KeyMap(
+    [
+        *_COMMON,
+        WeightRenaming(r"^patch_embed\.norm\.", r"^backbone.embeddings.norm."),
+        WeightRenaming(r"^layers\.", r"^backbone.encoder.layers."),
+        WeightRenaming(r"\.FinalLayer_norm\.", r".widen.norm."),
+        WeightRenaming(r"\.FinalLayer_Mlp\.", r".widen.reduction."),
+        _QKV,
+    ]
+)
+
+
+def read_official(path: str | Path) -> dict[str, Any]:
+    """Read a file of the official training code; of its settings only plain values are kept.
+
+    Args:
+        path: the file.
+
+    Returns:
+        Its top-level dictionary.
+
+    Raises:
+        ConversionError: as `read_checkpoint`.
+    """
+    return read_checkpoint(path, (*ALLOWED_CLASSES, _Settings))
+
+
+def convert(
+    checkpoint: Mapping[str, Any],
+    source: Path,
+    *,
+    num_heads: int | list[int] | None = None,
+    window_size: int | None = None,
+    image_size: int | None = None,
+) -> Converted:
+    """Convert the content of a checkpoint of the official code.
+
+    Sizes are read from the tensors, except what they do not show:
+
+    Args:
+        checkpoint: top-level dictionary of the file, with the state dict under `"model"` or as it is.
+        source: where it was read from.
+        num_heads: attention heads, of a Swin one number per stage; needed unless the width is a published one.
+        window_size: side of Swin's windows; needed if the file has no shifted windows and they are not 7.
+        image_size: pixels; needed only for a Swin without position head.
+
+    Returns:
+        The model, its image processor and its card.
+
+    Raises:
+        ConversionError: not such a checkpoint, unknown or missing keys, wrong shapes, or one of the values above is
+            needed and not given.
+    """
+    if "model" not in checkpoint and any(isinstance(value, torch.Tensor) for value in checkpoint.values()):
+        checkpoint = {"model": checkpoint}
+    official = model_state_dict(checkpoint)
+    is_vit = "pos_embed" in official
+    if "patch_embed.proj.weight" not in official or not (is_vit or "layers.0.blocks.0.cpe.weight" in official):
+        raise ConversionError(
+            "not a checkpoint of the official Positional Label code: it needs patch_embed.proj and either pos_embed "
+            f"(ViT) or layers.N.blocks.N.cpe (Swin); {describe(checkpoint)}"
+        )
+    if is_vit and "cls_token" in official:
+        raise ConversionError("the official ViT has no class token, but the checkpoint has one: it is another ViT")
+    official, dropped = _without_computed(official)
+    fields = _vit_fields(official, num_heads) if is_vit else _swin_fields(official, dropped, num_heads, window_size)
+    inner = fields["backbone_config"]
+    if image_size is not None:
+        inner["image_size"] = image_size
+    if "image_size" not in inner:
+        raise ConversionError("image_size not given: without position head no tensor shows it. Pass image_size")
+    try:
+        config = PositionalLabelConfig(backbone_variant="authors", num_labels=len(official["head.weight"]), **fields)
+        model = _build(VIT_MAP if is_vit else SWIN_MAP, config, official)
+    except ConversionError:
+        raise
+    except (ValueError, KeyError) as error:
+        raise ConversionError(f"the checkpoint describes an impossible model: {error}") from error
+    return Converted(model, _processors(config), _card(model, source, dropped))
+
+
+def to_official(model: PreTrainedModel) -> dict[str, torch.Tensor]:
+    """Map the weights of one of our models to the official names, with the masks that the official Swin stores.
+
+    Args:
+        model: a `PositionalLabelForImageClassification` with the authors' backbone.
+
+    Returns:
+        The official state dict, with tensors of its own.
+
+    Raises:
+        ConversionError: the official code has no such model.
+    """
+    config = model.config
+    if config.backbone_variant != "authors" or config.position_label == "both" or config.pooling != "mean":
+        raise ConversionError(
+            "the official code has ViT and Swin in the authors' variant, with mean pooling and one position head; got "
+            f"backbone_variant={config.backbone_variant!r}, pooling={config.pooling!r}, "
+            f"position_label={config.position_label!r}"
+        )
+    if config.feature_split != "half":
+        raise ConversionError(
+            f"the official position heads read half tokens, got feature_split={config.feature_split!r}"
+        )
+    if config.backbone_config.model_type == "vit":
+        return {name: tensor.clone() for name, tensor in VIT_MAP.to_official(model.state_dict()).items()}
+    state = {name: tensor.clone() for name, tensor in SWIN_MAP.to_official(model.state_dict()).items()}
+    for name, layer in model.backbone.named_modules():
+        if getattr(layer, "shift_size", 0):
+            rows, columns = layer.input_resolution
+            like = model.classifier.weight
+            mask = layer.get_attn_mask(rows, columns, like.dtype, like.device)
+            state[f"{name.removeprefix('encoder.')}.attn_mask"] = mask
+    return state
+
+
+def _without_computed(official: dict[str, torch.Tensor]) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]:
+    """The weights, and what is not one: masks, and the patch merging that the widening stage never uses."""
+    widening = [name.partition(".FinalLayer_Mlp")[0] for name in official if ".FinalLayer_Mlp." in name]
+    unused = tuple(f"{stage}.downsample." for stage in widening)
+    dropped = {
+        name: tensor
+        for name, tensor in official.items()
+        if name.endswith(".attn_mask") or (unused and name.startswith(unused))
+    }
+    return {name: tensor for name, tensor in official.items() if name not in dropped}, dropped
+
+
+def _vit_fields(official: Mapping[str, torch.Tensor], num_heads: Any) -> dict[str, Any]:
+    width, channels, patch, _ = _shape(official, "patch_embed.proj.weight", 4)
+    side = _side(_shape(official, "pos_embed", 3)[1], "pos_embed has {} rows, which is not a square grid")
+    return {
+        "backbone_config": {
+            "model_type": "vit",
+            "hidden_size": width,
+            "num_channels": channels,
+            "patch_size": patch,
+            "image_size": side * patch,
+            "num_hidden_layers": len({name.split(".")[1] for name in official if name.startswith("blocks.")}),
+            "intermediate_size": _shape(official, "blocks.0.mlp.fc1.weight", 2)[0],
+            "num_attention_heads": _heads(num_heads, width, VIT_HEADS),
+            "layer_norm_eps": 1e-6,
+        },
+        "position_label": _position_label(official, width),
+    }
+
+
+def _swin_fields(
+    official: Mapping[str, torch.Tensor], dropped: Mapping[str, torch.Tensor], num_heads: Any, window: int | None
+) -> dict[str, Any]:
+    width, channels, patch, _ = _shape(official, "patch_embed.proj.weight", 4)
+    blocks = {match.groups() for name in official if (match := re.match(r"layers\.(\d+)\.blocks\.(\d+)\.", name))}
+    stages = len({stage for stage, _ in blocks})
+    depths = [sum(int(stage) == number for stage, _ in blocks) for number in range(stages)]
+    hidden = _shape(official, "layers.0.blocks.0.mlp.fc1.weight", 2)[0]
+    keeps = any(".FinalLayer_Mlp." in name for name in official)
+    masks = [tensor for name, tensor in dropped.items() if name.endswith(".attn_mask")]
+    if masks:
+        shown = _side(masks[0].shape[-1], "an attention mask of {} tokens is no square window")
+        if window not in (None, shown):
+            raise ConversionError(f"window_size {window} was given, but the masks are of windows of {shown}")
+        window = shown
+    label = _position_label(official, width * 2 ** (stages - 1))
+    inner = {
+        "model_type": "swin",
+        "embed_dim": width,
+        "num_channels": channels,
+        "patch_size": patch,
+        "depths": depths,
+        "num_heads": list(_heads(num_heads, width, SWIN_HEADS)),
+        "window_size": window or SWIN_WINDOW,
+        "mlp_ratio": hidden / width,
+        "drop_path_rate": 0.0,  # of the training run, which no tensor shows
+    }
+    if label is not None:
+        classes = len(official["head_coordinate.weight"])
+        side = _side(classes, "head_coordinate has {} classes, which no square grid has")
+        side = side if label == "absolute" else (side + 1) // 2
+        inner["image_size"] = side * patch * 2 ** (stages - 1 - int(keeps))
+    return {"backbone_config": inner, "position_label": label, "keep_resolution": keeps}
+
+
+def _position_label(official: Mapping[str, torch.Tensor], width: int) -> str | None:
+    """Which head it is: that of pairs reads as many channels as a token has, the other one half of them."""
+    if "To2D.fc1.weight" not in official and "head_coordinate.weight" not in official:
+        return None
+    inputs = _shape(official, "To2D.fc1.weight", 2)[1]
+    if inputs not in (width, width // 2):
+        raise ConversionError(
+            f"To2D.fc1 reads {inputs} channels; expected {width // 2} (absolute) or {width} (relative)"
+        )
+    return "relative" if inputs == width else "absolute"
+
+
+def _heads(given: Any, width: int, published: Mapping[int, Any]) -> Any:
+    if given is not None:
+        return given
+    if width not in published:
+        sizes = ", ".join(f"{size}: {heads}" for size, heads in published.items())
+        raise ConversionError(
+            "num_heads not given: tensors do not show the number of attention heads, and width "
+            f"{width} is not a published one (width: heads are {sizes}). Pass num_heads"
+        )
+    return published[width]
+
+
+def _side(cells: int, complaint: str) -> int:
+    side = math.isqrt(cells)
+    if side * side != cells:
+        raise ConversionError(complaint.format(cells))
+    return side
+
+
+def _shape(official: Mapping[str, torch.Tensor], key: str, axes: int) -> tuple[int, ...]:
+    if key not in official:
+        raise ConversionError(f"missing keys: {key}")
+    shape = tuple(official[key].shape)
+    if len(shape) != axes or 0 in shape:
+        raise ConversionError(f"{key} must have {axes} axes, found shape {list(shape)}")
+    return shape
+
+
+def _build(mapping: KeyMap, config: PositionalLabelConfig, official: dict[str, torch.Tensor]) -> PreTrainedModel:
+    """Build the model around the official tensors, checking every name, shape and, back again, every bit."""
+    with torch.device("meta"):
+        skeleton = PositionalLabelForImageClassification(config)
+    check_keys(mapping.to_official(skeleton.state_dict()), official)
+    ours = mapping.to_ours(official)
+    check_identical(official, mapping.to_official(ours))
+    model = PositionalLabelForImageClassification(config)
+    model.load_state_dict(ours, assign=True)
+    return model.to(official["head.weight"].dtype).eval()
+
+
+def _processors(config: PositionalLabelConfig) -> tuple[Any, ...]:
+    """The official evaluation transform: resize to 8 / 7 of the size (256 for 224), centre crop."""
+    if config.num_channels != 3:
+        return ()
+    height, width = config.image_height_width
+    size = {"shortest_edge": int(256 / 224 * min(height, width))}
+    return (BitImageProcessor(size=size, crop_size={"height": height, "width": width}),)
+
+
+def _card(model: PreTrainedModel, source: Path, dropped: Mapping[str, torch.Tensor]) -> str:
+    kind = {"vit": "ViT", "swin": "Swin"}[model.config.backbone_config.model_type]
+    label = model.config.position_label
+    head = f"with the head of {label} positional labels" if label else "without position head"
+    notes = ["`model.without_position_head()` leaves the position head out; it is not used at inference anyway."]
+    merging = sorted(name for name in dropped if ".downsample." in name)
+    if merging:
+        notes.append(f"The unused tensors {', '.join(f'`{name}`' for name in merging)} were left out.")
+    return converted_card(
+        ORIGIN,
+        source,
+        title=source.stem,
+        description=f"Image classifier: the {kind} of the authors' code, {head}.",
+        architecture=type(model).__name__,
+        auto_class="AutoModelForImageClassification",
+        task="image-classification",
+        parameters=sum(tensor.numel() for tensor in model.state_dict().values()),
+        notes=tuple(notes),
+    )
+
+
+__all__ = ["MODEL_CLASSES", "ORIGIN", "SWIN_MAP", "VIT_MAP", "convert", "read_official", "to_official"]

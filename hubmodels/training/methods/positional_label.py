@@ -1,0 +1,93 @@
+"""Training of Positional Label: classifiers around any backbone, and masked autoencoders with positions."""
+
+import torch
+
+from hubmodels.data import ImageCollator, PretrainTransform
+from hubmodels.training.methods.base import MethodTraining
+from hubmodels.training.recipe import RecipeError
+
+
+class PositionalLabelTraining(MethodTraining):
+    """See [`MethodTraining`]. Labelled pictures train a classifier, unlabelled ones an autoencoder."""
+
+    shape_keys = ("backbone_config", "backbone_variant", "keep_resolution", "pooling")
+    sheet_file = "positions.png"
+
+    def recipe_for(self, chosen, labelled):
+        """With labels the supervised recipe of the same size."""
+        return chosen.replace("_pretrain", "_finetune") if labelled else chosen
+
+    def advice(self, recipe, images):
+        """About a table of positions from which absolute labels can be read off."""
+        model = recipe.model
+        inner = model.get("backbone_config", {}).get("model_type", "vit")
+        plain = model.get("scheme", "plain") == "plain" and not model.get("position_dropout")
+        if model.get("position_label", "absolute") not in ("absolute", "both") or not plain or "swin" in inner:
+            return None
+        return (
+            "the tokens carry a table of positions, so absolute labels are soon read off it (position_loss near 0); "
+            "model.position_dropout=0.5 or model.position_label=relative keep the task hard"
+        )
+
+    def pretrain_collators(self, recipe, config, evaluation):
+        """Crops and flips, with the masking noise of every image."""
+        from hubmodels.modeling.positional_label.backbones_positional_label import patch_grid
+
+        section = recipe.transform
+        train = PretrainTransform(
+            config.image_size,
+            scale=section.crop_scale,
+            flip=section.flip,
+            num_channels=config.num_channels,
+            mean=section.mean,
+            std=section.std,
+        )
+        rows, columns = patch_grid(config.backbone_config, *config.image_height_width)
+        return (
+            ImageCollator(train, recipe.run.seed, train=True, noise_length=rows * columns),
+            ImageCollator(evaluation, recipe.run.seed, train=False, noise_length=rows * columns),
+        )
+
+    def processor(self, recipe, config, evaluation):
+        """Resize, centre crop, normalise."""
+        from transformers import BitImageProcessor
+
+        height, width = evaluation.size
+        return BitImageProcessor(
+            size={"shortest_edge": int(min(height, width) / evaluation.crop_fraction)},
+            crop_size={"height": height, "width": width},
+            image_mean=list(evaluation.mean),
+            image_std=list(evaluation.std),
+        )
+
+    def draw(self, model, collator, samples, evaluation, path):
+        """How well the place of every patch is told, and by how much it is missed."""
+        from hubmodels.visualization import position_sheet
+
+        pixels = collator(samples)["pixel_values"].to(model.device)
+        position_sheet(model, pixels, path, mean=list(evaluation.mean), std=list(evaluation.std))
+
+    def use_timm_shape(self, recipe, backbone, replaced):
+        """Any ViT or Swin of timm, at the image size of the recipe."""
+        from hubmodels.modeling.positional_label import PositionalLabelConfig, PositionalLabelModel
+
+        size = recipe.model.get("backbone_config", {}).get("image_size")
+        if size is None:
+            size = PositionalLabelConfig(backbone_config=recipe.model.get("backbone_config")).image_size
+        recipe.model = {key: value for key, value in recipe.model.items() if key not in replaced}
+        recipe.model["backbone_config"] = {
+            "model_type": "timm_wrapper",
+            "architecture": backbone,
+            "model_args": {"img_size": size},
+        }
+        recipe.model["pooling"] = "pooler"
+        try:
+            with torch.device("meta"):
+                config = PositionalLabelConfig(**(recipe.model | {"position_label": None}))
+                rows, columns = PositionalLabelModel(config).view.grid
+        except (AttributeError, RuntimeError, TypeError, ValueError) as error:
+            raise RecipeError(
+                f"backbone = {backbone} is no ViT or Swin for images of {size} pixels: {error}"
+            ) from error
+        if recipe.model.get("num_anchors"):
+            recipe.model["num_anchors"] = min(recipe.model["num_anchors"], rows * columns)

@@ -1,0 +1,192 @@
+"""Backbones of every family behind one view: tokens after the final norm, their grid, what the classifier pools."""
+
+import inspect
+import math
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import AutoModel, PreTrainedConfig, PreTrainedModel
+
+from .configuration_positional_label import AUTOENCODERS, PositionalLabelConfig
+from .labels_positional_label import Grid
+from .swin_positional_label import PositionalLabelSwinModel
+from .vit_positional_label import PositionalLabelViTModel
+
+# Tables of tokens in front of the patches, where the embeddings have them (class, distillation, registers).
+PREFIX_TOKENS = ("cls_token", "distillation_token", "register_tokens")
+
+
+def build_backbone(config: PositionalLabelConfig) -> PreTrainedModel:
+    """
+    Builds the network of `config.backbone_config` with random weights.
+
+    Raises:
+        ValueError: for an autoencoder, which only pre-training holds.
+    """
+    inner = config.backbone_config
+    if inner.model_type in AUTOENCODERS:
+        raise ValueError(
+            f"backbone_config of model_type {inner.model_type!r} is an autoencoder, for PositionalLabelForPreTraining; "
+            "a classifier takes the ViT inside of it: PositionalLabelForImageClassification.from_pretrained does so"
+        )
+    if config.backbone_variant == "authors":
+        if inner.model_type == "vit":
+            return PositionalLabelViTModel(inner)
+        return PositionalLabelSwinModel(inner, config.keep_resolution)
+    options = {}
+    if "add_pooling_layer" in inspect.signature(AutoModel._model_mapping[type(inner)].__init__).parameters:
+        # BEiT's final norm is a part of its pooler.
+        options["add_pooling_layer"] = config.pooling == "pooler" or getattr(inner, "use_mean_pooling", False)
+    return AutoModel.from_config(inner, **options)
+
+
+def patch_grid(config: PreTrainedConfig, height: int, width: int) -> Grid:
+    """Rows and columns of patches of a plain ViT for images of `height x width` pixels."""
+    rows, columns = _strides(config, keep_resolution=False)
+    return height // rows, width // columns
+
+
+def is_timm(config: PreTrainedConfig) -> bool:
+    """Whether a backbone is one of timm's."""
+    return config.model_type == "timm_wrapper"
+
+
+class TokenView:
+    """
+    What the position heads and the classifier read of a backbone. It has no weights, and does not own the backbone.
+
+    Args:
+        backbone (`PreTrainedModel`): the network.
+        config (`PositionalLabelConfig`): configuration.
+
+    Attributes:
+        width (`int`): channels D of the tokens.
+        grid (`tuple[int, int]`): rows and columns of tokens for images of the configured size.
+        num_prefix_tokens (`int`): tokens in front of those of the patches.
+
+    Raises:
+        ValueError: if `config.pooling` needs a class token or a pooler that the backbone has not.
+    """
+
+    def __init__(self, backbone: PreTrainedModel, config: PositionalLabelConfig):
+        self.config, self.inner = config, config.backbone_config
+        self.num_prefix_tokens = _num_prefix_tokens(backbone)
+        if is_timm(self.inner):
+            network = backbone.timm_model
+            self.strides, self.width = _timm_strides(network), network.num_features
+        else:
+            self.strides, self.width = _strides(self.inner, config.keep_resolution), self.inner.hidden_size
+        self.grid = self.grid_of(*config.image_height_width)
+        if config.pooling in ("cls", "cls_mean") and not self.num_prefix_tokens:
+            raise ValueError(f"pooling {config.pooling!r} needs a class token, which {type(backbone).__name__} has not")
+        if config.pooling == "pooler" and not is_timm(self.inner) and getattr(backbone, "pooler", None) is None:
+            raise ValueError(f"pooling 'pooler' needs a backbone with a pooler; {type(backbone).__name__} has none")
+
+    @property
+    def pooled_width(self) -> int:
+        """Channels that the classifier reads."""
+        if self.config.pooling == "pooler":
+            return getattr(self.inner, "pooler_output_size", None) or self.width
+        return 2 * self.width if self.config.pooling == "cls_mean" else self.width
+
+    def grid_of(self, height: int, width: int) -> Grid:
+        """Rows and columns of tokens for images of `height x width` pixels."""
+        # Swin pads what its patches do not divide; a ViT leaves it out.
+        divide = math.ceil if hasattr(self.inner, "depths") else math.floor
+        return divide(height / self.strides[0]), divide(width / self.strides[1])
+
+    def run(
+        self,
+        backbone: PreTrainedModel,
+        pixel_values: torch.Tensor,
+        kwargs: Mapping,
+        call: Callable[..., Any] | None = None,
+    ) -> tuple[torch.Tensor, torch.Tensor, Any]:
+        """
+        Runs the backbone on images `[B, C, H, W]`, or calls `call` in its place.
+
+        Returns:
+            Tokens of the patches after the final norm `[B, N, D]`, what the classifier reads `[B, D']`, and the output
+            of the backbone.
+        """
+        given = {name: value for name, value in kwargs.items() if value is not None}
+        if is_timm(self.inner):
+            given["do_pooling"] = self.config.pooling == "pooler"
+        outputs = (call or backbone)(pixel_values, **given)
+        states = _as_sequence(outputs.last_hidden_state, self.width)
+        norm = _outer_norm(backbone)
+        states = states if norm is None else norm(states)
+        prefix = self.num_prefix_tokens
+        tokens = states[:, prefix:]
+        if self.config.pooling == "pooler":
+            pooled = outputs.pooler_output.flatten(1)
+        elif self.config.pooling == "mean":
+            pooled = tokens.mean(dim=1)
+        else:
+            pooled = states[:, 0]
+            if self.config.pooling == "cls_mean":
+                pooled = torch.cat([pooled, tokens.mean(dim=1)], dim=1)
+        return tokens, pooled, outputs
+
+    def check_tokens(self, tokens: torch.Tensor, grid: Grid) -> None:
+        """
+        Raises:
+            ValueError: if the backbone returned no token per cell of the grid.
+        """
+        if tokens.shape[1] != grid[0] * grid[1]:
+            prefix = self.num_prefix_tokens
+            raise ValueError(
+                f"backbone returned {tokens.shape[1] + prefix} tokens, expected h*w + prefix = "
+                f"{grid[0]}*{grid[1]} + {prefix}"
+            )
+
+
+def _num_prefix_tokens(backbone: PreTrainedModel) -> int:
+    network = getattr(backbone, "timm_model", None)
+    if network is not None:
+        return getattr(network, "num_prefix_tokens", 0)
+    embeddings = getattr(backbone, "embeddings", None)
+    tables = (getattr(embeddings, name, None) for name in PREFIX_TOKENS)
+    return sum(table.shape[1] for table in tables if table is not None)
+
+
+def _strides(config: PreTrainedConfig, keep_resolution: bool) -> tuple[int, int]:
+    """Pixels from a token to the next, in both directions."""
+    patch = getattr(config, "patch_size", None)
+    if patch is None:
+        raise ValueError(f"backbone_config: a {config.model_type} has no patches, hence no tokens with positions")
+    rows, columns = (patch, patch) if isinstance(patch, int) else patch
+    merges = len(config.depths) - 1 - int(keep_resolution) if hasattr(config, "depths") else 0
+    return rows * 2**merges, columns * 2**merges
+
+
+def _timm_strides(network: nn.Module) -> tuple[int, int]:
+    patch_size = getattr(getattr(network, "patch_embed", None), "patch_size", None)
+    if getattr(network, "feature_info", None):
+        stride = network.feature_info[-1]["reduction"]
+        return stride, stride
+    if patch_size is None:
+        raise ValueError(f"backbone_config: timm's {type(network).__name__} has no patches, hence no tokens")
+    return tuple(patch_size)
+
+
+def _as_sequence(states: torch.Tensor, width: int) -> torch.Tensor:
+    """Tokens `[B, N, D]`, also of maps `[B, h, w, D]` (timm's Swin)."""
+    if states.ndim == 4 and states.shape[-1] == width:
+        return states.flatten(1, 2)
+    if states.ndim != 3:
+        raise ValueError(f"backbone returned states of shape {list(states.shape)}, expected tokens [B, N, {width}]")
+    return states
+
+
+def _outer_norm(backbone: PreTrainedModel) -> nn.Module | None:
+    """The final norm where it is not applied to the tokens but after pooling (BEiT, some of timm's ViT)."""
+    network = getattr(backbone, "timm_model", None)
+    if network is None:
+        inside = getattr(backbone, "layernorm", None)
+        return backbone.pooler.layernorm if isinstance(inside, nn.Identity) else None
+    if isinstance(getattr(network, "norm", None), nn.Identity) and isinstance(network.fc_norm, nn.LayerNorm):
+        return network.fc_norm
+    return None

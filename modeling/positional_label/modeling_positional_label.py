@@ -1,0 +1,429 @@
+"""Positional Label around any vision transformer (Zhang and Gong, AAAI 2023, arXiv 2206.04981)."""
+
+import copy
+from os import PathLike
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import PreTrainedModel
+from transformers import initialization as init
+from transformers.modeling_outputs import BaseModelOutputWithPooling
+from transformers.processing_utils import Unpack
+from transformers.utils import TransformersKwargs
+from transformers.utils.generic import can_return_tuple
+
+from .backbones_positional_label import TokenView, build_backbone
+from .configuration_positional_label import PositionalLabelConfig
+from .heads_positional_label import AbsolutePositionHead, PositionPrediction, RelativePositionHead
+from .labels_positional_label import Grid
+from .losses_positional_label import at_least_float32
+from .outputs_positional_label import PositionalLabelImageClassifierOutput
+from .parameters_positional_label import layer_groups, undecayed
+from .schemes_positional_label import check_position_table, only_patches, random_rows, run_with_positions
+from .stock_positional_label import config_around, load_foreign, stock_classifier
+from .vit_positional_label import AUTHORS_VIT_STD
+
+
+class PositionalLabelPreTrainedModel(PreTrainedModel):
+    """Base of the Positional Label models: the position heads, their losses and their initialisation."""
+
+    config_class = PositionalLabelConfig
+    config: PositionalLabelConfig
+    base_model_prefix = "backbone"
+    main_input_name = "pixel_values"
+    input_modalities = ("image",)
+    supports_gradient_checkpointing = True
+    _supports_sdpa = True
+    _supports_flash_attn = True
+    _supports_flex_attn = True
+    _supports_attention_backend = True
+    # Losses are means over the batch: `Trainer` must divide them itself when it accumulates gradients.
+    accepts_loss_kwargs = False
+
+    def _make_heads(self, width: int, grid: Grid) -> None:
+        """`position_head`, and with both kinds of label `relative_position_head` for the second."""
+        config = self.config
+        kinds = {"absolute": AbsolutePositionHead, "relative": RelativePositionHead}
+        for name, label in zip(("position_head", "relative_position_head"), config.labels, strict=False):
+            head = kinds[label](width, grid, config.position_head_dropout, config.feature_split)
+            setattr(self, name, head)
+        if "relative" in config.labels and (config.num_anchors or 0) > grid[0] * grid[1]:
+            raise ValueError(f"num_anchors must be at most the {grid[0] * grid[1]} tokens, got {config.num_anchors}")
+
+    @property
+    def position_heads(self) -> dict[str, nn.Module]:
+        """The heads by their kind of label."""
+        names = ("position_head", "relative_position_head")
+        return {label: getattr(self, name) for label, name in zip(self.config.labels, names, strict=False)}
+
+    @torch.no_grad()
+    def _init_weights(self, module):
+        if isinstance(module, nn.Linear):
+            authors_vit = self.config.backbone_variant == "authors" and self.config.backbone_config.model_type == "vit"
+            init.trunc_normal_(module.weight, std=AUTHORS_VIT_STD if authors_vit else self.config.initializer_range)
+            if module.bias is not None:
+                init.zeros_(module.bias)
+
+    def no_weight_decay(self) -> set[str]:
+        """Parameters with more than one dimension that are not decayed: tables of positions, class tokens."""
+        return undecayed(self)
+
+    def group_matcher(self, coarse: bool = False) -> dict:
+        """Groups of parameters from input to output, in timm's convention; heads and classifier come last."""
+        return layer_groups()
+
+    def get_input_embeddings(self) -> nn.Module:
+        """That of the backbone."""
+        return self.base_model.get_input_embeddings()
+
+    def predict_positions(
+        self,
+        tokens: torch.Tensor,
+        grid: Grid,
+        ids: torch.Tensor | None = None,
+        counted: torch.Tensor | None = None,
+        return_logits: bool = False,
+        generator: torch.Generator | None = None,
+    ) -> dict[str, PositionPrediction]:
+        """
+        Position losses of tokens.
+
+        Args:
+            tokens (`torch.Tensor` of shape `[B, K, D]`): patch tokens after the final norm.
+            grid (`tuple[int, int]`): rows and columns of the grid that they come from.
+            ids (`torch.LongTensor` of shape `[B, K]`, *optional*): their row-major indices; all in order by default.
+            counted (`torch.BoolTensor` of shape `[B, K]`, *optional*): tokens that the loss counts.
+            return_logits (`bool`): also return the logits.
+            generator (`torch.Generator`, *optional*): source of the random anchors.
+
+        Returns:
+            Loss, accuracy and logits by kind of label.
+
+        Raises:
+            ValueError: for a grid that the heads were not built for, and for indices outside of it.
+        """
+        predictions, config = {}, self.config
+        for label, head in self.position_heads.items():
+            options = {"ids": ids, "grid": grid, "counted": counted, "return_logits": return_logits}
+            if label == "absolute" and config.scheme == "droppos" and self.training:
+                options["sigma"] = config.position_sigma
+            # Anchors are sampled in training only: an evaluation counts all pairs.
+            if label == "relative" and config.num_anchors is not None and self.training:
+                size = tokens.shape[:2]
+                noise = torch.rand(size, generator=generator, device=tokens.device, dtype=torch.float32)
+                options["anchors"] = noise.argsort(dim=1)[:, : config.num_anchors]
+            predictions[label] = head(tokens, **options)
+        return predictions
+
+    def _position_loss(self, predictions: dict[str, PositionPrediction], mean: bool = False) -> torch.Tensor:
+        """Weighted sum of the position losses, or their weighted mean."""
+        weights = self.config.loss_weights
+        total = sum(weights[label] * prediction.loss for label, prediction in predictions.items())
+        return total / sum(weights.values()) if mean else total
+
+    def _position_fields(self, predictions: dict[str, PositionPrediction]) -> dict[str, torch.Tensor | None]:
+        """The fields of an output."""
+        fields = {}
+        for prefix, prediction in zip(("position", "relative_position"), predictions.values(), strict=False):
+            fields |= {f"{prefix}_{name}": value for name, value in prediction._asdict().items()}
+        return fields
+
+
+class PositionalLabelModel(PositionalLabelPreTrainedModel):
+    """
+    The backbone alone, of a classifier or a pre-trained autoencoder: features of all patches.
+
+    Args:
+        config (`PositionalLabelConfig`): configuration.
+
+    Example:
+
+    ```python
+    >>> features = model(pixel_values).last_hidden_state  # [B, N, D]
+    ```
+    """
+
+    _keys_to_ignore_on_load_unexpected = [r"^(relative_)?position_head\.", r"^classifier\.", r"(^|\.)decoder\."]
+
+    def __init__(self, config: PositionalLabelConfig, backbone: PreTrainedModel | None = None):
+        """`backbone` is used in place of a new network of `config.backbone_config`."""
+        super().__init__(config)
+        self.backbone = build_backbone(config) if backbone is None else backbone
+        self.view = TokenView(self.backbone, config)
+        self.supports_gradient_checkpointing = self.backbone.supports_gradient_checkpointing
+        self.post_init()
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path: str | PathLike, *args, **kwargs):
+        """As in transformers; also from a pre-trained autoencoder (`mae`, `vit_mae`) or classifier."""
+        loaded = load_foreign(cls, pretrained_model_name_or_path, *args, **kwargs)
+        return super().from_pretrained(pretrained_model_name_or_path, *args, **kwargs) if loaded is None else loaded
+
+    @classmethod
+    def wrap(cls, model: PreTrainedModel, **settings) -> "PositionalLabelModel":
+        """The backbone of an image classifier, which both then share; arguments as for the classifier's `wrap`."""
+        config, backbone, _ = config_around(model, settings)
+        return cls(config, backbone=backbone).train(model.training)
+
+    def encode(self, pixel_values: torch.Tensor, **kwargs) -> BaseModelOutputWithPooling:
+        """As [`forward`]."""
+        return encode(self, pixel_values, kwargs)
+
+    @can_return_tuple
+    def forward(
+        self, pixel_values: torch.Tensor | None = None, **kwargs: Unpack[TransformersKwargs]
+    ) -> BaseModelOutputWithPooling:
+        """
+        Args:
+            pixel_values (`torch.Tensor` of shape `[B, C, H, W]`): normalised images.
+            kwargs: of the backbone (`interpolate_pos_encoding`, `output_hidden_states` ...).
+
+        Returns:
+            Patch tokens after the final norm `[B, N, D]`, and what a classifier reads `[B, D']`.
+        """
+        return encode(self, pixel_values, kwargs)
+
+
+class PositionalLabelForImageClassification(PositionalLabelPreTrainedModel):
+    """
+    A vision transformer with a classifier, which in training also tells where its tokens sit.
+
+    The loss is that of the classes plus `config.position_loss_weight` times that of the positions. In evaluation the
+    position head is not run. After training it can be dropped: [`to_backbone_classifier`] gives the plain network.
+
+    Args:
+        config (`PositionalLabelConfig`): configuration with `num_labels`.
+
+    Example:
+
+    ```python
+    >>> model = PositionalLabelForImageClassification.wrap(ViTForImageClassification(vit_config))
+    >>> model.train()(pixel_values, labels=labels).loss.backward()
+    >>> model.to_backbone_classifier().save_pretrained("plain-vit")
+    ```
+    """
+
+    # What `HubTrainer` logs beside the loss.
+    logged_outputs = (
+        "classification_loss",
+        "position_loss",
+        "position_accuracy",
+        "relative_position_loss",
+        "relative_position_accuracy",
+    )
+
+    def __init__(self, config: PositionalLabelConfig, backbone: PreTrainedModel | None = None):
+        """`backbone` is used in place of a new network of `config.backbone_config`."""
+        super().__init__(config)
+        self.num_labels = config.num_labels
+        self.backbone = build_backbone(config) if backbone is None else backbone
+        self.view = TokenView(self.backbone, config)
+        if config.scheme == "jigsaw" or config.position_dropout:
+            check_position_table(self.backbone, "scheme 'jigsaw'" if config.scheme == "jigsaw" else "position_dropout")
+        self._make_heads(self.view.width, self.view.grid)
+        self.classifier = nn.Linear(self.view.pooled_width, config.num_labels)
+        self.supports_gradient_checkpointing = self.backbone.supports_gradient_checkpointing
+        self.post_init()
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path: str | PathLike, *args, **kwargs):
+        """
+        As in transformers; also from a classifier or encoder of another model type (ViT, DeiT, DINOv2, BEiT, Swin,
+        Swinv2, timm) or from a pre-trained autoencoder (`mae`, `vit_mae`, or [`PositionalLabelForPreTraining`]), which
+        gets new position heads. Fields of the configuration are keyword arguments.
+        """
+        loaded = load_foreign(cls, pretrained_model_name_or_path, *args, **kwargs)
+        return super().from_pretrained(pretrained_model_name_or_path, *args, **kwargs) if loaded is None else loaded
+
+    @classmethod
+    def wrap(cls, model: PreTrainedModel, **settings) -> "PositionalLabelForImageClassification":
+        """
+        Puts a position head beside the classifier of an existing model, which both then share.
+
+        Args:
+            model: an image classifier of transformers (ViT, DeiT, DINOv2, BEiT, Swin, Swinv2, timm).
+            settings: fields of [`PositionalLabelConfig`], such as `position_label="relative"`.
+
+        Returns:
+            The model with a new position head, and the same logits.
+
+        Raises:
+            ValueError: for other models, and as [`PositionalLabelConfig`].
+        """
+        config, backbone, classifier = config_around(model, settings)
+        wrapped = cls(config, backbone=backbone)
+        wrapped.classifier = classifier
+        first = next(model.parameters())
+        return wrapped.to(device=first.device, dtype=first.dtype).train(model.training)
+
+    def unwrap(self) -> PreTrainedModel:
+        """
+        The classifier without position head as a model of transformers that has the same logits; it shares the weights.
+
+        A ViT with mean pooling becomes a `Dinov2ForImageClassification`, which has the same network and a classifier
+        that reads the mean.
+
+        Raises:
+            ValueError: if there is no such model (the authors' Swin; poolings that no stock class has).
+        """
+        return stock_classifier(self)
+
+    def to_backbone_classifier(self) -> PreTrainedModel:
+        """
+        A copy of the classifier without position head: of the stock class ([`unwrap`]) or, where no stock class has the
+        same logits, of this class without position head.
+        """
+        try:
+            return copy.deepcopy(stock_classifier(self))
+        except ValueError:
+            return self.without_position_head()
+
+    def without_position_head(self) -> "PositionalLabelForImageClassification":
+        """A copy of this class without position head (`position_label` None)."""
+        config = copy.deepcopy(self.config)
+        config.position_label, config.keep_resolution = None, self.config.keep_resolution
+        plain = type(self)(config, backbone=copy.deepcopy(self.backbone))
+        plain.classifier = copy.deepcopy(self.classifier)
+        first = next(self.parameters())
+        return plain.to(device=first.device, dtype=first.dtype).train(self.training)
+
+    def save_backbone(self, save_directory: str | PathLike, **kwargs) -> None:
+        """
+        Saves the backbone alone, which `AutoModel` loads; arguments as `save_pretrained`.
+
+        Raises:
+            ValueError: for the authors' backbones, which no stock class can load.
+        """
+        if self.config.backbone_variant == "authors":
+            raise ValueError("the authors' backbone is no stock model; save without_position_head() instead")
+        self.backbone.save_pretrained(save_directory, **kwargs)
+
+    def encode(self, pixel_values: torch.Tensor, **kwargs) -> BaseModelOutputWithPooling:
+        """Patch tokens after the final norm `[B, N, D]` and what the classifier reads, without any head."""
+        return encode(self, pixel_values, kwargs)
+
+    def freeze_encoder(self) -> None:
+        """Freezes all but the classifier and the position heads (linear probes)."""
+        self.backbone.requires_grad_(False)
+
+    @can_return_tuple
+    def forward(
+        self,
+        pixel_values: torch.Tensor | None = None,
+        labels: torch.Tensor | None = None,
+        return_position: bool | None = None,
+        position_noise: torch.Tensor | None = None,
+        generator: torch.Generator | None = None,
+        **kwargs: Unpack[TransformersKwargs],
+    ) -> PositionalLabelImageClassifierOutput:
+        """
+        Args:
+            pixel_values (`torch.Tensor` of shape `[B, C, H, W]`): normalised images.
+            labels (`torch.Tensor`, *optional*): classes `[B]` (integers) or, after mixing, target distributions
+                `[B, num_labels]` (floats). Without them the loss of a training pass is that of the positions alone
+                (with both kinds of label their weighted mean).
+            return_position (`bool`, *optional*): evaluate the position heads outside of training too, and return their
+                logits; false leaves them out even in training.
+            position_noise (`torch.Tensor` of shape `[B, N]`, *optional*): the tokens with the smallest values lose
+                their positions (`position_dropout`), or are the ones that the second pass sees (`"jigsaw"`).
+            generator (`torch.Generator`, *optional*): source of that noise and of random anchors.
+            kwargs: of the backbone (`interpolate_pos_encoding`, `output_hidden_states` ...).
+
+        Raises:
+            ValueError: for labels of the wrong shape or type, and for grids that the position head was not built for.
+        """
+        if pixel_values is None:
+            raise ValueError("pixel_values is required")
+        with_positions = bool(self.config.labels) and (
+            self.training if return_position is None else bool(return_position)
+        )
+        dropped = None
+        if with_positions and self.config.position_dropout:
+            noise = self._noise(pixel_values, position_noise, generator)
+            dropped = random_rows(noise, self.config.position_dropout)
+        tokens, pooled, outputs = self._run(pixel_values, dropped, kwargs)
+        logits = self.classifier(pooled)
+        classification_loss = None if labels is None else self._classification_loss(logits, labels.to(logits.device))
+        loss, fields = classification_loss, {}
+        if with_positions:
+            grid = self.view.grid_of(*pixel_values.shape[-2:])
+            options = {"counted": dropped, "return_logits": bool(return_position), "generator": generator}
+            if self.config.scheme == "jigsaw":
+                tokens, options["ids"] = self._second_pass(pixel_values, position_noise, generator, kwargs)
+            else:
+                self.view.check_tokens(tokens, grid)
+            predictions = self.predict_positions(tokens, grid, **options)
+            position_loss = self._position_loss(predictions, mean=loss is None)
+            loss = position_loss if loss is None else loss + position_loss
+            fields = self._position_fields(predictions)
+        return PositionalLabelImageClassifierOutput(
+            loss=loss,
+            logits=logits,
+            hidden_states=getattr(outputs, "hidden_states", None),
+            attentions=getattr(outputs, "attentions", None),
+            classification_loss=classification_loss,
+            **fields,
+        )
+
+    def _run(self, pixel_values, dropped, kwargs):
+        if dropped is None:
+            return self.view.run(self.backbone, pixel_values, kwargs)
+
+        def backbone(images, **given):
+            return run_with_positions(self.backbone, "embeddings", dropped, images, **given)
+
+        return self.view.run(self.backbone, pixel_values, kwargs, call=backbone)
+
+    def _second_pass(self, pixel_values, noise, generator, kwargs) -> tuple[torch.Tensor, torch.Tensor]:
+        """Tokens of random patches that saw no positions, and their indices (JigsawViT, arXiv 2207.11971)."""
+        noise = self._noise(pixel_values, noise, generator)
+        ids = noise.argsort(dim=1)[:, : max(1, round(self.config.jigsaw_ratio * noise.shape[1]))]
+
+        def backbone(images, **given):
+            with only_patches(self.backbone, ids, self.view.num_prefix_tokens):
+                return run_with_positions(self.backbone, "embeddings", None, images, **given)
+
+        return self.view.run(self.backbone, pixel_values, kwargs, call=backbone)[0], ids
+
+    def _noise(self, pixel_values, noise, generator) -> torch.Tensor:
+        rows, columns = self.view.grid_of(*pixel_values.shape[-2:])
+        size = (len(pixel_values), rows * columns)
+        if noise is None:
+            return torch.rand(size, generator=generator, device=pixel_values.device, dtype=torch.float32)
+        if tuple(noise.shape) != size:
+            raise ValueError(f"position_noise must have shape {list(size)}, got {list(noise.shape)}")
+        return noise.to(pixel_values.device)
+
+    def _classification_loss(self, logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+        if labels.shape not in (logits.shape[:1], logits.shape):
+            raise ValueError(
+                f"labels must have shape {list(logits.shape[:1])} or {list(logits.shape)}, got {list(labels.shape)}"
+            )
+        if self.config.problem_type in ("regression", "multi_label_classification"):
+            return self.loss_function(labels.float(), logits.float(), self.config)
+        if labels.ndim == 1 and labels.is_floating_point():
+            raise ValueError(f"labels of shape [B] must be integers, got {labels.dtype}")
+        logits = at_least_float32(logits)
+        return nn.functional.cross_entropy(logits, labels if labels.ndim == 1 else labels.to(logits.dtype))
+
+
+def encode(model: PositionalLabelPreTrainedModel, pixel_values: torch.Tensor | None, kwargs) -> Any:
+    """The output of an encoder: tokens of the patches, and pooled."""
+    if pixel_values is None:
+        raise ValueError("pixel_values is required")
+    tokens, pooled, outputs = model.view.run(model.backbone, pixel_values, kwargs)
+    return BaseModelOutputWithPooling(
+        last_hidden_state=tokens,
+        pooler_output=pooled,
+        hidden_states=getattr(outputs, "hidden_states", None),
+        attentions=getattr(outputs, "attentions", None),
+    )
+
+
+__all__ = ["PositionalLabelForImageClassification", "PositionalLabelModel", "PositionalLabelPreTrainedModel"]
+
+# Saving writes these code files next to the weights, so that a folder or repository loads where hubmodels is missing.
+PositionalLabelConfig.register_for_auto_class()
+PositionalLabelModel.register_for_auto_class("AutoModel")
+PositionalLabelForImageClassification.register_for_auto_class("AutoModelForImageClassification")

@@ -1,0 +1,83 @@
+"""Tokens without position embedding: position dropout, and the second pass of the jigsaw scheme."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import nn
+from torch.func import functional_call
+
+TABLE = "position_embeddings"
+
+
+def check_position_table(backbone: nn.Module, purpose: str) -> None:
+    """
+    Raises:
+        ValueError: if the backbone adds no learned or fixed table of positions to its tokens.
+    """
+    if getattr(getattr(backbone, "embeddings", None), TABLE, None) is None:
+        raise ValueError(
+            f"{purpose} needs a backbone whose embeddings add a position table (ViT, DeiT, DINOv2, MAE); "
+            f"{type(backbone).__name__} has none"
+        )
+
+
+def random_rows(noise: torch.Tensor, share: float) -> torch.Tensor:
+    """
+    Marks a share of every row: where `noise` `[B, N]` is smallest.
+
+    Returns:
+        `torch.BoolTensor` of shape `[B, N]` with `round(share * N)` marks per row, at least one.
+    """
+    count = max(1, round(share * noise.shape[1]))
+    marked = torch.zeros_like(noise, dtype=torch.bool)
+    return marked.scatter_(1, noise.argsort(dim=1)[:, :count], True)
+
+
+def run_with_positions(
+    model: nn.Module, embeddings: str, dropped: torch.Tensor | None, *args, **kwargs
+) -> torch.Tensor | tuple:
+    """
+    Calls a model whose patches have position embeddings only where they are not dropped.
+
+    Args:
+        model (`nn.Module`): the model.
+        embeddings (`str`): dotted name of its embeddings.
+        dropped (`torch.BoolTensor` of shape `[B, N]`, *optional*): patches, in image order, whose row of the position
+            table is replaced by zeros; tokens in front of them keep theirs. All patches by default.
+        args, kwargs: of the call.
+
+    Returns:
+        What the model returns.
+    """
+    name = f"{embeddings}.{TABLE}"
+    table = model.get_parameter(name)
+    prefix = table.shape[1] - model.get_submodule(embeddings).patch_embeddings.num_patches
+    if dropped is None:
+        table = torch.cat([table[:, :prefix], torch.zeros_like(table[:, prefix:])], dim=1)
+    else:
+        kept = nn.functional.pad(~dropped, (prefix, 0), value=True)
+        table = table * kept[..., None].to(table.dtype)
+    return functional_call(model, {name: table}, args, kwargs)
+
+
+@contextmanager
+def only_patches(backbone: nn.Module, ids: torch.Tensor, num_prefix_tokens: int) -> Iterator[None]:
+    """
+    Lets a ViT see some patches only, for the length of a `with` block.
+
+    Args:
+        backbone (`nn.Module`): the ViT.
+        ids (`torch.LongTensor` of shape `[B, K]`): the patches, in the order in which it sees them.
+        num_prefix_tokens (`int`): tokens in front of the patches, which stay.
+    """
+
+    def select(module, inputs, tokens):
+        patches = tokens[:, num_prefix_tokens:].gather(1, ids[..., None].expand(-1, -1, tokens.shape[-1]))
+        return torch.cat([tokens[:, :num_prefix_tokens], patches], dim=1)
+
+    handle = backbone.embeddings.register_forward_hook(select)
+    try:
+        yield
+    finally:
+        handle.remove()

@@ -1,0 +1,317 @@
+"""From the classifiers of transformers and timm to Positional Label, and back to the same logits."""
+
+import copy
+from os import PathLike
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import (
+    AutoConfig,
+    AutoModel,
+    AutoModelForImageClassification,
+    Dinov2Config,
+    Dinov2ForImageClassification,
+    PreTrainedConfig,
+    PreTrainedModel,
+    ViTConfig,
+)
+
+from .backbones_positional_label import is_timm
+from .configuration_positional_label import AUTOENCODERS, PositionalLabelConfig
+
+# What the stock classifier of a model type reads.
+STOCK_POOLING = {
+    "vit": "cls",
+    "deit": "cls",
+    "dinov2": "cls_mean",
+    "dinov2_with_registers": "cls_mean",
+    "beit": "pooler",
+    "data2vec-vision": "pooler",
+    "swin": "mean",
+    "swinv2": "mean",
+    "timm_wrapper": "pooler",
+}
+LABEL_FIELDS = ("id2label", "label2id", "problem_type")
+_LABEL_ARGUMENTS = ("num_labels", *LABEL_FIELDS)
+# What a classifier or encoder takes from the configuration of the pre-training.
+_INHERITED = (
+    "position_label",
+    "position_loss_weight",
+    "relative_loss_weight",
+    "feature_split",
+    "num_anchors",
+    *LABEL_FIELDS,
+)
+# Fields that an autoencoder's encoder shares with a plain ViT.
+_VIT_FIELDS = (
+    "hidden_size",
+    "num_hidden_layers",
+    "num_attention_heads",
+    "intermediate_size",
+    "hidden_act",
+    "hidden_dropout_prob",
+    "attention_probs_dropout_prob",
+    "initializer_range",
+    "layer_norm_eps",
+    "image_size",
+    "patch_size",
+    "num_channels",
+    "qkv_bias",
+)
+
+
+def config_around(
+    model: PreTrainedModel, settings: dict[str, Any]
+) -> tuple[PositionalLabelConfig, PreTrainedModel, nn.Linear]:
+    """
+    Takes an image classifier apart.
+
+    Args:
+        model: the classifier.
+        settings: fields of the configuration.
+
+    Returns:
+        A configuration around it, its backbone and its linear layer, both shared with it.
+
+    Raises:
+        ValueError: for a model that has not the stock form of its type.
+    """
+    kind = model.config.model_type
+    classifier = getattr(model, "classifier", None)
+    if kind == "timm_wrapper":
+        classifier = model.timm_model.get_classifier()
+    if kind not in STOCK_POOLING or not isinstance(classifier, nn.Linear):
+        raise ValueError(
+            f"model must be an image classifier with one linear layer, of one of the types {sorted(STOCK_POOLING)}; "
+            f"got a {type(model).__name__}"
+        )
+    inner = copy.deepcopy(model.config)
+    settings = {name: getattr(inner, name) for name in LABEL_FIELDS} | {"pooling": STOCK_POOLING[kind]} | settings
+    config = PositionalLabelConfig(backbone_config=inner, **settings)
+    if kind != "timm_wrapper":
+        return config, model.base_model, classifier
+    with torch.device("meta"):
+        backbone = AutoModel.from_config(inner)
+    network = _with_own_head(model.timm_model)
+    network.reset_classifier(0, network.global_pool)
+    backbone.timm_model = network
+    return config, backbone, classifier
+
+
+def _with_own_head(network: nn.Module) -> nn.Module:
+    """One of timm's networks with the same parts, whose classifier can be replaced without changing the other."""
+    classifier, network = network.get_classifier(), copy.copy(network)
+    network._modules = dict(network._modules)
+    for name, part in network._modules.items():
+        if part is not classifier and any(inner is classifier for inner in part.modules()):
+            network._modules[name] = part = copy.copy(part)
+            part._modules = dict(part._modules)
+    return network
+
+
+def stock_classifier(model: PreTrainedModel) -> PreTrainedModel:
+    """
+    The stock classifier with the backbone and the classifier of a Positional Label model, which it shares.
+
+    Raises:
+        ValueError: if no stock class has the same logits.
+    """
+    config, inner = model.config, copy.deepcopy(model.config.backbone_config)
+    kind, pooling = inner.model_type, config.pooling
+    for name in LABEL_FIELDS:
+        setattr(inner, name, getattr(config, name))
+    if config.backbone_variant != "stock":
+        raise ValueError("no stock class has the network of backbone_variant 'authors'; see without_position_head()")
+    if STOCK_POOLING.get(kind) == pooling:
+        return _with_parts(inner, model.backbone, model.classifier)
+    if kind in ("vit", "dinov2") and pooling in ("mean", "cls"):
+        return _as_dinov2(inner, model, pooling)
+    raise ValueError(f"no stock class of a {kind} pools by {pooling!r}; see without_position_head()")
+
+
+def _with_parts(inner: PreTrainedConfig, backbone: PreTrainedModel, classifier: nn.Linear) -> PreTrainedModel:
+    classes = AutoModelForImageClassification._model_mapping[type(inner)]
+    with torch.device("meta"):
+        # DeiT has a second class, with two classifiers.
+        stock = (classes[0] if isinstance(classes, (tuple, list)) else classes)._from_config(inner)
+    if is_timm(inner):
+        network = _with_own_head(backbone.timm_model)
+        with torch.device("meta"):
+            network.reset_classifier(inner.num_labels, network.global_pool)
+        holder = network.get_classifier()
+        owner = next(module for module in network.modules() if holder in module._modules.values())
+        name = next(name for name, part in owner._modules.items() if part is holder)
+        setattr(owner, name, classifier)
+        stock.timm_model = network
+    else:
+        if getattr(stock.base_model, "pooler", None) is not None and backbone.pooler is None:
+            backbone = copy.copy(backbone)  # Swin's pooler has no weights
+            backbone._modules = backbone._modules | {"pooler": nn.AdaptiveAvgPool1d(1)}
+        setattr(stock, stock.base_model_prefix, backbone)
+        stock.classifier = classifier
+    return stock.train(backbone.training)
+
+
+def _as_dinov2(inner: PreTrainedConfig, model: PreTrainedModel, pooling: str) -> PreTrainedModel:
+    """
+    A ViT (or DINOv2) as DINOv2 classifier, which reads [class token; mean of the patches]: zeros for the other half.
+
+    DINOv2 is a ViT whose branches have a scale per channel, here 1.
+    """
+    weights = model.backbone.state_dict()
+    config = inner
+    if inner.model_type == "vit":
+        config = Dinov2Config(
+            **{name: getattr(inner, name) for name in _VIT_FIELDS if name != "intermediate_size"},
+            mlp_ratio=inner.intermediate_size // inner.hidden_size,
+            layerscale_value=1.0,
+            **{name: getattr(inner, name) for name in LABEL_FIELDS},
+        )
+        if config.mlp_ratio * inner.hidden_size != inner.intermediate_size:
+            raise ValueError(
+                f"DINOv2 has no intermediate_size {inner.intermediate_size} at hidden_size {inner.hidden_size}; see "
+                "without_position_head()"
+            )
+    with torch.device("meta"):
+        stock = Dinov2ForImageClassification(config)
+    if inner.model_type == "vit":
+        weights = _dinov2_names(weights, stock.dinov2.state_dict())
+    stock.dinov2.load_state_dict(weights, assign=True)
+    half, other = model.classifier.weight, torch.zeros_like(model.classifier.weight)
+    parts = [half, other] if pooling == "cls" else [other, half]
+    stock.classifier.load_state_dict(
+        {"weight": torch.cat(parts, dim=1).detach(), "bias": model.classifier.bias}, assign=True
+    )
+    return stock.train(model.training)
+
+
+def _dinov2_names(weights: dict[str, torch.Tensor], wanted: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    like = weights["layernorm.weight"]
+    named = {}
+    for name, tensor in wanted.items():
+        if name == "embeddings.mask_token":
+            named[name] = torch.zeros(tensor.shape, dtype=like.dtype, device=like.device)
+        elif name.endswith(".lambda1"):
+            named[name] = torch.ones(tensor.shape, dtype=like.dtype, device=like.device)
+        else:
+            named[name] = weights[_vit_name(name)]
+    return named
+
+
+def _vit_name(name: str) -> str:
+    """The name in a ViT of a weight of a DINOv2."""
+    replacements = {
+        "encoder.layer.": "layers.",
+        "encoder.layers.": "layers.",
+        ".norm1.": ".layernorm_before.",
+        ".norm2.": ".layernorm_after.",
+        ".attention.attention.query.": ".attention.q_proj.",
+        ".attention.attention.key.": ".attention.k_proj.",
+        ".attention.attention.value.": ".attention.v_proj.",
+        ".attention.output.dense.": ".attention.o_proj.",
+    }
+    for theirs, ours in replacements.items():
+        name = name.replace(theirs, ours)
+    return name
+
+
+def vit_inside(autoencoder: PreTrainedConfig) -> ViTConfig:
+    """Configuration of the plain ViT that is the encoder of an autoencoder."""
+    return ViTConfig(**{name: getattr(autoencoder, name) for name in _VIT_FIELDS})
+
+
+def stored_config(source: str | PathLike, kwargs: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The content of a checkpoint's config.json, and the arguments of `from_pretrained` that say where it is."""
+    names = ("revision", "token", "cache_dir", "local_files_only", "subfolder", "force_download")
+    hub = {name: kwargs[name] for name in names if name in kwargs}
+    return PreTrainedConfig.get_config_dict(source, **hub)[0], hub
+
+
+def take_settings(kwargs: dict[str, Any]) -> dict[str, Any]:
+    """Takes the fields of [`PositionalLabelConfig`] out of the arguments of `from_pretrained`."""
+    fields = set(PositionalLabelConfig.__dataclass_fields__) - set(PreTrainedConfig.__dataclass_fields__)
+    return {name: kwargs.pop(name) for name in fields if name in kwargs}
+
+
+def new_heads(model: nn.Module) -> set[str]:
+    """Names of the weights of position heads."""
+    return {name for name, _ in model.named_parameters() if name.split(".")[0].endswith("position_head")}
+
+
+def load_foreign(model_class: type, source: str | PathLike, *args, **kwargs) -> Any:
+    """
+    Loads a classifier or encoder from a checkpoint that is neither: one of another model type, or a pre-trained one.
+
+    Args:
+        model_class: the class to build, with `wrap`.
+        source: folder or Hub id.
+        args, kwargs: of `from_pretrained`; fields of the configuration are taken out.
+
+    Returns:
+        What `from_pretrained` would, or None if `source` is one of the method's own classifiers.
+    """
+    given = kwargs.get("config")
+    if source is None or "state_dict" in kwargs:
+        return None
+    if isinstance(given, PositionalLabelConfig):
+        content, hub = given.to_dict(), {}
+    else:
+        content, hub = stored_config(source, kwargs)
+    own, nested = content["model_type"] == PositionalLabelConfig.model_type, content.get("backbone_config") or {}
+    pretrained = own and nested.get("model_type") in AUTOENCODERS
+    if own and not pretrained:
+        return None
+    settings, want_info = take_settings(kwargs), kwargs.pop("output_loading_info", False)
+    if pretrained or content["model_type"] in AUTOENCODERS:
+        if pretrained:
+            kwargs.pop("config", None)
+            stored = {name: content[name] for name in _INHERITED if content.get(name) is not None}
+            settings = stored | settings
+            same_heads = all(stored.get(name) == settings.get(name) for name in ("position_label", "feature_split"))
+        keep_heads = pretrained and same_heads
+        inner = nested if pretrained else content
+        model, info = _from_autoencoder(model_class, source, inner, settings, keep_heads, args, kwargs)
+    else:
+        labels = {name: kwargs.pop(name) for name in _LABEL_ARGUMENTS if name in kwargs}
+        inner = AutoConfig.from_pretrained(source, **hub, **labels)
+        stock, info = AutoModelForImageClassification.from_pretrained(
+            source, *args, config=inner, output_loading_info=True, **kwargs
+        )
+        model = model_class.wrap(stock, **settings)
+        prefix = stock.base_model_prefix + "."
+        info = {key: _renamed(names, prefix) for key, names in info.items()}
+        info["missing_keys"] = {*info["missing_keys"], *new_heads(model)}
+    model.eval()
+    return (model, info) if want_info else model
+
+
+def _renamed(names: Any, prefix: str) -> Any:
+    if not isinstance(names, (set, list, tuple)):
+        return names
+    return type(names)(
+        "backbone." + name.removeprefix(prefix) if isinstance(name, str) and name.startswith(prefix) else name
+        for name in names
+    )
+
+
+def _from_autoencoder(model_class, source, content, settings, keep_heads, args, kwargs) -> tuple[Any, Any]:
+    """The encoder of a pre-trained autoencoder; classifier and position heads are new, but for heads that it has."""
+    labels = {name: kwargs.pop(name) for name in _LABEL_ARGUMENTS if name in kwargs}
+    config = PositionalLabelConfig(backbone_config=vit_inside(AutoConfig.for_model(**content)), **labels, **settings)
+    names = {
+        r"^mae\.vit\.": "backbone.",
+        r"^vit\.": "backbone.",
+        r"^(?=(embeddings|layers|layernorm)\.)": "backbone.",
+    }
+    if not keep_heads:
+        kwargs["ignore_mismatched_sizes"] = True
+    # Past the method of `model_class`, which called this.
+    model, info = super(model_class, model_class).from_pretrained(
+        source, *args, config=config, key_mapping=names, output_loading_info=True, **kwargs
+    )
+    # Heads for other labels than those of the pre-training are new.
+    other_heads = {entry for entry in info["mismatched_keys"] if entry[0] in new_heads(model)}
+    info["mismatched_keys"] = set(info["mismatched_keys"]) - other_heads
+    info["missing_keys"] = {*info["missing_keys"], *(entry[0] for entry in other_heads)}
+    return model, info
