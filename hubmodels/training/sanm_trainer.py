@@ -95,7 +95,7 @@ class SANMTrainer(HubTrainer):
         **kwargs: As [`HubTrainer`]; `train_dataset` must have labels.
 
     Raises:
-        ValueError: If the model is no ensemble, or its framework is the single-network one.
+        ValueError: If the model is no ensemble, its framework is the single-network one, or it would be sharded.
     """
 
     optimizer: Any
@@ -126,6 +126,10 @@ class SANMTrainer(HubTrainer):
         self.evaluate_every = evaluate_every
         self.progress = CoTrainingState(settings.history)
         super().__init__(model, args, callbacks=[self.progress, *callbacks], **kwargs)
+        if self.is_fsdp_enabled or self.is_deepspeed_enabled:
+            raise ValueError(
+                "co-training needs whole networks in every process: launch it with --multi_gpu, not with FSDP or DeepSpeed"
+            )
         self.masking = AdversarialNoisyMasking.from_config(model.config)
         self._losses: list[torch.Tensor] = []
         self.steps_per_epoch = 1
@@ -173,7 +177,7 @@ class SANMTrainer(HubTrainer):
 
     def _begin(self, epochs: int, checkpoint: str | None, trial: Any) -> int:
         """Optimiser, scheduler and state, new or from a checkpoint; the epoch to begin with."""
-        images, batch = len(self.train_dataset), self.args.train_batch_size * self.args.world_size
+        images, batch = len(self.train_dataset), self.args.per_device_train_batch_size * self.args.world_size
         most = 2 * epochs * -(-images // batch)
         self._init_training_state(most, most, epochs, checkpoint, trial)
         self._broadcast(self.model.state_dict().values())
@@ -205,7 +209,7 @@ class SANMTrainer(HubTrainer):
 
     def _train_epoch(self, epoch: int, epochs: int) -> None:
         """One epoch of both networks, one after the other."""
-        batch = self.args.train_batch_size * self.args.world_size
+        batch = self.args.per_device_train_batch_size * self.args.world_size
         warms_up = epoch < self.settings.warm_up_epochs
         plans = []
         iterations = [1, 1]
