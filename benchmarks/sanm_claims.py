@@ -72,13 +72,13 @@ class Experiment:
     source: str | None = None
 
 
-_CIFAR_PAIR = ("schedule.epochs=18", "noisy_labels.warm_up_epochs=12", "noisy_labels.decay_epochs=[16]")
+_CIFAR_PAIR = ("schedule.epochs=40", "noisy_labels.warm_up_epochs=25", "noisy_labels.decay_epochs=[34]")
 EXPERIMENTS = {
     "clothes": Experiment(
         "SANM claim: injected wrong labels, Fashion-MNIST",
         NOISE,
         1000,
-        ("schedule.epochs=16", "noisy_labels.warm_up_epochs=10", "noisy_labels.decay_epochs=[14]"),
+        ("schedule.epochs=30", "noisy_labels.warm_up_epochs=25", "noisy_labels.decay_epochs=[28]"),
         ("model.image_size=28", "transform.mean=[0.286,0.286,0.286]", "transform.std=[0.353,0.353,0.353]"),
         "fashion-mnist-small",
     ),

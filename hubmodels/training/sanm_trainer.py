@@ -128,7 +128,8 @@ class SANMTrainer(HubTrainer):
         super().__init__(model, args, callbacks=[self.progress, *callbacks], **kwargs)
         if self.is_fsdp_enabled or self.is_deepspeed_enabled:
             raise ValueError(
-                "co-training needs whole networks in every process: launch it with --multi_gpu, not with FSDP or DeepSpeed"
+                "co-training needs whole networks in every process: launch it with --multi_gpu, not with FSDP or "
+                "DeepSpeed"
             )
         self.masking = AdversarialNoisyMasking.from_config(model.config)
         self._losses: list[torch.Tensor] = []
