@@ -27,6 +27,7 @@ from hubmodels.data import load_image_dataset
 from hubmodels.evaluation import NoisyLabelReport
 from hubmodels.training import Recipe, RecipeError, read_jsonl, sanm_trainer, train
 from hubmodels.training import run as run_module
+from hubmodels.training.methods import method_training
 from hubmodels.training.methods.sanm import preset_lambda_u
 
 COMMON = [
@@ -162,6 +163,15 @@ def test_the_recipe_that_fits_is_chosen(pictures):
     recipe, title = run_module._resolve_recipe("sanm", pictures, None, None, [])
     assert title == "small_cotrain"
     assert recipe.schedule.batch_size <= 6
+    # 24 images in steps of 8 warm up for as long as is allowed; after that nothing changes.
+    usual = Recipe.load("sanm/small_cotrain")
+    assert recipe.noisy_labels.warm_up_epochs == 60
+    after = usual.schedule.epochs - usual.noisy_labels.warm_up_epochs
+    assert recipe.schedule.epochs == 60 + after
+    assert recipe.noisy_labels.decay_epochs == [60 + after - (16 - 13)]
+    many = Recipe.load("sanm/small_cotrain")
+    method_training("sanm").fit_to(many, 50_000)
+    assert many == usual
 
 
 @pytest.mark.parametrize("name", ["paper_cifar10", "paper_cifar100", "paper_clothing1m", "photos_96_cotrain"])

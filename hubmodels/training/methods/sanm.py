@@ -6,7 +6,7 @@ from transformers import AutoConfig
 
 from hubmodels.data.collators import ImageCollator
 from hubmodels.data.noisy_label_views import PlainView, WeakView
-from hubmodels.training.cotraining_data import CoTrainingViews
+from hubmodels.training.cotraining_data import WARM_UP_FACTOR, CoTrainingViews
 from hubmodels.training.cotraining_step import CoTrainingSettings
 from hubmodels.training.label_quality_callback import LabelQualityCallback, QualityCollator
 from hubmodels.training.methods.base import MethodTraining, method_class
@@ -17,6 +17,8 @@ from hubmodels.training.sanm_trainer import SANMTrainer
 # images are labelled, and a pass of the ensemble is one of both networks.
 PASSES = 0.6 * (6 / 3 + 4 + 12)
 LIGHT_PASSES = 3.0
+WARM_UP_STEPS = 600  # that a recipe which was chosen for the user takes at least
+MOST_WARM_UP_EPOCHS = 60
 MANY_CLASSES = 50  # from here on the settings of CIFAR-100 are taken, below those of CIFAR-10
 REPORT_STEM = "noisy_labels"
 SHEET_IMAGES = 8
@@ -54,6 +56,15 @@ class SANMTraining(MethodTraining):
     def recipe_for(self, chosen, labelled):
         """Co-training for the size of the pictures."""
         return chosen.replace("_pretrain", "_cotrain")
+
+    def fit_to(self, recipe, images):
+        """Few images need more epochs of warm-up, as the losses tell labels apart only when something is learned."""
+        section, schedule = recipe.noisy_labels, recipe.schedule
+        after = schedule.epochs - section.warm_up_epochs
+        steps = max(images / (WARM_UP_FACTOR * schedule.batch_size), 1)
+        section.warm_up_epochs = min(max(round(WARM_UP_STEPS / steps), section.warm_up_epochs), MOST_WARM_UP_EPOCHS)
+        section.decay_epochs = [at - schedule.epochs + section.warm_up_epochs + after for at in section.decay_epochs]
+        schedule.epochs = section.warm_up_epochs + after
 
     def passes_per_image(self, recipe):
         """Warm-up epochs cost a pass for both networks."""
