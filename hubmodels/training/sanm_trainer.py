@@ -193,7 +193,9 @@ class SANMTrainer(HubTrainer):
         return round(self.state.epoch or 0)
 
     def _end(self, started: float) -> TrainOutput:
-        metrics = {"train_runtime": round(time.time() - started, 3)}
+        losses = [entry["loss"] for entry in self.state.log_history if "loss" in entry]
+        train_loss = float(np.mean(losses)) if losses else float("nan")
+        metrics = {"train_runtime": round(time.time() - started, 3), "train_loss": train_loss}
         accuracies = self.progress.accuracies
         if accuracies:
             last = accuracies[-LAST_EPOCHS:]
@@ -201,7 +203,7 @@ class SANMTrainer(HubTrainer):
         self.log(metrics)
         self.control = self.callback_handler.on_train_end(self.args, self.state, self.control)
         self.is_in_train = False
-        return TrainOutput(self.state.global_step, float("nan"), metrics)
+        return TrainOutput(self.state.global_step, train_loss, metrics)
 
     def _measure(self) -> None:
         metrics = self.evaluate()
@@ -228,6 +230,10 @@ class SANMTrainer(HubTrainer):
             plans = [co_training_steps(mask, batch, [self.args.seed, epoch, i]) for i, mask in enumerate(masks)]
         shares = [share_of_process(plan, self.args.process_index, self.args.world_size) for plan in plans]
         steps = sum(map(len, shares))
+        if not steps:
+            raise ValueError(
+                f"epoch {epoch} has no step: fewer images of a kind than the {self.args.world_size} processes"
+            )
         self._announce(self.state.global_step + steps * (epochs - epoch))
         done = 0
         for number, share in enumerate(shares):
