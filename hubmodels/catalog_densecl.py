@@ -51,7 +51,7 @@ DENSECL_SMALL_64 = Checkpoint(
         Metric("k-NN accuracy", 39.0, "cifar10 test, 2,000 images", SMALL_CHECKPOINTS_COMMAND),
         Metric("dense probe mean IoU", 41.9, "blood cells (BCCD) validation", SMALL_CHECKPOINTS_COMMAND),
     ),
-    notes="Small ResNet-18, encoder alone, with maps of stride 8 for images of about 64 pixels, trained on a CPU.",
+    notes="Small ResNet-18 with heads, no momentum encoder; maps of stride 8 for images of 64 pixels. CPU-trained.",
 )
 
 DENSECL_CHECKPOINTS: tuple[Checkpoint, ...] = (
