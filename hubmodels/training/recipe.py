@@ -275,7 +275,8 @@ class Recipe:
         noises = [name for name in NOISES if getattr(self.data, name) is not None]
         if len(noises) > 1 or (noises and self.data.streaming):
             raise RecipeError(
-                f"only one of data.{', data.'.join(NOISES)} can be given, for images that are not streamed; got {noises}"
+                f"only one of data.{', data.'.join(NOISES)} can be given, for images that are not streamed, "
+                f"got {noises}"
             )
         if self.data.noise_mode is not None and not 0 <= (self.data.noise_rate or -1) <= 1:
             raise RecipeError(f"data.noise_mode needs data.noise_rate in (0, 1], got {self.data.noise_rate}")

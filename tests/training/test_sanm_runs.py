@@ -245,9 +245,7 @@ def test_a_noisy_column_is_trained_on_and_the_true_one_measured(tmp_path):
 def test_recipes_with_noise_that_cannot_be_are_refused():
     with pytest.raises(RecipeError, match="for images that are not streamed"):
         Recipe.load("sanm/small_light", [*LIGHT, "data.streaming=true", "data.size=8"])
-    with pytest.raises(
-        RecipeError, match=r"only one of data.noisy_label_column, .* got \['noise_file', 'noise_mode'\]"
-    ):
+    with pytest.raises(RecipeError, match=r"only one of data.noisy_label_column, .* \['noise_file', 'noise_mode'\]"):
         Recipe.load("sanm/small_light", [*LIGHT, "data.noise_file=x.json"])
     with pytest.raises(RecipeError, match=r"data.noise_rate in \(0, 1\], got 1.5"):
         Recipe.load("sanm/small_light", [*LIGHT, "data.noise_rate=1.5"])
