@@ -155,8 +155,8 @@ def _num_prefix_tokens(backbone: PreTrainedModel) -> int:
 def _strides(config: PreTrainedConfig, keep_resolution: bool) -> tuple[int, int]:
     """Pixels from a token to the next, in both directions."""
     patch = getattr(config, "patch_size", None)
-    if patch is None:
-        raise ValueError(f"backbone_config: a {config.model_type} has no patches, hence no tokens with positions")
+    if patch is None or not hasattr(config, "hidden_size"):
+        raise ValueError(f"backbone_config: a {config.model_type} has no patches of one width, hence no tokens")
     rows, columns = (patch, patch) if isinstance(patch, int) else patch
     merges = len(config.depths) - 1 - int(keep_resolution) if hasattr(config, "depths") else 0
     return rows * 2**merges, columns * 2**merges

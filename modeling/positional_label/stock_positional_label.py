@@ -258,12 +258,13 @@ def load_foreign(model_class: type, source: str | PathLike, *args, **kwargs) -> 
         content, hub = given.to_dict(), {}
     else:
         content, hub = stored_config(source, kwargs)
-    own, nested = content["model_type"] == PositionalLabelConfig.model_type, content.get("backbone_config") or {}
+    kind, nested = content.get("model_type"), content.get("backbone_config") or {}
+    own = kind == PositionalLabelConfig.model_type
     pretrained = own and nested.get("model_type") in AUTOENCODERS
     if own and not pretrained:
         return None
     settings, want_info = take_settings(kwargs), kwargs.pop("output_loading_info", False)
-    if pretrained or content["model_type"] in AUTOENCODERS:
+    if pretrained or kind in AUTOENCODERS:
         if pretrained:
             kwargs.pop("config", None)
             stored = {name: content[name] for name in _INHERITED if content.get(name) is not None}
@@ -298,7 +299,8 @@ def _renamed(names: Any, prefix: str) -> Any:
 def _from_autoencoder(model_class, source, content, settings, keep_heads, args, kwargs) -> tuple[Any, Any]:
     """The encoder of a pre-trained autoencoder; classifier and position heads are new, but for heads that it has."""
     labels = {name: kwargs.pop(name) for name in _LABEL_ARGUMENTS if name in kwargs}
-    config = PositionalLabelConfig(backbone_config=vit_inside(AutoConfig.for_model(**content)), **labels, **settings)
+    inner = vit_inside(AutoConfig.for_model(**content))
+    config = PositionalLabelConfig(backbone_config=inner, **(settings | labels))
     names = {
         r"^mae\.vit\.": "backbone.",
         r"^vit\.": "backbone.",

@@ -6,6 +6,7 @@ from hubmodels.modeling.positional_label import PositionalLabelConfig, Positiona
 from transformers import (
     AutoModel,
     AutoModelForImageClassification,
+    ConvNextV2Config,
     Dinov2ForImageClassification,
     ResNetConfig,
     ResNetForImageClassification,
@@ -276,7 +277,8 @@ def test_autoencoders_become_classifiers(tmp_path):
 
     mae = MAEForPreTraining(MAEConfig(**MAE)).eval()
     mae.save_pretrained(tmp_path / "mae")
-    both = PositionalLabelForPreTraining.wrap(mae, position_label="relative")
+    names = {"id2label": {0: "a", 1: "b"}, "label2id": {"a": 0, "b": 1}}
+    both = PositionalLabelForPreTraining.wrap(mae, position_label="relative", **names)
     both.save_pretrained(tmp_path / "both")
     pixels = torch.randn(2, 3, 32, 32)
     expected = mae.vit(pixels, mask_ratio=0).last_hidden_state[:, 1:]
@@ -289,6 +291,9 @@ def test_autoencoders_become_classifiers(tmp_path):
         assert not [name for name in info["missing_keys"] if name.startswith("backbone.")]
         assert model.config.backbone_config.model_type == "vit" and len(model.position_heads) == heads
         encoder = AutoModel.from_pretrained(tmp_path / source)
+        renamed = {"id2label": {0: "c"}, "label2id": {"c": 0}}
+        model_class = PositionalLabelForImageClassification
+        assert model_class.from_pretrained(tmp_path / source, **renamed).config.id2label == {0: "c"}
         if source == "both":
             assert type(encoder).__name__ == "PositionalLabelModel"
             torch.testing.assert_close(encoder(pixels).last_hidden_state, expected, atol=1e-5, rtol=1e-5)
@@ -319,7 +324,8 @@ def test_autoencoders_become_classifiers(tmp_path):
         (SwinConfig(**SWIN), {"pooling": "cls"}, "pooling 'cls' needs a class token"),
         (SwinConfig(**SWIN), {"scheme": "jigsaw"}, "scheme 'jigsaw' needs a backbone whose embeddings add"),
         (SwinConfig(**SWIN), {"position_dropout": 0.5}, "position_dropout needs a backbone whose embeddings add"),
-        (ResNetConfig(), {}, "a resnet has no patches"),
+        (ResNetConfig(), {}, "a resnet has no patches of one width"),
+        (ConvNextV2Config(), {}, "a convnextv2 has no patches of one width"),
         ("beit", {"backbone_variant": "authors"}, "backbone_variant 'authors' exists for"),
     ],
 )  # fmt: skip
