@@ -23,7 +23,7 @@ from transformers import (
     pipeline,
 )
 
-from hubmodels.data import load_image_dataset
+from hubmodels.data import load_image_dataset, save_noisy_labels
 from hubmodels.evaluation import NoisyLabelReport
 from hubmodels.training import Recipe, RecipeError, read_jsonl, sanm_trainer, train
 from hubmodels.training import run as run_module
@@ -243,10 +243,20 @@ def test_a_noisy_column_is_trained_on_and_the_true_one_measured(tmp_path):
 
 
 def test_recipes_with_noise_that_cannot_be_are_refused():
-    with pytest.raises(RecipeError, match="need images that are not streamed"):
+    with pytest.raises(RecipeError, match="for images that are not streamed"):
         Recipe.load("sanm/small_light", [*LIGHT, "data.streaming=true", "data.size=8"])
+    with pytest.raises(RecipeError, match=r"only one of data.noisy_label_column, .* \['noise_file', 'noise_mode'\]"):
+        Recipe.load("sanm/small_light", [*LIGHT, "data.noise_file=x.json"])
     with pytest.raises(RecipeError, match=r"data.noise_rate in \(0, 1\], got 1.5"):
         Recipe.load("sanm/small_light", [*LIGHT, "data.noise_rate=1.5"])
+
+
+def test_labels_of_a_file_are_trained_on(pictures, tmp_path):
+    save_noisy_labels([1] * 24, tmp_path / "noise.json")
+    overrides = [o for o in LIGHT if not o.startswith("data.noise")] + [f"data.noise_file={tmp_path}/noise.json"]
+    run = train("sanm", pictures, tmp_path / "run", recipe="sanm/small_light", overrides=overrides)
+    report = json.loads((run.folder / "noisy_labels.json").read_text())
+    assert {entry["given"] for entry in report["labels"]} == {"light"}
 
 
 def test_the_light_mode_is_a_plain_trainer_run(tmp_path):
