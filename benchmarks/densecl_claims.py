@@ -1,6 +1,7 @@
 """The main claim of the DenseCL paper at small scale, on real images, three seeds: better dense features.
 
 python -m benchmarks.densecl_claims OUT --images TINY_IMAGENET --cells BCCD --animals RACCOON KANGAROO
+    [--methods NAME ...]
 
 The same narrow network (three stages of ResNet-18, an 8 x 8 map at 64 pixels) is pre-trained without labels on the
 7,500 training images of TINY_IMAGENET (a local copy of 50 classes of Tiny ImageNet with a column `box_xyxy`): by
@@ -9,7 +10,8 @@ every position of its last map (a dense probe, `hubmodels.evaluation.dense_probe
 the 50 classes and background of the same images, tested on 2,500 validation images; and at 128 pixels, with
 background, three kinds of blood cells, and raccoons and kangaroos in photographs (folders with images/, train.json and
 val.json in COCO's format, the classes of one after those of the other). Besides, without any training: how often a
-cell of one view finds the place that it shows in another view. Every run is stored in OUT/results.json.
+cell of one view finds the place that it shows in another view. Every run is stored in OUT/results.json. `--methods`
+takes some of "random weights", SimCLR, MoCo-v2 and DenseCL in place of all.
 """
 
 import argparse
@@ -176,6 +178,7 @@ def main() -> None:
     parser.add_argument("--images", required=True, help="Tiny ImageNet subset with boxes")
     parser.add_argument("--cells", required=True, help="blood cell detection set (BCCD)")
     parser.add_argument("--animals", required=True, nargs="+", help="detection sets of raccoons and kangaroos")
+    parser.add_argument("--methods", nargs="+", choices=list(METHODS), default=list(METHODS), metavar="NAME")
     arguments = parser.parse_args()
     arguments.out.mkdir(parents=True, exist_ok=True)
     logging.set_verbosity_error()
@@ -183,9 +186,9 @@ def main() -> None:
     tasks = DenseTasks(arguments.images, arguments.cells, arguments.animals)
     results = SeededResults(arguments.out / "results.json")
     for seed in SEEDS:
-        for name, method in METHODS.items():
+        for name in arguments.methods:
             results.once(
-                f"{name}/{seed}", lambda m=method, s=seed: tasks.measure(pretrained(m, arguments.images, s), s)
+                f"{name}/{seed}", lambda m=METHODS[name], s=seed: tasks.measure(pretrained(m, arguments.images, s), s)
             )
     lines = [
         f"Three stages of ResNet-18, width 16; {EPOCHS} epochs of 7,500 images at {IMAGE_SIZE} pixels. Frozen features",
@@ -195,10 +198,12 @@ def main() -> None:
         "| pre-training | " + " | ".join(FIGURES.values()) + " |",
         "| --- " * (1 + len(FIGURES)) + "|",
     ]
-    for name in METHODS:
+    for name in arguments.methods:
         cells = (results.cell(f"{name}/{{seed}}/{figure}") for figure in FIGURES)
         lines.append(f"| {name} | " + " | ".join(cells) + " |")
     command = "python -m benchmarks.densecl_claims OUT --images TINY_IMAGENET --cells BCCD --animals RACCOON KANGAROO"
+    if arguments.methods != list(METHODS):
+        command += " --methods " + " ".join(f"'{name}'" if " " in name else name for name in arguments.methods)
     write_section("DenseCL claim: dense features", command, [*lines, "", machine_line("torch", "transformers")])
 
 

@@ -34,12 +34,13 @@ def this_command() -> str:
 
 
 def write_section(title: str, command: str, lines: list[str]) -> None:
-    """Replaces the section `title` of the results (or adds it) and prints it."""
+    """Replaces the section `title` of the results where it stands (or adds it) and prints it."""
     section = f"## {title}\n\n`{command}`\n\n" + "\n".join(lines).strip() + "\n"
     text = RESULTS.read_text() if RESULTS.exists() else HEADER
-    sections = re.split(r"(?m)^(?=## )", text)
-    kept = [part.strip() + "\n" for part in sections if not part.startswith(f"## {title}\n")]
+    sections = [part.strip() + "\n" for part in re.split(r"(?m)^(?=## )", text)]
+    place = next((i for i, part in enumerate(sections) if part.startswith(f"## {title}\n")), len(sections))
+    sections[place : place + 1] = [section]
     temporary = RESULTS.with_suffix(".partial")
-    temporary.write_text("\n".join([*kept, section]))
+    temporary.write_text("\n".join(sections))
     os.replace(temporary, RESULTS)
     print(section)

@@ -3,8 +3,8 @@
 python -m benchmarks.small_checkpoints OUT --images CIFAR10 --cells BCCD --animals RACCOON KANGAROO
 
 A linear probe and k-NN learn from 5,000 labelled training images of CIFAR10 (a local copy of the data set with a train
-and a test split), another part with every seed, and are measured on all 10,000 test images, through each checkpoint's
-own image processor. Convolutional networks also get the dense probes of `benchmarks.densecl_claims`, on blood cells and
+and a test split), another part with every seed, and are measured on 2,000 test images, through each checkpoint's own
+image processor. Convolutional networks also get the dense probes of `benchmarks.densecl_claims`, on blood cells and
 animals at 128 pixels. A seed also means other random weights. Every result is stored in OUT/results.json.
 """
 
@@ -19,13 +19,14 @@ import hubmodels
 from benchmarks.densecl_claims import DetectionSet, detection_iou, detection_sets
 from benchmarks.report import machine_line, write_section
 from benchmarks.seeded_results import SEEDS, SeededResults
+from hubmodels.catalog_records import SMALL_CHECKPOINTS_COMMAND
 from hubmodels.data import load_image_dataset
 from hubmodels.data.processing import ProcessorTransform
 from hubmodels.evaluation import extract_features, knn_accuracy, linear_probe
 
 CHECKPOINTS = ("mae-small-32", "simclr-small-32", "densecl-small-64")
 CONVOLUTIONAL = CHECKPOINTS[1:]
-PROBE_IMAGES = 5000
+PROBE_IMAGES, TEST_IMAGES = 5000, 2000
 FIGURES = {"linear": "linear probe", "knn": "k-NN"}
 DENSE_FIGURES = {"cells": "blood cells, mean IoU", "animals": "animals, mean IoU"}
 TITLE = "Small packaged checkpoints"
@@ -36,7 +37,7 @@ class Tasks:
 
     def __init__(self, images: str, cells: str, animals: list[str]):
         self.train = load_image_dataset(images, "train")
-        self.test = load_image_dataset(images, "test")
+        self.test = load_image_dataset(images, "test").subset(TEST_IMAGES, seed=0)
         self.detection: dict[str, list[DetectionSet]] = {
             name: [detection_sets(folders, split) for split in ("train", "val")]
             for name, folders in (("cells", [cells]), ("animals", animals))
@@ -76,7 +77,7 @@ def main() -> None:
     tasks = Tasks(arguments.images, arguments.cells, arguments.animals)
     results = SeededResults(arguments.out / "results.json")
     lines = [
-        f"Frozen features, in per cent: mean (lowest to highest) of seeds 0, 1, 2. Accuracy on the {len(tasks.test):,}",
+        f"Frozen features, in per cent: mean (lowest to highest) of seeds 0, 1, 2. Accuracy on {TEST_IMAGES:,}",
         f"CIFAR-10 test images, learned from {PROBE_IMAGES:,} labelled ones; dense linear probe of box masks.",
         "",
         "| network | weights | " + " | ".join([*FIGURES.values(), *DENSE_FIGURES.values()]) + " |",
@@ -91,8 +92,7 @@ def main() -> None:
             for figure in DENSE_FIGURES:
                 cells.append(results.cell(f"{key}/{{seed}}/{figure}") if name in CONVOLUTIONAL else "")
             lines.append(f"| {name} | {weights} | " + " | ".join(cells) + " |")
-    command = "python -m benchmarks.small_checkpoints OUT --images CIFAR10 --cells BCCD --animals RACCOON KANGAROO"
-    write_section(TITLE, command, [*lines, "", machine_line("torch", "transformers")])
+    write_section(TITLE, SMALL_CHECKPOINTS_COMMAND, [*lines, "", machine_line("torch", "transformers")])
 
 
 if __name__ == "__main__":

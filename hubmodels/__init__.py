@@ -25,6 +25,10 @@ _EXPORTS = {
     "publish": "hubmodels.publishing",
     "convert": "hubmodels.conversion",
     "load_image_dataset": "hubmodels.data",
+    "inject_label_noise": "hubmodels.data",
+    "load_cifar_n_labels": "hubmodels.data",
+    "NoisyLabelReport": "hubmodels.evaluation",
+    "SANMTrainer": "hubmodels.training",
     **{name: method.module for method in METHODS for name in method.auto_classes.values()},
     **{name: method.module for method in METHODS for names in method.further_classes.values() for name in names},
 }

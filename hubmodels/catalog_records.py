@@ -5,6 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
+# What measures the small packaged checkpoints of convolutional networks.
+SMALL_CHECKPOINTS_COMMAND = (
+    "python -m benchmarks.small_checkpoints OUT --images CIFAR10 --cells BCCD --animals RACCOON KANGAROO"
+)
+
 
 @dataclass(frozen=True, slots=True)
 class Metric:

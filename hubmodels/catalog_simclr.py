@@ -1,6 +1,6 @@
-"""The released SimCLR checkpoints: 65 of v2 and 9 of v1, with the figures of their authors.
+"""The SimCLR checkpoints: a small packaged one, and 65 of v2 and 9 of v1 with the figures of their authors.
 
-They lie as folders in Google's storage: TensorFlow 1 checkpoints in `gs://simclr-checkpoints`, the same weights as
+Those lie as folders in Google's storage: TensorFlow 1 checkpoints in `gs://simclr-checkpoints`, the same weights as
 TensorFlow 2 SavedModels in `gs://simclr-checkpoints-tf2` (there in `PATH/saved_model`). Keep the path when downloading:
 the converter reads from it which layer the classifier was trained on.
 """
@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from hubmodels.catalog_records import Checkpoint, Metric
+from hubmodels.catalog_records import SMALL_CHECKPOINTS_COMMAND, Checkpoint, Metric
 
 _BUCKET = "gs://simclr-checkpoints"
 _README = "published by the authors"
@@ -106,7 +106,26 @@ def _checkpoint(
     )
 
 
+SIMCLR_SMALL_32 = Checkpoint(
+    name="simclr-small-32",
+    method="simclr",
+    task="image-feature-extraction",
+    modality="image",
+    parameters=736_583,
+    licence="apache-2.0",
+    source="simclr-small-32",
+    base_model=None,
+    datasets=("cifar10", "clothing-dataset-small", "tiny-imagenet"),
+    paper=_V1_PAPER,
+    metrics=(
+        Metric("linear probe accuracy", 49.3, "cifar10 test, 2,000 images", SMALL_CHECKPOINTS_COMMAND),
+        Metric("k-NN accuracy", 43.4, "cifar10 test, 2,000 images", SMALL_CHECKPOINTS_COMMAND),
+    ),
+    notes="Small ResNet-18 with projection head for images of 32 pixels, trained on a CPU.",
+)
+
 SIMCLR_CHECKPOINTS: tuple[Checkpoint, ...] = (
+    SIMCLR_SMALL_32,
     *(
         _checkpoint(2, folder, network.name, network.parameters, notes, accuracy, _README)
         for network in _V2

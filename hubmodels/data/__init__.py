@@ -2,7 +2,13 @@
 
 from hubmodels.data.collators import ImageCollator
 from hubmodels.data.images import ImageDataset, StreamingImageDataset, load_image_dataset
-from hubmodels.data.label_noise import inject_label_noise, load_cifar_n_labels
+from hubmodels.data.label_noise import (
+    inject_label_noise,
+    load_cifar_n_labels,
+    load_noisy_labels,
+    noise_cache_path,
+    save_noisy_labels,
+)
 from hubmodels.data.transforms import (
     EvalTransform,
     FinetuneTransform,
@@ -23,4 +29,7 @@ __all__ = [
     "inject_label_noise",
     "load_cifar_n_labels",
     "load_image_dataset",
+    "load_noisy_labels",
+    "noise_cache_path",
+    "save_noisy_labels",
 ]

@@ -11,6 +11,7 @@ import torch
 from torch.utils.data import Dataset, IterableDataset, get_worker_info
 
 from hubmodels.data.image_folder import find_images
+from hubmodels.data.image_list import read_image_list
 from hubmodels.data.randomness import random_permutation
 from hubmodels.data.sources import (
     CACHE_BYTES,
@@ -356,6 +357,7 @@ def load_image_dataset(
         source: One of
             - a folder of images: flat (unlabelled), or one folder per class, or either inside train/, val/, test/;
             - a Parquet file, or a folder of Parquet files;
+            - a text file (`.txt`) with one image a line, its path and its class number (see `read_image_list`);
             - a folder written by `datasets`' `save_to_disk`;
             - a `datasets` object;
             - the packaged "fashion-mnist-small" (2,000 + 2,000 images 28x28, 10 classes);
@@ -363,7 +365,8 @@ def load_image_dataset(
         split: Name of the split ("val" and "validation" are the same). None means "train", or the only one.
         streaming: Read one image after the other (Parquet files and the Hub).
         image_column: Column of the images; found by its type or name otherwise.
-        label_column: Column of the labels; found by its type or name otherwise.
+        label_column: Column of the labels; found by its type or name otherwise. Of a text file: a second one that has
+            the class numbers.
         decode_size: Decode JPEG files at a reduced resolution with sides of at least this many pixels.
         config: Configuration of a Hub data set that has several.
 
@@ -387,6 +390,10 @@ def load_image_dataset(
             )
         paths, labels, class_names = find_images(path, split)
         return ImageDataset(FileSource(paths, decode_size), labels, class_names)
+    if path.suffix == ".txt" and path.is_file() and not streaming:
+        paths, labels = read_image_list(path, label_column, split=split)
+        names = None if labels is None else [str(number) for number in range(int(labels.max()) + 1)]
+        return ImageDataset(FileSource(paths, decode_size), labels, names)
     table = _open_local(path, streaming) if path.exists() else _open_hub(str(source), split, streaming, config)
     return _load_columns(table, str(source), split, image_column, label_column, decode_size)
 

@@ -20,11 +20,14 @@ from hubmodels.training.checkpoints import (
     last_complete_checkpoint,
     rotate_checkpoints,
 )
+from hubmodels.training.cotraining_data import CoTrainingViews
+from hubmodels.training.cotraining_step import CoTrainingSettings
 from hubmodels.training.lars import LARS
 from hubmodels.training.parameter_groups import create_optimizer, layer_adaptation_groups, parameter_groups
 from hubmodels.training.random_state import EpochSampler, preserved_random_state
 from hubmodels.training.recipe import Recipe, RecipeError, recipe_names
 from hubmodels.training.run import TrainingResult, train
+from hubmodels.training.sanm_trainer import SANMTrainer
 from hubmodels.training.schedules import (
     fractional_epoch,
     scaled_learning_rate,
@@ -38,6 +41,8 @@ from hubmodels.training.trainer import HubTrainer
 
 __all__ = [
     "LARS",
+    "CoTrainingSettings",
+    "CoTrainingViews",
     "CollapseError",
     "CollapseGuard",
     "EpochSampler",
@@ -51,6 +56,7 @@ __all__ = [
     "OnlineProbe",
     "Recipe",
     "RecipeError",
+    "SANMTrainer",
     "TrainingResult",
     "checkpoint_defect",
     "clean_leftovers",

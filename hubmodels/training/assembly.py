@@ -20,10 +20,11 @@ from hubmodels.data import (
     inject_label_noise,
     load_image_dataset,
 )
+from hubmodels.data.label_noise import load_noisy_labels
 from hubmodels.data.splits import MissingSplitError
 from hubmodels.training.arguments import HubTrainingArguments
 from hubmodels.training.methods import Collator, method_class, method_training
-from hubmodels.training.recipe import Recipe, RecipeError
+from hubmodels.training.recipe import NOISES, Recipe, RecipeError
 
 HELD_OUT_FRACTION = 0.2
 
@@ -105,8 +106,10 @@ def load_data(recipe: Recipe) -> RunData:
 def _with_noise(recipe: Recipe, train: Any, columns: dict[str, Any]) -> Any:
     """The training images with wrong labels, read or injected, where the recipe asks for them."""
     data = recipe.data
-    if data.noisy_label_column is None and data.noise_mode is None:
+    if all(getattr(data, name) is None for name in NOISES):
         return train
+    if data.noise_file is not None:
+        return train.with_noisy_labels(load_noisy_labels(data.noise_file, len(train), train.num_classes))
     if data.noise_mode is None:
         columns = columns | {"label_column": data.noisy_label_column}
         return train.with_noisy_labels(load_image_dataset(data.source, data.train_split, **columns).labels)

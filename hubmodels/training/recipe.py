@@ -14,6 +14,9 @@ import yaml
 Task = Literal["pretrain", "finetune", "partial_finetune", "linear_probe"]
 
 
+NOISES = ("noisy_label_column", "noise_file", "noise_mode")  # keys of `data` that make labels wrong
+
+
 class RecipeError(ValueError):
     """A recipe or an override that is not understood; the message names the key and what it accepts."""
 
@@ -32,6 +35,7 @@ class DataSection:
         label_column: Column of the labels, likewise.
         noisy_label_column: Column of labels to train on that are partly wrong; those of `label_column` are then the
             true ones, which only measure.
+        noise_file: The same as a JSON list of class numbers, one per training image in its order.
         noise_mode: Inject wrong labels into the training images, see `inject_label_noise`: "sym", "asym".
         noise_rate: Rate of these.
         noise_seed: Seed of these.
@@ -45,6 +49,7 @@ class DataSection:
     image_column: str | None = None
     label_column: str | None = None
     noisy_label_column: str | None = None
+    noise_file: str | None = None
     noise_mode: Literal["sym", "asym"] | None = None
     noise_rate: float | None = None
     noise_seed: int = 123
@@ -267,8 +272,12 @@ class Recipe:
             raise RecipeError("trainable_blocks goes with the task partial_finetune, and only with it")
         if self.data.streaming and not isinstance(self.data.size, int):
             raise RecipeError(f"data.streaming needs the number of images in data.size, got {self.data.size!r}")
-        if self.data.streaming and (self.data.noisy_label_column or self.data.noise_mode):
-            raise RecipeError("data.noisy_label_column and data.noise_mode need images that are not streamed")
+        noises = [name for name in NOISES if getattr(self.data, name) is not None]
+        if len(noises) > 1 or (noises and self.data.streaming):
+            raise RecipeError(
+                f"only one of data.{', data.'.join(NOISES)} can be given, for images that are not streamed, "
+                f"got {noises}"
+            )
         if self.data.noise_mode is not None and not 0 <= (self.data.noise_rate or -1) <= 1:
             raise RecipeError(f"data.noise_mode needs data.noise_rate in (0, 1], got {self.data.noise_rate}")
         for key in ("epochs", "batch_size"):

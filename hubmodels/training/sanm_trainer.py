@@ -95,7 +95,7 @@ class SANMTrainer(HubTrainer):
         **kwargs: As [`HubTrainer`]; `train_dataset` must have labels.
 
     Raises:
-        ValueError: If the model is no ensemble, or its framework is the single-network one.
+        ValueError: If the model is no ensemble, its framework is the single-network one, or it would be sharded.
     """
 
     optimizer: Any
@@ -126,6 +126,11 @@ class SANMTrainer(HubTrainer):
         self.evaluate_every = evaluate_every
         self.progress = CoTrainingState(settings.history)
         super().__init__(model, args, callbacks=[self.progress, *callbacks], **kwargs)
+        if self.is_fsdp_enabled or self.is_deepspeed_enabled:
+            raise ValueError(
+                "co-training needs whole networks in every process: launch it with --multi_gpu, not with FSDP or "
+                "DeepSpeed"
+            )
         self.masking = AdversarialNoisyMasking.from_config(model.config)
         self._losses: list[torch.Tensor] = []
         self.steps_per_epoch = 1
@@ -173,7 +178,7 @@ class SANMTrainer(HubTrainer):
 
     def _begin(self, epochs: int, checkpoint: str | None, trial: Any) -> int:
         """Optimiser, scheduler and state, new or from a checkpoint; the epoch to begin with."""
-        images, batch = len(self.train_dataset), self.args.train_batch_size * self.args.world_size
+        images, batch = len(self.train_dataset), self.args.per_device_train_batch_size * self.args.world_size
         most = 2 * epochs * -(-images // batch)
         self._init_training_state(most, most, epochs, checkpoint, trial)
         self._broadcast(self.model.state_dict().values())
@@ -188,7 +193,9 @@ class SANMTrainer(HubTrainer):
         return round(self.state.epoch or 0)
 
     def _end(self, started: float) -> TrainOutput:
-        metrics = {"train_runtime": round(time.time() - started, 3)}
+        losses = [entry["loss"] for entry in self.state.log_history if "loss" in entry]
+        train_loss = float(np.mean(losses)) if losses else float("nan")
+        metrics = {"train_runtime": round(time.time() - started, 3), "train_loss": train_loss}
         accuracies = self.progress.accuracies
         if accuracies:
             last = accuracies[-LAST_EPOCHS:]
@@ -196,7 +203,7 @@ class SANMTrainer(HubTrainer):
         self.log(metrics)
         self.control = self.callback_handler.on_train_end(self.args, self.state, self.control)
         self.is_in_train = False
-        return TrainOutput(self.state.global_step, float("nan"), metrics)
+        return TrainOutput(self.state.global_step, train_loss, metrics)
 
     def _measure(self) -> None:
         metrics = self.evaluate()
@@ -205,9 +212,10 @@ class SANMTrainer(HubTrainer):
 
     def _train_epoch(self, epoch: int, epochs: int) -> None:
         """One epoch of both networks, one after the other."""
-        batch = self.args.train_batch_size * self.args.world_size
+        batch = self.args.per_device_train_batch_size * self.args.world_size
         warms_up = epoch < self.settings.warm_up_epochs
         plans = []
+        iterations = [1, 1]
         if warms_up:
             trust: list[torch.Tensor | None] = [None, None]
             for network in range(2):
@@ -216,16 +224,20 @@ class SANMTrainer(HubTrainer):
         else:
             qualities = self._label_qualities()
             trust = [torch.from_numpy(quality.astype(np.float32)) for quality in reversed(qualities)]
-            for network, quality in enumerate(reversed(qualities)):
-                mask = labelled_mask(quality, self.settings, epoch)
-                self._log_quality(network, quality, mask)
-                plans.append(co_training_steps(mask, batch, [self.args.seed, epoch, network]))
+            masks = [labelled_mask(quality, self.settings, epoch) for quality in reversed(qualities)]
+            self._log_quality(list(reversed(qualities)), masks)
+            iterations = [int(mask.sum()) // batch + 1 for mask in masks]  # of the ramp, as the official code counts
+            plans = [co_training_steps(mask, batch, [self.args.seed, epoch, i]) for i, mask in enumerate(masks)]
         shares = [share_of_process(plan, self.args.process_index, self.args.world_size) for plan in plans]
         steps = sum(map(len, shares))
+        if not steps:
+            raise ValueError(
+                f"epoch {epoch} has no step: fewer images of a kind than the {self.args.world_size} processes"
+            )
         self._announce(self.state.global_step + steps * (epochs - epoch))
         done = 0
         for number, share in enumerate(shares):
-            self._train_network(number, share, epoch, trust[number], (done, steps))
+            self._train_network(number, share, epoch, iterations[number], trust[number], (done, steps))
             done += len(share)
         self._broadcast(self.model.buffers())
 
@@ -234,6 +246,7 @@ class SANMTrainer(HubTrainer):
         number: int,
         steps: Sequence[PlannedStep],
         epoch: int,
+        iterations: int,
         trust: torch.Tensor | None,
         done_of: tuple[int, int],
     ) -> None:
@@ -253,7 +266,7 @@ class SANMTrainer(HubTrainer):
             batch = self._prepare_inputs(batch)
             key = [self.args.seed, epoch, number, index, self.args.process_index, _STEP_STREAM]
             with self.accelerator.autocast():
-                loss, parts = self._loss(network, peer, batch, key, epoch + index / max(len(steps), 1))
+                loss, parts = self._loss(network, peer, batch, key, epoch + index / iterations)
             self._update(network, loss, clips=trust is None)
             self.state.global_step += 1
             self.state.epoch = epoch + (done_of[0] + index + 1) / done_of[1]
@@ -306,12 +319,15 @@ class SANMTrainer(HubTrainer):
         self.progress.clean_prob = torch.from_numpy(np.stack(qualities))
         return qualities
 
-    def _log_quality(self, number: int, quality: np.ndarray, mask: np.ndarray) -> None:
-        """Figures of the split that a network is trained on."""
+    def _log_quality(self, qualities: list[np.ndarray], masks: list[np.ndarray]) -> None:
+        """Figures of the splits that the networks are trained on."""
         clean = getattr(self.train_dataset, "clean_labels", None)
         right = None if clean is None else (clean == self.train_dataset.labels).numpy()
-        metrics = quality_metrics(quality, mask, right)
-        self.log({f"{name}_net{number + 1}": value for name, value in metrics.items()})
+        metrics: dict[str, float] = {}
+        for number, (quality, mask) in enumerate(zip(qualities, masks, strict=True), start=1):
+            figures = quality_metrics(quality, mask, right)
+            metrics |= {f"{name}_net{number}": value for name, value in figures.items()}
+        self.log(metrics)
 
     # Processes
 

@@ -18,7 +18,7 @@ from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_callback import ExportableState
 from transformers.trainer_utils import TrainOutput, has_length, suppress_progress_bars
 
-from hubmodels.modeling.mae.linear_mae import float32_products_in_onednn
+from hubmodels.modeling.mae.onednn_mae import float32_products_in_onednn
 from hubmodels.training.arguments import OWN_SCHEDULES, HubTrainingArguments
 from hubmodels.training.callbacks import (
     ExponentialMovingAverage,

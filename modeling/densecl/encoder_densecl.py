@@ -8,6 +8,7 @@ from torch.nn import functional
 from transformers import AutoBackbone
 
 from .configuration_densecl import DenseCLConfig
+from .onednn_densecl import prefers_onednn
 from .resnet_densecl import DenseCLResNet
 
 
@@ -29,13 +30,18 @@ class DenseCLEncoding(NamedTuple):
 
 
 class DenseCLPointwiseConv2d(nn.Conv2d):
-    """1x1 convolution as a matrix product, which on the CPU is faster at the sizes of the dense head."""
+    """
+    1x1 convolution. On a CPU a matrix product is faster at the sizes of the dense head, unless convolutions, which run
+    in oneDNN, have the faster products.
+    """
 
     def __init__(self, in_channels: int, out_channels: int):
         super().__init__(in_channels, out_channels, kernel_size=1)
 
     def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
         """`[B, C, h, w] -> [B, C', h, w]`, with the channels of a cell side by side in memory."""
+        if hidden_states.is_cpu and hidden_states.dtype == torch.float32 and prefers_onednn():
+            return super().forward(hidden_states.contiguous(memory_format=torch.channels_last))
         cells = hidden_states.permute(0, 2, 3, 1)
         return functional.linear(cells, self.weight.flatten(1), self.bias).permute(0, 3, 1, 2)
 

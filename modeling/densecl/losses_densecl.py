@@ -5,6 +5,7 @@ from typing import NamedTuple
 import torch
 
 from .computed_gradients_densecl import WithGradients
+from .onednn_densecl import float32_products_in_onednn
 
 # Logits that are held at a time: 4 MiB in float32, which stay in a CPU's last cache.
 TILE_ELEMENTS = 2**20
@@ -56,7 +57,7 @@ def info_nce(
         ValueError: for a temperature that is not positive or shapes that do not fit.
     """
     _check(query, positive, queue, temperature, chunk)
-    with torch.autocast(query.device.type, enabled=False):
+    with torch.autocast(query.device.type, enabled=False), float32_products_in_onednn():
         if query.dtype != torch.float64:
             query, positive = query.float(), positive.float()
         inputs = query, positive.to(query.dtype)

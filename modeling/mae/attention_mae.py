@@ -8,7 +8,7 @@ from torch import nn
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from transformers.models.vit_mae.modeling_vit_mae import ViTMAEAttention, eager_attention_forward
 
-from .linear_mae import float32_products_in_onednn
+from .onednn_mae import float32_products_in_onednn
 
 
 class MatmulAttention(torch.autograd.Function):

@@ -6,6 +6,7 @@ import torch
 from torch.nn import functional
 
 from .computed_gradients_positional_label import WithGradients
+from .onednn_positional_label import float32_products_in_onednn
 
 # Logits of a tile: what stays in the cache of a core, and what keeps an accelerator busy.
 TILE_BYTES = 2**20
@@ -85,7 +86,7 @@ def pair_cross_entropy(
     device = parts.anchors.device.type
     tile_bytes = tile_bytes or (TILE_BYTES if device == "cpu" else ACCELERATOR_TILE_BYTES)
     compute_dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else parts.anchors.dtype
-    with torch.no_grad(), torch.autocast(device, enabled=False):
+    with torch.no_grad(), torch.autocast(device, enabled=False), float32_products_in_onednn():
         sums = _Sums(parts, compute_dtype, needs_gradients, dropout)
         images, anchors, others = *parts.anchors.shape[:2], parts.others.shape[1]
         anchor_bytes = others * len(parts.bias) * sums.logit_bytes

@@ -8,11 +8,13 @@ from transformers.utils.import_utils import define_import_structure
 
 if TYPE_CHECKING:
     from .configuration_sanm import *
+    from .encoders_sanm import *
     from .image_processing_sanm import *
     from .label_quality_sanm import *
     from .losses_sanm import *
     from .masking_sanm import *
     from .modeling_sanm import *
     from .outputs_sanm import *
+    from .pretrained_sanm import *
 else:
     sys.modules[__name__] = _LazyModule(__name__, __file__, define_import_structure(__file__), module_spec=__spec__)

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 from transformers import AutoBackbone, AutoModel
 from transformers.backbone_utils import BackboneMixin
-from transformers.models.auto.modeling_auto import MODEL_FOR_BACKBONE_MAPPING_NAMES
+from transformers.models.auto.modeling_auto import MODEL_FOR_BACKBONE_MAPPING
 
 from .configuration_sanm import SANMConfig
 from .networks_sanm import SANMResNet
@@ -30,7 +30,7 @@ def build_backbone(config: SANMConfig) -> nn.Module:
     if config.backbone_config is None:
         return SANMResNet(config)
     inner = config.backbone_config
-    if inner.model_type in MODEL_FOR_BACKBONE_MAPPING_NAMES:
+    if type(inner) in MODEL_FOR_BACKBONE_MAPPING:
         return AutoBackbone.from_config(inner)
     pooling = {"add_pooling_layer": False} if inner.model_type in ("vit", "deit") else {}
     try:

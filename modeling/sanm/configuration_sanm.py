@@ -4,6 +4,7 @@ from typing import ClassVar
 
 from huggingface_hub.dataclasses import strict
 from transformers import AutoConfig, PreTrainedConfig
+from transformers.backbone_utils import BackboneConfigMixin
 from transformers.configuration_utils import SubConfigSpec
 
 # Blocks per stage of the published networks, by their layers.
@@ -19,17 +20,19 @@ CHOICES = {
 }
 
 # Written to every config.json, so that a folder loads with the Auto classes where only transformers is installed; an
-# ensemble replaces the last entry by its own class when it is saved.
+# ensemble replaces the classifier by its own class when it is saved.
 AUTO_MAP = {
     "AutoConfig": "configuration_sanm.SANMConfig",
+    "AutoModel": "encoders_sanm.SANMModel",
     "AutoModelForImageClassification": "modeling_sanm.SANMForImageClassification",
+    "AutoBackbone": "encoders_sanm.SANMBackbone",
 }
 
 
 @strict
-class SANMConfig(PreTrainedConfig):
+class SANMConfig(BackboneConfigMixin, PreTrainedConfig):
     r"""
-    Configuration of [`SANMForImageClassification`] and [`SANMEnsembleForImageClassification`].
+    Configuration of every SANM model: classifier, ensemble of two, encoder and backbone.
 
     The defaults are the pre-activation ResNet-18 for 32-pixel images with the masking of the CIFAR experiments.
 
@@ -76,6 +79,9 @@ class SANMConfig(PreTrainedConfig):
         mask_labels (`bool`, defaults to `True`): move the masked share of the label to the other classes.
         clip_labels (`bool`, defaults to `False`): keep masked labels from becoming negative (many classes).
         recon_weight (`float`, defaults to 0.02): of the reconstruction loss; 0 turns it off.
+        out_features (`list[str]`, *optional*):
+            Stages that [`SANMBackbone`] returns, of `stem, stage1 ... stage4`; the last one by default.
+        out_indices (`list[int]`, *optional*): the same as indices.
 
     Raises:
         ValueError: for an unknown choice, sizes or ratios out of range, lists of different lengths.
@@ -123,6 +129,8 @@ class SANMConfig(PreTrainedConfig):
     mask_labels: bool = True
     clip_labels: bool = False
     recon_weight: float | int = 0.02
+    _out_features: list[str] | None = None
+    _out_indices: list[int] | None = None
 
     def __post_init__(self, **kwargs):
         if isinstance(self.image_size, list):
@@ -135,8 +143,14 @@ class SANMConfig(PreTrainedConfig):
             self.pool = self.layer_type == "bottleneck"
         if self.decoder_type is None:
             self.decoder_type = self._fitting_decoder()
+        out_features, out_indices = kwargs.pop("out_features", None), kwargs.pop("out_indices", None)
         self._check()
         super().__post_init__(**{"auto_map": dict(AUTO_MAP)} | kwargs)
+        if self.backbone_config is None:
+            self.stage_names = ["stem", *(f"stage{number}" for number in range(1, len(self.depths) + 1))]
+            self.set_output_features_output_indices(out_features=out_features, out_indices=out_indices)
+        else:
+            self._set_stages_of_backbone(out_features, out_indices)
 
     @property
     def image_height_width(self) -> tuple[int, int]:
@@ -148,6 +162,16 @@ class SANMConfig(PreTrainedConfig):
         """Channels after each stage of the official networks."""
         expansion = BOTTLENECK_EXPANSION if self.layer_type == "bottleneck" else 1
         return [width * expansion for width in self.widths]
+
+    def _set_stages_of_backbone(self, out_features, out_indices):
+        """Stages are those of `backbone_config`; a timm configuration learns its own only when the model is built."""
+        if out_features is not None:
+            self.backbone_config.out_features = list(out_features)
+        elif out_indices is not None:
+            self.backbone_config.out_indices = list(out_indices)
+        self.stage_names = getattr(self.backbone_config, "stage_names", None)
+        self._out_features = getattr(self.backbone_config, "out_features", None)
+        self._out_indices = getattr(self.backbone_config, "out_indices", None)
 
     def _fitting_decoder(self) -> str:
         if self.backbone_config is None and len(self.widths) == 4:

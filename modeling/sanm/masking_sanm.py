@@ -187,7 +187,7 @@ class AdversarialNoisyMasking:
                 are not smaller than the image after 100 draws.
         """
         _check_inputs(images, feature_maps, clean_prob, targets)
-        size, channels = images.shape[-2:], images.shape[1]
+        size, channels, is_drawn = images.shape[-2:], images.shape[1], draws is None
         clean_prob = clean_prob.detach().reshape(-1)
         if draws is None:
             draws = self.draw(len(images), channels, images.device, generator)
@@ -207,7 +207,8 @@ class AdversarialNoisyMasking:
         if self.mask == "none":
             max_views, min_views = images.clone(), images.clone()
         else:
-            max_views, min_views = (fill_boxes(images, boxes[:, view], fills[:, view]) for view in range(2))
+            largest = self._largest_sides(sizes, size, is_drawn)
+            max_views, min_views = (fill_boxes(images, boxes[:, view], fills[:, view], largest) for view in range(2))
         return MaskedViews(max_views, min_views, masked_targets, boxes, activation, moved)
 
     def _sizes(self, draws, clean_prob, size, channels):
@@ -225,12 +226,23 @@ class AdversarialNoisyMasking:
         area = self.area_factor * (self.area_range[1] + self.quality_slope) * size[0] * size[1]
         return round((area / self.min_aspect) ** 0.5) < min(size)
 
+    def _largest_sides(self, sizes, size, is_drawn) -> tuple[int, int]:
+        """Height and width that no box exceeds; on an accelerator without looking at the boxes."""
+        if sizes.device.type == "cpu":
+            height, width = sizes.flatten(0, 1).amax(dim=0).tolist()
+            return height, width
+        if not is_drawn:
+            return size[0], size[1]
+        area = self.area_factor * (self.area_range[1] + self.quality_slope) * size[0] * size[1]
+        side = round((area / self.min_aspect) ** 0.5) + 1
+        return min(side, size[0]), min(side, size[1])
+
     def _fitting(self, draws, clean_prob, size, channels):
         _, sizes = self._sizes(draws, clean_prob, size, channels)
         return ((sizes[..., 0] < size[0]) & (sizes[..., 1] < size[1])).all(dim=1)
 
     def _check_fitting(self, draws, clean_prob, size, channels):
-        if self._always_fits(size) or draws.is_meta:
+        if draws.device.type != "cpu":  # looking would wait for the device
             return
         if not self._fitting(draws, clean_prob, size, channels).all():
             raise ValueError(f"draws make a box that is not smaller than the image of {tuple(size)} pixels")
@@ -276,29 +288,33 @@ def activation_maps(feature_maps: torch.Tensor, size: tuple[int, int]) -> torch.
     """
     energy = feature_maps.float().square().sum(dim=1)
     energy = functional.normalize(energy.flatten(1), dim=1, eps=1e-12).view_as(energy)
-    columns = _resize_last(energy, size[1])
-    resized = _resize_last(columns.transpose(1, 2), size[0]).transpose(1, 2)
+    columns = _resized(energy, size[1], dim=2)
+    resized = _resized(columns, size[0], dim=1)
     low = resized.amin(dim=(1, 2), keepdim=True)
     high = resized.amax(dim=(1, 2), keepdim=True)
-    return (LEVELS * (resized - low) / (high - low + 1e-12)).to(torch.uint8)
+    return resized.sub_(low).mul_(LEVELS).div_(high - low + 1e-12).to(torch.uint8)
 
 
-def _resize_last(values: torch.Tensor, length: int) -> torch.Tensor:
+def _resized(values: torch.Tensor, length: int, dim: int) -> torch.Tensor:
     """
-    Linear resizing of the last axis with half-pixel centres and weights cut off at the edges, as OpenCV computes it.
+    Linear resizing of an axis of `[N, h, w]` with half-pixel centres and weights cut off at the edges: bit for bit what
+    OpenCV computes, `a + (b - a) * weight` in float32 with one rounding after the product.
 
     `functional.interpolate` differs by rounding, and so finds other maxima where a map has a plateau.
     """
-    old = values.shape[-1]
-    dtype = torch.float32 if values.device.type == "mps" else torch.float64
-    steps = torch.arange(length, dtype=dtype, device=values.device)
-    position = ((steps + 0.5) * (old / length) - 0.5).to(torch.float32)
+    old = values.shape[dim]
+    exact = torch.float32 if values.device.type == "mps" else torch.float64
+    steps = torch.arange(length, dtype=exact, device=values.device)
+    position = (steps + 0.5) * (old / length) - 0.5
     start = position.floor()
-    weight = position - start
-    weight = torch.where((start < 0) | (start >= old - 1), 0.0, weight)
+    weight = (position - start).to(torch.float32)
+    weight = torch.where((start < 0) | (start >= old - 1), 0.0, weight).to(exact)
     start = start.clamp(0, old - 1).to(torch.int64)
-    end = (start + 1).clamp(max=old - 1)
-    return values[..., start] * (1 - weight) + values[..., end] * weight
+    last = values.narrow(dim, old - 1, 1)
+    slopes = torch.cat([values, last], dim).diff(dim=dim)
+    weight = weight.view(-1, 1) if dim == 1 else weight
+    begin, slope = (table.to(exact).index_select(dim, start) for table in (values, slopes))
+    return begin.addcmul_(slope, weight).to(torch.float32)
 
 
 def extreme_positions(activation: torch.Tensor) -> torch.Tensor:
@@ -316,7 +332,9 @@ def extreme_positions(activation: torch.Tensor) -> torch.Tensor:
     return torch.stack([indices // width, indices % width], dim=-1)
 
 
-def fill_boxes(images: torch.Tensor, boxes: torch.Tensor, fills: torch.Tensor) -> torch.Tensor:
+def fill_boxes(
+    images: torch.Tensor, boxes: torch.Tensor, fills: torch.Tensor, largest: tuple[int, int]
+) -> torch.Tensor:
     """
     Overwrites one box of every image by a colour.
 
@@ -324,16 +342,20 @@ def fill_boxes(images: torch.Tensor, boxes: torch.Tensor, fills: torch.Tensor) -
         images (`torch.Tensor` of shape `[N, C, H, W]`): images; they are not changed.
         boxes (`torch.LongTensor` of shape `[N, 4]`): top, left, height and width in pixels.
         fills (`torch.Tensor` of shape `[N, C]`): colours.
+        largest (`tuple[int, int]`): a height and a width that no box exceeds.
 
     Returns:
         `[N, C, H, W]`.
     """
-    rows = torch.arange(images.shape[-2], device=images.device)
-    columns = torch.arange(images.shape[-1], device=images.device)
     top, left, height, width = boxes[:, :, None].unbind(dim=1)
-    in_rows, in_columns = (rows >= top) & (rows < top + height), (columns >= left) & (columns < left + width)
-    inside = in_rows[:, None, :, None] & in_columns[:, None, None, :]
-    return torch.where(inside, fills[:, :, None, None], images)
+    # As many places for every image: a smaller box has its last row and column written again.
+    rows = top + torch.minimum(torch.arange(largest[0], device=boxes.device), height - 1)
+    columns = left + torch.minimum(torch.arange(largest[1], device=boxes.device), width - 1)
+    places = (rows[:, :, None] * images.shape[-1] + columns[:, None, :]).flatten(1)
+    places = places[:, None].expand(-1, images.shape[1], -1)
+    masked = images.clone(memory_format=torch.contiguous_format)
+    masked.flatten(2).scatter_(2, places, fills[:, :, None].expand_as(places))
+    return masked
 
 
 def mask_labels(targets: torch.Tensor, ratios: torch.Tensor, clip: bool = False) -> torch.Tensor:

@@ -1,11 +1,8 @@
 """SANM models: a classifier with the reconstruction decoder, and the ensemble of two co-trained ones."""
 
-import math
-
 import torch
 from torch import nn
 from transformers import PreTrainedModel
-from transformers import initialization as init
 from transformers.processing_utils import Unpack
 from transformers.utils import TransformersKwargs
 from transformers.utils.generic import can_return_tuple
@@ -15,37 +12,9 @@ from .configuration_sanm import SANMConfig
 from .decoder_sanm import SANMDecoder, check_decoded_size
 from .losses_sanm import reconstruction_loss, sharpen, soft_cross_entropy
 from .masking_sanm import AdversarialNoisyMasking, check_probabilities
-from .networks_sanm import LAYERS, SANMResNet
+from .networks_sanm import SANMResNet
 from .outputs_sanm import SANMOutput
-
-
-class SANMPreTrainedModel(PreTrainedModel):
-    """Base of the SANM models: configuration, and the initialisation of the official networks."""
-
-    config_class = SANMConfig
-    config: SANMConfig
-    main_input_name = "pixel_values"
-    input_modalities = ("image",)
-    _no_split_modules = [layer.__name__ for layer in LAYERS.values()]
-    supports_gradient_checkpointing = True
-    # Losses are means over the batch: `Trainer` must divide them itself when it accumulates gradients.
-    accepts_loss_kwargs = False
-
-    @torch.no_grad()
-    def _init_weights(self, module):
-        if isinstance(module, nn.Conv2d) and self.config.layer_type != "preact":
-            init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
-        elif isinstance(module, (nn.Conv2d, nn.ConvTranspose2d, nn.Linear)):
-            init.kaiming_uniform_(module.weight, a=math.sqrt(5))  # torch's default
-            if module.bias is not None:
-                bound = 1 / math.sqrt(module.weight[0].numel())
-                init.uniform_(module.bias, -bound, bound)
-        elif isinstance(module, nn.BatchNorm2d):
-            init.ones_(module.weight)
-            init.zeros_(module.bias)
-            init.zeros_(module.running_mean)
-            init.ones_(module.running_var)
-            init.zeros_(module.num_batches_tracked)
+from .pretrained_sanm import SANMPreTrainedModel
 
 
 class SANMForImageClassification(SANMPreTrainedModel):
@@ -213,6 +182,8 @@ class SANMEnsembleForImageClassification(SANMPreTrainedModel):
     ```
     """
 
+    is_ensemble = True
+
     def __init__(self, config: SANMConfig):
         super().__init__(config)
         self.num_labels = config.num_labels
@@ -285,7 +256,7 @@ def soft_labels(labels: torch.Tensor, num_labels: int) -> torch.Tensor:
     return nn.functional.one_hot(labels.long(), num_labels).float()
 
 
-__all__ = ["SANMEnsembleForImageClassification", "SANMForImageClassification", "SANMPreTrainedModel", "soft_labels"]
+__all__ = ["SANMEnsembleForImageClassification", "SANMForImageClassification", "soft_labels"]
 
 # Saving writes these code files next to the weights, so that a folder or repository loads where hubmodels is missing.
 SANMConfig.register_for_auto_class()

@@ -6,6 +6,7 @@ import torch
 import torch.distributed as dist
 
 from .computed_gradients_simclr import WithGradients
+from .onednn_simclr import float32_products_in_onednn
 
 REDUCTIONS = ("official", "mean")
 # Logits that are held at a time: 4 MiB in float32, which stay in a CPU's last cache.
@@ -73,7 +74,7 @@ def nt_xent(
             unequal numbers of rows in the processes, or a single image in the global batch.
     """
     _check(projections, temperature, reduction, chunk)
-    with torch.autocast(projections.device.type, enabled=False):
+    with torch.autocast(projections.device.type, enabled=False), float32_products_in_onednn():
         hidden = projections if projections.dtype == torch.float64 else projections.float()
         if hidden_norm:
             hidden = hidden * hidden.square().sum(-1, keepdim=True).clamp_min(1e-12).rsqrt()

@@ -4,15 +4,18 @@ import unittest
 
 import torch
 from hubmodels.modeling.sanm import (
+    SANMBackbone,
     SANMConfig,
     SANMEnsembleForImageClassification,
     SANMForImageClassification,
     SANMImageProcessor,
+    SANMModel,
 )
 from PIL import Image
 
-from tests.conformance.skips import CONVOLUTIONAL_SELF_SKIPS, NO_BASE_MODEL
+from tests.conformance.skips import BASE_MODEL, CONVOLUTIONAL_SELF_SKIPS, NO_BASE_MODEL, NO_CLASSIFIER, NO_LOSS
 from tests.conformance.suites import (
+    BackboneConformance,
     ConfigTester,
     ConvolutionalConformance,
     ImageProcessorConformance,
@@ -26,7 +29,6 @@ def small_config(**changes) -> SANMConfig:
     return SANMConfig(**({"image_size": 16, "widths": [4, 8], "depths": [1, 1], "num_labels": 3} | changes))
 
 
-NO_ENCODER_CLASS = {"test_torch_save_load": "compares a model with its base model, which this method has not"}
 DECODER_WITHOUT_GRADIENT = {
     "test_training_gradient_checkpointing*": "the decoder learns from masked views, in the light mode (below) "
     "and in the steps of the trainer"
@@ -36,7 +38,7 @@ DECODER_WITHOUT_GRADIENT = {
 class SANMConformance(ConvolutionalConformance):
     config = small_config()
     map_shapes = ((4, 16, 16), (4, 16, 16), (8, 8, 8))
-    self_skips = CONVOLUTIONAL_SELF_SKIPS | NO_BASE_MODEL | NO_ENCODER_CLASS
+    self_skips = CONVOLUTIONAL_SELF_SKIPS | NO_BASE_MODEL
 
     def make_inputs(self, config, batch_size):
         return {"pixel_values": uniform(batch_size, config.num_channels, 16, 16), "output_reconstruction": True}
@@ -64,7 +66,8 @@ class TestSANMForImageClassificationLightMode(SANMConformance, unittest.TestCase
     config = small_config(framework="ce", layer_type="basic")
 
     def make_inputs(self, config, batch_size):
-        return super().make_inputs(config, batch_size) | {"draws": uniform(batch_size, 8).double() * 0.05 + 0.02}
+        draws = torch.cat([torch.full((batch_size, 1), 0.05), torch.ones(batch_size, 1), uniform(batch_size, 6)], dim=1)
+        return super().make_inputs(config, batch_size) | {"draws": draws.double()}
 
 
 class TestSANMEnsembleForImageClassification(SANMConformance, unittest.TestCase):
@@ -74,6 +77,23 @@ class TestSANMEnsembleForImageClassification(SANMConformance, unittest.TestCase)
     self_skips = SANMConformance.self_skips | {
         "test_can_load_ignoring_mismatched_shapes": "looks for one classifier, an ensemble has two"
     }
+
+
+class SANMEncoderConformance(SANMConformance):
+    def make_inputs(self, config, batch_size):
+        return {"pixel_values": uniform(batch_size, config.num_channels, 16, 16)}
+
+
+class TestSANMModel(SANMEncoderConformance, unittest.TestCase):
+    model_class = SANMModel
+    self_skips = CONVOLUTIONAL_SELF_SKIPS | BASE_MODEL | NO_LOSS | NO_CLASSIFIER
+
+
+class TestSANMBackbone(BackboneConformance, SANMEncoderConformance, unittest.TestCase):
+    model_class = SANMBackbone
+    has_attentions = False
+    config = small_config(out_features=["stage1", "stage2"])
+    self_skips = CONVOLUTIONAL_SELF_SKIPS | NO_BASE_MODEL | NO_LOSS | NO_CLASSIFIER
 
 
 class SANMPipelineConformance(PipelineConformance):

@@ -2,9 +2,9 @@
 
 import pytest
 import torch
-from hubmodels.modeling.mae import MAEForPreTraining
-from hubmodels.modeling.mae import linear_mae as module
-from hubmodels.modeling.mae.linear_mae import MAELinear, float32_products_in_onednn
+from hubmodels.modeling.mae import MAEForPreTraining, linear_mae, onednn_mae
+from hubmodels.modeling.mae.linear_mae import MAELinear
+from hubmodels.modeling.mae.onednn_mae import float32_products_in_onednn
 from torch import nn
 
 from tests.modeling.tiny_mae import images, noise_for, seeded, tiny_config
@@ -20,7 +20,8 @@ def convolutions(monkeypatch):
         calls.append(1)
         return conv2d(*args)
 
-    monkeypatch.setattr(module, "prefers_onednn", lambda: True)
+    for module in (linear_mae, onednn_mae):
+        monkeypatch.setattr(module, "prefers_onednn", lambda: True)
     monkeypatch.setattr(MAELinear, "MIN_MULTIPLICATIONS", 1)
     monkeypatch.setattr(nn.functional, "conv2d", counting)
     return calls
@@ -100,7 +101,7 @@ def test_mode_of_products_is_restored(convolutions):
     assert matmul.fp32_precision == before
 
 
-@pytest.mark.skipif(not module.prefers_onednn(), reason="the mode is used on AMD processors with AVX-512 only")
+@pytest.mark.skipif(not onednn_mae.prefers_onednn(), reason="the mode is used on AMD processors with AVX-512 only")
 def test_products_in_this_mode_have_float32_precision():
     left, right = torch.randn(2, 4, 96, 96, generator=seeded())
     with float32_products_in_onednn():

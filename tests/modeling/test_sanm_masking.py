@@ -3,7 +3,13 @@
 import numpy as np
 import pytest
 import torch
-from hubmodels.modeling.sanm import AdversarialNoisyMasking, LabelQualityEstimator, SANMConfig, mask_labels
+from hubmodels.modeling.sanm import (
+    AdversarialNoisyMasking,
+    LabelQualityEstimator,
+    SANMConfig,
+    activation_maps,
+    mask_labels,
+)
 
 HEIGHT, WIDTH, CLASSES = 24, 40, 5
 
@@ -18,19 +24,19 @@ def inputs(count=9, channels=3, size=(HEIGHT, WIDTH), grid=(3, 5), seed=0):
 
 
 def linear(values, length):
-    """OpenCV's linear resizing of the last axis of an array, in float32, entry by entry."""
+    """OpenCV's linear resizing of the last axis, entry by entry: float32, rounded once after the product."""
     old = values.shape[-1]
     out = np.empty((*values.shape[:-1], length), np.float32)
     for i in range(length):
-        position = np.float32((i + 0.5) * (old / length) - 0.5)
+        position = (i + 0.5) * (old / length) - 0.5
         start = int(np.floor(position))
         weight = np.float32(position - start)
         if start < 0:
             start, weight = 0, np.float32(0)
         if start >= old - 1:
             start, weight = old - 1, np.float32(0)
-        end = min(start + 1, old - 1)
-        out[..., i] = values[..., start] * (np.float32(1) - weight) + values[..., end] * weight
+        slope = values[..., min(start + 1, old - 1)] - values[..., start]
+        out[..., i] = values[..., start].astype(np.float64) + slope.astype(np.float64) * np.float64(weight)
     return out
 
 
@@ -60,6 +66,17 @@ def looped(images, maps, trust, targets, draws, center=False):
         masked_targets[n] += ratio / (CLASSES - 1)
         masked_targets[n, largest] -= ratio + ratio / (CLASSES - 1)
     return torch.stack(views[0]), torch.stack(views[1]), masked_targets
+
+
+@pytest.mark.parametrize(("grid", "size"), [((4, 4), (32, 32)), ((7, 7), (224, 224)), ((7, 3), (160, 100))])
+def test_maps_are_those_of_opencv(grid, size):
+    cv2 = pytest.importorskip("cv2", reason="opencv-python-headless comes with the bench extra")
+    maps = torch.randn(50, 16, *grid, generator=torch.Generator().manual_seed(0))
+    energy = torch.nn.functional.normalize(maps.square().sum(1).flatten(1), dim=1).view(50, *grid).numpy()
+    heats = np.stack([cv2.resize(heat, (size[1], size[0])) for heat in energy])
+    heats -= heats.min(axis=(1, 2), keepdims=True)
+    expected = np.uint8(255 * heats / (heats.max(axis=(1, 2), keepdims=True) + 1e-12))
+    assert np.array_equal(activation_maps(maps, size), expected)
 
 
 @pytest.mark.parametrize("position", ["corner", "center"])

@@ -4,17 +4,21 @@ import math
 
 import pytest
 import torch
+from hubmodels.modeling.mae import MAEConfig
 from hubmodels.modeling.sanm import (
+    SANMBackbone,
     SANMConfig,
     SANMEnsembleForImageClassification,
     SANMForImageClassification,
     SANMImageProcessor,
+    SANMModel,
     reconstruction_loss,
     sharpen,
     soft_cross_entropy,
 )
 from transformers import (
     AutoImageProcessor,
+    AutoModel,
     AutoModelForImageClassification,
     ConvNextConfig,
     Dinov2Config,
@@ -35,6 +39,7 @@ BACKBONES = {
     "swin": SwinConfig(embed_dim=8, depths=[1, 1], num_heads=[1, 2], image_size=32, patch_size=4, window_size=2),
     "resnet": ResNetConfig(embedding_size=4, hidden_sizes=[4, 8], depths=[1, 1], layer_type="basic"),
     "convnext": ConvNextConfig(hidden_sizes=[4, 8], depths=[1, 1], num_stages=2),
+    "mae": MAEConfig(**TRANSFORMER, intermediate_size=16),
     "timm": {"model_type": "timm_backbone", "backbone": "resnet10t"},
     "timm_vit": {
         "model_type": "timm_wrapper",
@@ -151,6 +156,28 @@ def test_an_ensemble_sums_its_networks_and_is_found_by_the_auto_class(tmp_path):
     assert loaded.config.auto_map["AutoModelForImageClassification"].endswith("SANMEnsembleForImageClassification")
     assert type(AutoImageProcessor.from_pretrained(tmp_path)) is SANMImageProcessor
     assert hubmodels.SANMEnsembleForImageClassification is SANMEnsembleForImageClassification
+
+
+def test_one_network_and_two_are_not_mistaken_for_each_other(tmp_path):
+    tiny().save_pretrained(tmp_path / "one")
+    SANMEnsembleForImageClassification(SANMConfig(**TINY)).save_pretrained(tmp_path / "two")
+    for model_class in (SANMForImageClassification, SANMModel, SANMBackbone):
+        with pytest.raises(ValueError, match=r"holds a SANMEnsembleForImageClassification, which .* cannot load"):
+            model_class.from_pretrained(tmp_path / "two")
+    with pytest.raises(ValueError, match="SANMEnsembleForImageClassification cannot load"):
+        SANMEnsembleForImageClassification.from_pretrained(tmp_path / "one")
+
+
+def test_the_encoder_and_the_backbone_are_those_of_the_classifier(tmp_path):
+    model = tiny(layer_type="basic").eval()
+    model.save_pretrained(tmp_path)
+    with torch.no_grad():
+        expected = model(images(), output_hidden_states=True)
+        encoded = AutoModel.from_pretrained(tmp_path)(images())
+        maps = SANMBackbone.from_pretrained(tmp_path, out_features=["stem", "stage2"])(images()).feature_maps
+    assert torch.equal(encoded.last_hidden_state, expected.feature_map)
+    assert torch.equal(encoded.pooler_output, expected.pooled)
+    assert torch.equal(maps[0], expected.hidden_states[0]) and torch.equal(maps[1], expected.feature_map)
 
 
 @pytest.mark.parametrize("layer_type", ["preact", "basic", "bottleneck"])

@@ -23,9 +23,12 @@ from transformers import (
     pipeline,
 )
 
-from hubmodels.data import load_image_dataset
-from hubmodels.training import Recipe, RecipeError, read_jsonl, train
+from hubmodels.data import load_image_dataset, save_noisy_labels
+from hubmodels.evaluation import NoisyLabelReport
+from hubmodels.training import Recipe, RecipeError, read_jsonl, sanm_trainer, train
 from hubmodels.training import run as run_module
+from hubmodels.training.methods import method_training
+from hubmodels.training.methods.sanm import preset_lambda_u
 
 COMMON = [
     "model.widths=[2,4]",
@@ -128,10 +131,47 @@ def test_a_run_with_a_loss_history_that_stopped_in_co_training_continues_to_the_
     assert_same_bits(weights(train(**given).folder), weights(whole.folder))
 
 
+def test_the_ramp_counts_iterations_as_the_official_code(pictures, tmp_path, monkeypatch):
+    """`labelled // batch + 1` in an epoch, also where the batches come out even."""
+    seen = []
+    loss = sanm_trainer.co_training_loss
+
+    def recorded(network, peer, labelled, unlabelled, masking, settings, moment, randomness):
+        seen.append(moment)
+        return loss(network, peer, labelled, unlabelled, masking, settings, moment, randomness)
+
+    monkeypatch.setattr(sanm_trainer, "co_training_loss", recorded)
+    monkeypatch.setattr(sanm_trainer, "labelled_mask", lambda *parts: np.arange(24) < 12)
+    more = ("schedule.epochs=2", "noisy_labels.report_images=0")
+    train(**arguments("small_cotrain", pictures, tmp_path / "run", *more))
+    assert seen == pytest.approx(2 * [1, 1.25, 1.5])
+
+
+@pytest.mark.parametrize(
+    ("classes", "kind", "rate", "weight"),
+    [
+        *[(10, "sym", 0.2, 0), (10, "sym", 0.5, 25), (10, "sym", 0.8, 25), (10, "sym", 0.9, 50), (10, "asym", 0.4, 0)],
+        *[(100, "sym", 0.2, 25), (100, "sym", 0.5, 150), (100, "sym", 0.9, 150), (100, "asym", 0.4, 150)],
+        (10, "sym", None, 25),
+    ],
+)
+def test_published_weights_of_the_unlabelled_loss(classes, kind, rate, weight):
+    assert preset_lambda_u(classes, kind, rate) == weight
+
+
 def test_the_recipe_that_fits_is_chosen(pictures):
     recipe, title = run_module._resolve_recipe("sanm", pictures, None, None, [])
     assert title == "small_cotrain"
     assert recipe.schedule.batch_size <= 6
+    # 24 images in steps of 8 warm up for as long as is allowed; after that nothing changes.
+    usual = Recipe.load("sanm/small_cotrain")
+    assert recipe.noisy_labels.warm_up_epochs == 60
+    after = usual.schedule.epochs - usual.noisy_labels.warm_up_epochs
+    assert recipe.schedule.epochs == 60 + after
+    assert recipe.noisy_labels.decay_epochs == [60 + after - (16 - 13)]
+    many = Recipe.load("sanm/small_cotrain")
+    method_training("sanm").fit_to(many, 50_000)
+    assert many == usual
 
 
 @pytest.mark.parametrize("name", ["paper_cifar10", "paper_cifar100", "paper_clothing1m", "photos_96_cotrain"])
@@ -141,6 +181,29 @@ def test_recipes_describe_models(name):
     sizes = {"paper_cifar10": (512, "resnet18"), "paper_cifar100": (512, "resnet18")}
     sizes |= {"paper_clothing1m": (2048, "resnet50"), "photos_96_cotrain": (256, "auto")}
     assert (config.hidden_sizes[-1], config.decoder_type) == sizes[name]
+
+
+def test_the_procedure_of_the_clothing1m_script_runs(pictures, tmp_path):
+    """Crops and flips only, four mixed views, separate areas, a bottleneck network with pooling."""
+    more = ["model.layer_type=bottleneck", "model.pool=true", "model.image_size=32", "model.separate_areas=true"]
+    more += ["noisy_labels.mixing=weak", "noisy_labels.kind=asym", "model.framework=c2d", "schedule.epochs=2"]
+    run = train(**arguments("small_cotrain", pictures, tmp_path / "run", *more, "noisy_labels.report_images=0"))
+    losses = [line for line in read_jsonl(run.folder / "log.jsonl") if "unlabelled_loss" in line]
+    assert losses and all(line["unlabelled_loss"] == 0 for line in losses)
+
+
+def test_grey_images_stay_grey(tmp_path):
+    more = [
+        "model.num_channels=1",
+        "model.image_size=28",
+        "transform.mean=[0.3]",
+        "transform.std=[0.3]",
+        "data.size=30",
+    ]
+    overrides = [*LIGHT, *more, "schedule.epochs=1", "noisy_labels.evaluate_every=9"]
+    run = train("sanm", "fashion-mnist-small", tmp_path / "run", recipe="sanm/small_light", overrides=overrides)
+    report = NoisyLabelReport.from_model(run.folder, load_image_dataset("fashion-mnist-small", "test").subset(20))
+    assert len(report) == 20
 
 
 def test_networks_start_from_one_encoder_with_heads_of_their_own(pictures, tmp_path):
@@ -180,10 +243,20 @@ def test_a_noisy_column_is_trained_on_and_the_true_one_measured(tmp_path):
 
 
 def test_recipes_with_noise_that_cannot_be_are_refused():
-    with pytest.raises(RecipeError, match="need images that are not streamed"):
+    with pytest.raises(RecipeError, match="for images that are not streamed"):
         Recipe.load("sanm/small_light", [*LIGHT, "data.streaming=true", "data.size=8"])
+    with pytest.raises(RecipeError, match=r"only one of data.noisy_label_column, .* \['noise_file', 'noise_mode'\]"):
+        Recipe.load("sanm/small_light", [*LIGHT, "data.noise_file=x.json"])
     with pytest.raises(RecipeError, match=r"data.noise_rate in \(0, 1\], got 1.5"):
         Recipe.load("sanm/small_light", [*LIGHT, "data.noise_rate=1.5"])
+
+
+def test_labels_of_a_file_are_trained_on(pictures, tmp_path):
+    save_noisy_labels([1] * 24, tmp_path / "noise.json")
+    overrides = [o for o in LIGHT if not o.startswith("data.noise")] + [f"data.noise_file={tmp_path}/noise.json"]
+    run = train("sanm", pictures, tmp_path / "run", recipe="sanm/small_light", overrides=overrides)
+    report = json.loads((run.folder / "noisy_labels.json").read_text())
+    assert {entry["given"] for entry in report["labels"]} == {"light"}
 
 
 def test_the_light_mode_is_a_plain_trainer_run(tmp_path):

@@ -6,7 +6,7 @@ import shutil
 
 import pytest
 import torch
-from hubmodels.modeling.mae import linear_mae
+from hubmodels.modeling.mae import onednn_mae
 from safetensors.torch import load_file
 from tiny_run import Blobs, NoiseCollator, arguments, tiny_classifier, tiny_pretraining_model, trainer
 from transformers import EarlyStoppingCallback, Trainer, TrainerCallback, TrainingArguments
@@ -115,7 +115,7 @@ def test_adam_betas_reach_the_optimizer(tmp_path):
 
 
 def test_float32_products_run_in_onednn_while_training_where_that_is_faster(tmp_path, monkeypatch):
-    monkeypatch.setattr(linear_mae, "prefers_onednn", lambda: True)
+    monkeypatch.setattr(onednn_mae, "prefers_onednn", lambda: True)
     matmul, seen = torch.backends.mkldnn.matmul, []
     before = matmul.fp32_precision
 

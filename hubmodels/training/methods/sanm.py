@@ -6,32 +6,31 @@ from transformers import AutoConfig
 
 from hubmodels.data.collators import ImageCollator
 from hubmodels.data.noisy_label_views import PlainView, WeakView
-from hubmodels.training.cotraining_data import CoTrainingViews
+from hubmodels.training.cotraining_data import WARM_UP_FACTOR, CoTrainingViews
 from hubmodels.training.cotraining_step import CoTrainingSettings
 from hubmodels.training.label_quality_callback import LabelQualityCallback, QualityCollator
 from hubmodels.training.methods.base import MethodTraining, method_class
 from hubmodels.training.recipe import Recipe
 from hubmodels.training.sanm_trainer import SANMTrainer
 
-SMALL_IMAGE = 48
-MEDIUM_IMAGE = 128
 # Per labelled image: 6 guessing forwards (a third of a pass each), 4 reconstructions, 12 mixed rows. About 60 % of the
 # images are labelled, and a pass of the ensemble is one of both networks.
 PASSES = 0.6 * (6 / 3 + 4 + 12)
 LIGHT_PASSES = 3.0
+WARM_UP_STEPS = 600  # that a recipe which was chosen for the user takes at least
+MOST_WARM_UP_EPOCHS = 60
 MANY_CLASSES = 50  # from here on the settings of CIFAR-100 are taken, below those of CIFAR-10
 REPORT_STEM = "noisy_labels"
 SHEET_IMAGES = 8
 
 
-def preset_lambda_u(num_classes: int, kind: str, rate: float | None, framework: str = "dividemix") -> float:
+def preset_lambda_u(num_classes: int, kind: str, rate: float | None) -> float:
     """Published weight of the unlabelled loss for a kind of noise (DivideMix, C2D); the nearest of the published rates.
 
     Args:
         num_classes: Number of classes.
         kind: "sym" or "asym".
         rate: Noise rate; None takes 0.5.
-        framework: "dividemix" or "c2d".
 
     Returns:
         The weight.
@@ -57,6 +56,15 @@ class SANMTraining(MethodTraining):
     def recipe_for(self, chosen, labelled):
         """Co-training for the size of the pictures."""
         return chosen.replace("_pretrain", "_cotrain")
+
+    def fit_to(self, recipe, images):
+        """Few images need more epochs of warm-up, as the losses tell labels apart only when something is learned."""
+        section, schedule = recipe.noisy_labels, recipe.schedule
+        after = schedule.epochs - section.warm_up_epochs
+        steps = max(images / (WARM_UP_FACTOR * schedule.batch_size), 1)
+        section.warm_up_epochs = min(max(round(WARM_UP_STEPS / steps), section.warm_up_epochs), MOST_WARM_UP_EPOCHS)
+        section.decay_epochs = [at - schedule.epochs + section.warm_up_epochs + after for at in section.decay_epochs]
+        schedule.epochs = section.warm_up_epochs + after
 
     def passes_per_image(self, recipe):
         """Warm-up epochs cost a pass for both networks."""
@@ -95,6 +103,7 @@ class SANMTraining(MethodTraining):
             size={"shortest_edge": short_edge},
             crop_size={"height": height, "width": width},
             do_center_crop=True,
+            do_convert_rgb=evaluation.num_channels == 3,
             image_mean=list(evaluation.mean),
             image_std=list(evaluation.std),
         )
@@ -212,11 +221,10 @@ def co_training_settings(recipe: Recipe, num_classes: int) -> CoTrainingSettings
     section, data = recipe.noisy_labels, recipe.data
     kind = section.kind or data.noise_mode or "sym"
     rate = data.noise_rate if section.rate is None else section.rate
-    framework = recipe.model.get("framework", "dividemix")
     weight = section.lambda_u
     return CoTrainingSettings(
         warm_up_epochs=section.warm_up_epochs,
-        lambda_u=preset_lambda_u(num_classes, kind, rate, framework) if weight is None else weight,
+        lambda_u=preset_lambda_u(num_classes, kind, rate) if weight is None else weight,
         alpha=section.alpha,
         mixing=section.mixing,
         negative_entropy=kind == "asym" if section.warm_up_penalty is None else section.warm_up_penalty,
