@@ -4,7 +4,13 @@ import pytest
 import torch
 from hubmodels.modeling.densecl.matching_densecl import match_accuracy
 from safetensors.torch import load_file
-from transformers import AutoConfig, AutoImageProcessor, AutoModel, AutoModelForPreTraining
+from transformers import (
+    AutoConfig,
+    AutoImageProcessor,
+    AutoModel,
+    AutoModelForImageClassification,
+    AutoModelForPreTraining,
+)
 
 from hubmodels import catalog
 from hubmodels.data import load_image_dataset
@@ -14,6 +20,9 @@ from hubmodels.training.methods import method_class
 from hubmodels.visualization.views import correspondences
 
 PACKAGED = [checkpoint.name for checkpoint in catalog.CHECKPOINTS if checkpoint.is_packaged]
+BACKBONES = [
+    name for name in PACKAGED if "AutoBackbone" in catalog.get_method(catalog.get_checkpoint(name).method).auto_classes
+]
 LARGEST_FILE = 6 * 2**20
 
 
@@ -65,7 +74,7 @@ def test_nothing_is_missing_and_values_are_float32(name):
     assert (folder / "model.safetensors").stat().st_size <= LARGEST_FILE
 
 
-@pytest.mark.parametrize("name", PACKAGED)
+@pytest.mark.parametrize("name", BACKBONES)
 def test_pictures_of_any_size_become_feature_maps(name):
     folder = catalog.packaged_path(name)
     picture = torch.randint(0, 256, (3, 90, 70), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
@@ -94,3 +103,19 @@ def test_statistics_of_normalisation_are_stored_exactly(name):
     stored = load_file(catalog.packaged_path(name) / "model.safetensors")
     assert {tensor.dtype for tensor in stored.values() if tensor.ndim > 1} == {torch.float16}
     assert {tensor.dtype for key, tensor in stored.items() if key.endswith(("_mean", "_var"))} == {torch.float32}
+
+
+def test_positional_label_tells_places_and_gives_back_a_plain_vit():
+    """Offsets far above chance (1 of 225), and the same logits without the position head."""
+    folder = catalog.packaged_path("positional-label-small-32")
+    model = AutoModelForImageClassification.from_pretrained(folder).eval()
+    samples = images("test", 32)
+    processor = AutoImageProcessor.from_pretrained(folder)
+    pixels = processor([samples[i]["image"] for i in range(32)], return_tensors="pt")["pixel_values"]
+    with torch.no_grad():
+        output = model(pixels, return_position=True)
+        assert output.position_accuracy > 0.2
+        torch.testing.assert_close(model.without_position_head()(pixels).logits, output.logits)
+        plain = model.to_backbone_classifier()
+        assert type(plain).__module__.startswith("transformers.")
+        torch.testing.assert_close(plain(pixels).logits, output.logits, atol=1e-4, rtol=1e-4)
