@@ -3,6 +3,7 @@
 import pytest
 import torch
 from hubmodels.modeling.densecl.matching_densecl import match_accuracy
+from hubmodels.modeling.positional_label import PositionalLabelForImageClassification
 from safetensors.torch import load_file
 from transformers import (
     AutoConfig,
@@ -119,3 +120,13 @@ def test_positional_label_tells_places_and_gives_back_a_plain_vit():
         plain = model.to_backbone_classifier()
         assert type(plain).__module__.startswith("transformers.")
         torch.testing.assert_close(plain(pixels).logits, output.logits, atol=1e-4, rtol=1e-4)
+
+
+def test_a_classifier_takes_the_type_of_the_autoencoder_that_it_starts_from():
+    folder = catalog.packaged_path("mae-small-32")
+    model = PositionalLabelForImageClassification.from_pretrained(folder, position_label="relative", num_labels=10)
+    assert {parameter.dtype for parameter in model.parameters()} == {torch.float32}
+    pixels = torch.randn(2, 3, 32, 32)
+    with torch.no_grad():
+        expected = AutoModel.from_pretrained(folder)(pixels, mask_ratio=0.0).last_hidden_state[:, 1:]
+        torch.testing.assert_close(model.encode(pixels).last_hidden_state, expected, atol=1e-4, rtol=1e-4)

@@ -265,6 +265,7 @@ def load_foreign(model_class: type, source: str | PathLike, *args, **kwargs) -> 
         return None
     settings, want_info = take_settings(kwargs), kwargs.pop("output_loading_info", False)
     if pretrained or kind in AUTOENCODERS:
+        kwargs.setdefault("dtype", content.get("dtype") or "auto")
         if pretrained:
             kwargs.pop("config", None)
             stored = {name: content[name] for name in _INHERITED if content.get(name) is not None}
