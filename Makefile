@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV ?= .venv
 OUTPUT ?= quickstart-output
 JOBS ?= 2
-RACES ?= start_up mae_step contrastive_losses two_view_augmentation densecl_views simclr_step densecl_step sanm_masking sanm_epoch
+RACES ?= start_up mae_step contrastive_losses two_view_augmentation densecl_views simclr_step densecl_step sanm_masking sanm_epoch positional_label_heads positional_label_step
 
 BIN := $(VENV)/bin
 CREATED := $(VENV)/.created
