@@ -4,7 +4,7 @@ python -m benchmarks.package_checkpoint RUN NAME [--encoder]
 
 Writes hubmodels/checkpoints/NAME: float16 weights (position tables, vectors such as the statistics of normalisation,
 and counters stay as they are), a configuration that loads them as float32, the run's image processor, and
-model_cards/NAME.md as README.md. With --encoder only what AutoModel loads: no heads, momentum encoders and queues. An
+model_cards/NAME.md as README.md. With --encoder only what AutoModel loads: no momentum encoders and queues. An
 existing folder is replaced as a whole.
 """
 

@@ -262,8 +262,31 @@ MAE_SMALL_32 = Checkpoint(
     notes="Small encoder and decoder for images of 32 pixels, trained on a CPU; the default of `hubmodels quickstart`.",
 )
 
+POSITIONAL_LABEL_SMALL_32 = Checkpoint(
+    name="positional-label-small-32",
+    method=POSITIONAL_LABEL.name,
+    task="image-classification",
+    modality=POSITIONAL_LABEL.modality,
+    parameters=1_232_939,
+    licence="apache-2.0",
+    source="positional-label-small-32",
+    base_model=MAE_SMALL_32.name,
+    datasets=("fashion-mnist",),
+    paper=POSITIONAL_LABEL.paper,
+    metrics=(
+        Metric(
+            "accuracy",
+            68.4,
+            "fashion-mnist-small test",
+            "hubmodels evaluate positional-label-small-32 --data fashion-mnist-small",
+        ),
+    ),
+    notes="Small ViT with its relative position head, fine-tuned on clothing of 32 pixels: to try the method on.",
+)
+
 CHECKPOINTS: tuple[Checkpoint, ...] = (
     MAE_SMALL_32,
+    POSITIONAL_LABEL_SMALL_32,
     *(checkpoint for size in _MAE_SIZES for checkpoint in _official_mae_files(size)),
     _official_mae(
         "mae_visualize_vit_large_ganloss",

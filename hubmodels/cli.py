@@ -219,7 +219,9 @@ def train(
     recipe_or_method: Annotated[str, typer.Argument(help="A recipe (YAML file or name) or a method such as mae.")],
     data: Annotated[str | None, typer.Option(help="Image folder, local data set or Hub data set id.")] = None,
     out: Annotated[Path | None, typer.Option(help="Folder of the run.")] = None,
-    backbone: Annotated[str | None, typer.Option(help="Encoder: a folder, Hub id or timm name.")] = None,
+    backbone: Annotated[
+        str | None, typer.Option(help="Encoder: a folder, packaged checkpoint, Hub id or timm name.")
+    ] = None,
     overrides: Annotated[
         list[str] | None, typer.Option("--set", help="Override one value of the recipe, key=value; may be repeated.")
     ] = None,
@@ -230,7 +232,8 @@ def train(
 
     is_method = any(method.name == recipe_or_method for method in catalog.METHODS)
     selection = {"method": recipe_or_method} if is_method else {"recipe": recipe_or_method}
-    run_training(**selection, data=data, output=out, backbone=backbone, overrides=overrides or [], yes=yes)
+    start = None if backbone is None else _model_source(backbone)
+    run_training(**selection, data=data, output=out, backbone=start, overrides=overrides or [], yes=yes)
 
 
 @app.command()

@@ -312,6 +312,8 @@ def _from_autoencoder(model_class, source, content, settings, keep_heads, args, 
     model, info = super(model_class, model_class).from_pretrained(
         source, *args, config=config, key_mapping=names, output_loading_info=True, **kwargs
     )
+    # Otherwise saving would turn the names back into those of the autoencoder.
+    model.__dict__.pop("_weight_conversions", None)
     # Heads for other labels than those of the pre-training are new.
     other_heads = {entry for entry in info["mismatched_keys"] if entry[0] in new_heads(model)}
     info["mismatched_keys"] = set(info["mismatched_keys"]) - other_heads

@@ -282,6 +282,7 @@ def test_autoencoders_become_classifiers(tmp_path):
     both.save_pretrained(tmp_path / "both")
     pixels = torch.randn(2, 3, 32, 32)
     expected = mae.vit(pixels, mask_ratio=0).last_hidden_state[:, 1:]
+    model_class = PositionalLabelForImageClassification
     for source, heads in (("mae", 2), ("both", 1)):
         settings = {"position_label": "both"} if source == "mae" else {}
         model, info = PositionalLabelForImageClassification.from_pretrained(
@@ -290,9 +291,12 @@ def test_autoencoders_become_classifiers(tmp_path):
         torch.testing.assert_close(model.view.run(model.backbone, pixels, {})[0], expected, atol=1e-5, rtol=1e-5)
         assert not [name for name in info["missing_keys"] if name.startswith("backbone.")]
         assert model.config.backbone_config.model_type == "vit" and len(model.position_heads) == heads
+        model.save_pretrained(tmp_path / "again")
+        again, info = model_class.from_pretrained(tmp_path / "again", output_loading_info=True)
+        assert not any(info.values()), info
+        torch.testing.assert_close(again(pixels).logits, model(pixels).logits)
         encoder = AutoModel.from_pretrained(tmp_path / source)
         renamed = {"id2label": {0: "c"}, "label2id": {"c": 0}}
-        model_class = PositionalLabelForImageClassification
         assert model_class.from_pretrained(tmp_path / source, **renamed).config.id2label == {0: "c"}
         if source == "both":
             assert type(encoder).__name__ == "PositionalLabelModel"

@@ -7,6 +7,7 @@ from PIL import Image
 from stopping import assert_same_bits, stopped_at_step_5, weights
 from transformers import AutoImageProcessor, AutoModel, AutoModelForPreTraining
 
+from hubmodels.catalog import packaged_path
 from hubmodels.data import load_image_dataset
 from hubmodels.evaluation import evaluate
 from hubmodels.training import Recipe, RecipeError, read_jsonl, train
@@ -101,6 +102,18 @@ def test_a_timm_network_becomes_the_backbone(pictures, tmp_path):
     run = train("simclr", pictures, tmp_path / "run", "resnet10t", "simclr/small_pretrain", overrides)
     model = AutoModel.from_pretrained(run.folder)
     assert model.config.backbone_config.backbone == "resnet10t"
+
+
+@pytest.mark.parametrize(("method", "name"), [("simclr", "simclr-small-32"), ("densecl", "densecl-small-64")])
+def test_a_packaged_checkpoint_keeps_its_stages_and_heads(method, name, pictures, tmp_path):
+    overrides = ["schedule.epochs=1", "schedule.batch_size=8", "schedule.warmup_epochs=0", "run.tensorboard=false"]
+    overrides += ["probe.every_epochs=0"] + (["model.queue_length=16"] if method == "densecl" else [])
+    folder = packaged_path(name)
+    run = train(method, pictures, tmp_path, str(folder), f"{method}/small_pretrain", overrides)
+    start, end = AutoModel.from_pretrained(folder), AutoModel.from_pretrained(run.folder)
+    assert {key: value.shape for key, value in start.state_dict().items()} == {
+        key: value.shape for key, value in end.state_dict().items()
+    }
 
 
 def test_convolutional_models_need_a_size(pictures, tmp_path):

@@ -127,7 +127,8 @@ def test_fine_tuning_starts_from_other_models(start, autoencoder, pictures, tmp_
     overrides.append("transform.crop_padding=null")
     recipe = "positional_label/small_finetune"
     run = train("positional_label", pictures, tmp_path / "run", backbone, recipe, overrides)
-    model = AutoModelForImageClassification.from_pretrained(run.folder)
+    model, info = AutoModelForImageClassification.from_pretrained(run.folder, output_loading_info=True)
+    assert not any(info.values()), info
     inner = model.config.backbone_config
     assert inner.model_type == ("timm_wrapper" if start == "timm" else "vit")
     assert model.config.pooling == {"autoencoder": "mean", "stock": "cls", "timm": "pooler"}[start]

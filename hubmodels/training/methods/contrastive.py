@@ -12,6 +12,18 @@ from hubmodels.training.methods.base import MethodTraining, method_class
 _AUGMENTATION_STREAM = 0
 VIEWS = 2
 DEFAULT_QUEUE_LENGTH = 65536  # of DenseCLConfig
+ENCODER_KEYS = (
+    "image_size",
+    "backbone_config",
+    "resnet_depth",
+    "layer_type",
+    "depths",
+    "num_stages",
+    "strides",
+    "stem_width",
+    "embedding_size",
+)
+HEAD_KEYS = ("num_proj_layers", "projection_hidden_size", "projection_size")
 
 
 class ViewsCollator(EpochCollator):
@@ -53,7 +65,7 @@ class ViewsCollator(EpochCollator):
 class ContrastiveTraining(MethodTraining):
     """See [`MethodTraining`]. The recipe's `transform.options` are arguments of the method's image processor."""
 
-    shape_keys = ("image_size", "backbone_config", "layer_type", "depths", "stem_width", "embedding_size")
+    shape_keys = (*ENCODER_KEYS, *HEAD_KEYS)
     divides_steps = False
     has_test_loss = False
     sheet_file = "views.png"
@@ -102,6 +114,7 @@ class ContrastiveTraining(MethodTraining):
             visualization.view_pairs(batch["pixel_values"], path, mean, std)
 
     def use_timm_shape(self, recipe, backbone, replaced):
-        """Any timm model becomes the backbone."""
-        recipe.model = {key: value for key, value in recipe.model.items() if key not in replaced}
+        """Any timm model becomes the backbone; the heads stay those of the recipe."""
+        dropped = set(replaced).intersection(ENCODER_KEYS)
+        recipe.model = {key: value for key, value in recipe.model.items() if key not in dropped}
         recipe.model["backbone_config"] = {"model_type": "timm_backbone", "backbone": backbone}
