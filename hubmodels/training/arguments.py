@@ -46,9 +46,12 @@ class HubTrainingArguments(TrainingArguments):
         stop_on_nonfinite: Stop with an error at the first loss that is not finite.
         jsonl_log: Write every log line to `log.jsonl` in `output_dir`.
         tensorboard: Write TensorBoard events to `tensorboard/` in `output_dir`.
+        eval_drop_last: Leave out the last, smaller batch of an evaluation too, for losses that compare the images of a
+            batch. (`dataloader_drop_last` is about training alone.)
 
-    The defaults that differ: no gradient clipping, losses that are not finite are not hidden, whole batches only,
-    dataset columns are left to the collator, no search for unused parameters under DDP, callback states are restored.
+    The defaults that differ: no gradient clipping, losses that are not finite are not hidden, whole batches only in
+    training, dataset columns are left to the collator, no search for unused parameters under DDP, callback states are
+    restored.
 
     Raises:
         ValueError: If a value is out of range; the message names the argument and what it accepts.
@@ -76,6 +79,7 @@ class HubTrainingArguments(TrainingArguments):
     max_grad_norm: float = 0.0
     logging_nan_inf_filter: bool = False
     dataloader_drop_last: bool = True
+    eval_drop_last: bool = False
     remove_unused_columns: bool = False
     ddp_find_unused_parameters: bool | None = False
     restore_callback_states_from_checkpoint: bool = True

@@ -247,11 +247,22 @@ class HubTrainer(Trainer):
         return loader
 
     def get_eval_dataloader(self, eval_dataset=None) -> DataLoader:
-        training_collator, self.data_collator = self.data_collator, self.eval_data_collator
-        try:
+        with self._evaluation_loading():
             return super().get_eval_dataloader(eval_dataset)
+
+    def get_test_dataloader(self, test_dataset) -> DataLoader:
+        with self._evaluation_loading():
+            return super().get_test_dataloader(test_dataset)
+
+    @contextmanager
+    def _evaluation_loading(self) -> Iterator[None]:
+        """The collator of evaluation, and its last batch too, which the stock trainer drops with that of training."""
+        training = self.data_collator, self.args.dataloader_drop_last
+        self.data_collator, self.args.dataloader_drop_last = self.eval_data_collator, self.args.eval_drop_last
+        try:
+            yield
         finally:
-            self.data_collator = training_collator
+            self.data_collator, self.args.dataloader_drop_last = training
 
     def _get_train_sampler(self, train_dataset=None) -> Sampler | None:
         dataset = self.train_dataset if train_dataset is None else train_dataset

@@ -23,11 +23,14 @@ def prefers_onednn() -> bool:
 
 @contextmanager
 def float32_products_in_onednn() -> Iterator[None]:
-    """Sends the float32 matrix products of a `with` block on CPU to oneDNN where that is faster and as precise."""
-    matmul = torch.backends.mkldnn.matmul
-    if not prefers_onednn():
+    """
+    Sends the float32 matrix products of a `with` block on CPU to oneDNN where that is faster and as precise; not while
+    a graph is compiled, which the switch would break.
+    """
+    if torch.compiler.is_compiling() or not prefers_onednn():
         yield
         return
+    matmul = torch.backends.mkldnn.matmul
     before, matmul.fp32_precision = matmul.fp32_precision, "bf16"
     try:
         yield

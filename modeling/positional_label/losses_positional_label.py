@@ -1,6 +1,5 @@
 """Cross entropy over all pairs of tokens that never holds all pairs: value and gradients tile by tile."""
 
-from contextlib import nullcontext
 from typing import NamedTuple
 
 import torch
@@ -87,9 +86,7 @@ def pair_cross_entropy(
     device = parts.anchors.device.type
     tile_bytes = tile_bytes or (TILE_BYTES if device == "cpu" else ACCELERATOR_TILE_BYTES)
     compute_dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else parts.anchors.dtype
-    # A switch of libraries would break a compiled graph.
-    products = nullcontext() if torch.compiler.is_compiling() else float32_products_in_onednn()
-    with torch.no_grad(), torch.autocast(device, enabled=False), products:
+    with torch.no_grad(), torch.autocast(device, enabled=False), float32_products_in_onednn():
         sums = _Sums(parts, compute_dtype, needs_gradients, dropout)
         images, anchors, others = *parts.anchors.shape[:2], parts.others.shape[1]
         anchor_bytes = others * len(parts.bias) * sums.logit_bytes

@@ -129,6 +129,15 @@ def test_float32_products_run_in_onednn_while_training_where_that_is_faster(tmp_
     assert seen == ["bf16"] and matmul.fp32_precision == before
 
 
+@pytest.mark.parametrize(("drops", "counted"), [(False, 12), (True, 8)])
+def test_evaluation_counts_every_image_unless_told_otherwise(tmp_path, drops, counted):
+    run = trainer(tmp_path, per_device_eval_batch_size=8, eval_drop_last=drops)
+    for loader in (run.get_eval_dataloader(), run.get_test_dataloader(run.eval_dataset)):
+        assert sum(len(batch["pixel_values"]) for batch in loader) == counted
+    assert sum(len(batch["pixel_values"]) for batch in run.get_train_dataloader()) == 48
+    assert run.args.dataloader_drop_last
+
+
 def test_lars_and_stock_schedules_train(tmp_path):
     model = tiny_classifier(probe_batch_norm=True)
     model.freeze_encoder()
