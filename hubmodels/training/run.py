@@ -139,12 +139,12 @@ def train(
     method_parts.finish(recipe, trainer, evaluation, output)
     if state.is_main_process:
         with trainer.averaged_weights():
+            facts = CardFacts.of_descendant(recipe.init_from, _data_names(recipe))
+            _save(trainer.model, method_parts.processor(recipe, model.config, evaluation), facts, output)
             if recipe.task == "pretrain":
                 pictures = first_samples(RunData(run_data.test or run_data.train, None, 0, ""), SHEET_IMAGES)
                 sheet = output / method_parts.sheet_file
                 method_parts.draw(trainer.model, collators[1], pictures, evaluation, sheet)
-            facts = CardFacts.of_descendant(recipe.init_from, _data_names(recipe))
-            _save(trainer.model, method_parts.processor(recipe, model.config, evaluation), facts, output)
         for name, value in metrics.items():
             console.print(f"{name}: {value:.4g}", markup=False)
         closing = f"model: {output}\nnext: {next_command(recipe, run_data, output)}"

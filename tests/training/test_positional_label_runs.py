@@ -101,6 +101,15 @@ def test_unlabelled_training_pretrains_an_autoencoder(autoencoder):
     )
 
 
+def test_pretraining_without_positional_labels(pictures, tmp_path):
+    overrides = [*AUTOENCODER, "model.position_label=null", "schedule.epochs=1", "probe.every_epochs=0"]
+    run = train(
+        "positional_label", pictures, tmp_path / "run", recipe="positional_label/small_pretrain", overrides=overrides
+    )
+    assert not AutoModelForPreTraining.from_pretrained(run.folder).position_heads
+    assert not (run.folder / "positions.png").exists()
+
+
 def test_the_recipe_follows_the_labels():
     method = method_training("positional_label")
     assert method.recipe_for("photos_96_pretrain", labelled=True) == "photos_96_finetune"

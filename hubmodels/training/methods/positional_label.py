@@ -61,8 +61,11 @@ class PositionalLabelTraining(MethodTraining):
         )
 
     def draw(self, model, collator, samples, evaluation, path):
-        """How well the place of every patch is told, and by how much it is missed."""
+        """How well the place of every patch is told, and by how much it is missed; nothing without position heads."""
         from hubmodels.visualization import position_sheet
+
+        if not model.position_heads:
+            return
 
         pixels = collator(samples)["pixel_values"].to(model.device)
         position_sheet(model, pixels, path, mean=list(evaluation.mean), std=list(evaluation.std))
