@@ -13,16 +13,20 @@ from hubmodels.modeling.sanm import (
     SANMImageProcessor,
 )
 from PIL import Image
+from safetensors.torch import save_file
 from stopping import assert_same_bits, stopped_at_step_5, weights
 from transformers import (
     AutoImageProcessor,
     AutoModelForImageClassification,
+    ResNetConfig,
+    ResNetForImageClassification,
     Trainer,
     TrainerCallback,
     TrainingArguments,
     pipeline,
 )
 
+from hubmodels import packaged_path
 from hubmodels.data import load_image_dataset, save_noisy_labels
 from hubmodels.evaluation import NoisyLabelReport
 from hubmodels.training import Recipe, RecipeError, read_jsonl, sanm_trainer, train
@@ -218,6 +222,34 @@ def test_networks_start_from_one_encoder_with_heads_of_their_own(pictures, tmp_p
     for network in (model.net1, model.net2):
         torch.testing.assert_close(network.backbone.conv1.weight, encoder.backbone.conv1.weight)
     assert not torch.equal(model.net1.classifier.weight, model.net2.classifier.weight)
+
+
+@pytest.mark.parametrize("name", ["simclr-small-32", "mae-small-32"])
+@pytest.mark.parametrize("recipe", ["small_cotrain", "small_light"])
+def test_networks_start_from_self_supervised_encoders(name, recipe, pictures, tmp_path):
+    source = packaged_path(name)
+    frozen = ("optimizer.base_learning_rate=1.0e-12", "schedule.epochs=1", "schedule.warmup_epochs=0")
+    given = arguments(recipe, pictures, tmp_path / "run", *frozen)
+    given["overrides"] = [override for override in given["overrides"] if not override.startswith("model")]
+    run = train(**given, backbone=str(source))
+    model = AutoModelForImageClassification.from_pretrained(run.folder)
+    for network in (model.net1, model.net2) if recipe == "small_cotrain" else (model,):
+        encoder = type(network.backbone).from_pretrained(source)
+        assert encoder.config.model_type == name.partition("-")[0]
+        for key, value in encoder.named_parameters():
+            torch.testing.assert_close(network.backbone.get_parameter(key), value, msg=key)
+
+
+def test_files_without_an_encoder_are_refused(pictures, tmp_path):
+    ResNetForImageClassification(ResNetConfig(embedding_size=4, hidden_sizes=[4, 8], depths=[1, 1])).save_pretrained(
+        tmp_path / "other"
+    )
+    weights_file = tmp_path / "other" / "model.safetensors"
+    save_file({"classifier.1.bias": torch.zeros(2)}, weights_file, metadata={"format": "pt"})
+    given = arguments("small_cotrain", pictures, tmp_path / "run")
+    given["overrides"] = [override for override in given["overrides"] if not override.startswith("model")]
+    with pytest.raises(RecipeError, match="holds no encoder that fits"):
+        train(**given, backbone=str(tmp_path / "other"))
 
 
 def test_a_timm_network_becomes_the_backbone(pictures, tmp_path):

@@ -2,6 +2,7 @@
 
 from typing import Any
 
+import torch
 from transformers import AutoConfig
 
 from hubmodels.data.collators import ImageCollator
@@ -10,7 +11,7 @@ from hubmodels.training.cotraining_data import WARM_UP_FACTOR, CoTrainingViews
 from hubmodels.training.cotraining_step import CoTrainingSettings
 from hubmodels.training.label_quality_callback import LabelQualityCallback, QualityCollator
 from hubmodels.training.methods.base import MethodTraining, method_class
-from hubmodels.training.recipe import Recipe
+from hubmodels.training.recipe import Recipe, RecipeError
 from hubmodels.training.sanm_trainer import SANMTrainer
 
 # Per labelled image: 6 guessing forwards (a third of a pass each), 4 reconstructions, 12 mixed rows. About 60 % of the
@@ -83,13 +84,22 @@ class SANMTraining(MethodTraining):
         return SANMEnsembleForImageClassification
 
     def load_model(self, recipe, settings):
-        """Both networks start from one encoder, with heads of their own; an ensemble is loaded as it is."""
+        """Both networks start from one encoder, with heads of their own; an ensemble is loaded as it is.
+
+        The encoder is that of a SANM network or of any other model, such as a self-supervised one (C2D).
+        """
         config = AutoConfig.from_pretrained(recipe.init_from)
         ensemble_class: Any = self.model_class(recipe)
-        if is_light(recipe) or config.architectures == [ensemble_class.__name__]:
-            return None
         single: Any = method_class(self.name, "AutoModelForImageClassification")
-        network = single.from_pretrained(recipe.init_from, ignore_mismatched_sizes=True, **settings)
+        light = is_light(recipe)
+        if config.model_type != self.name:
+            network = _network_around(single, config, recipe.init_from, settings)
+        elif light or config.architectures == [ensemble_class.__name__]:
+            return None
+        else:
+            network = single.from_pretrained(recipe.init_from, ignore_mismatched_sizes=True, **settings)
+        if light:
+            return network
         ensemble = ensemble_class(network.config)
         for part in (ensemble.net1, ensemble.net2):
             part.backbone.load_state_dict(network.backbone.state_dict())
@@ -174,6 +184,20 @@ class SANMTraining(MethodTraining):
             old.unlink()
         report.save(output, min(count, len(report)), REPORT_STEM)
         print(f"{report.num_wrong:,} of {len(report):,} labels are probably wrong: {output / REPORT_STEM}.html")
+
+
+def _network_around(network_class: Any, config: Any, source: str, settings: dict[str, Any]) -> Any:
+    """A network whose encoder has the weights of another model."""
+    size = getattr(config, "image_size", None)
+    sizes = {} if size is None else {"image_size": size}
+    settings = sizes | settings | {"backbone_config": config}
+    network = network_class(network_class.config_class(**settings)).float()
+    encoder, report = type(network.backbone).from_pretrained(source, dtype=torch.float32, output_loading_info=True)
+    lacking = sorted(map(str, [*report["missing_keys"], *report["mismatched_keys"]]))
+    if lacking:
+        raise RecipeError(f"init_from = {source} holds no encoder that fits: {', '.join(lacking[:6])}")
+    network.backbone.load_state_dict(encoder.state_dict())
+    return network
 
 
 def is_light(recipe: Recipe) -> bool:
