@@ -34,6 +34,8 @@ from hubmodels.training.schedules import (
     simclr_learning_rate,
     simclr_scheduler,
     simclr_steps,
+    timm_cosine_learning_rate,
+    timm_cosine_scheduler,
     warmup_cosine_lr,
     warmup_cosine_scheduler,
 )
@@ -75,6 +77,8 @@ __all__ = [
     "simclr_learning_rate",
     "simclr_scheduler",
     "simclr_steps",
+    "timm_cosine_learning_rate",
+    "timm_cosine_scheduler",
     "train",
     "warmup_cosine_lr",
     "warmup_cosine_scheduler",

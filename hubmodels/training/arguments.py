@@ -10,7 +10,7 @@ from transformers import SchedulerType, TrainingArguments
 from hubmodels.training.parameter_groups import optimizer_class_of
 from hubmodels.training.schedules import LR_SCALINGS, scaled_learning_rate
 
-OWN_SCHEDULES = ("warmup_cosine", "simclr")
+OWN_SCHEDULES = ("warmup_cosine", "simclr", "timm_cosine")
 SCHEDULES = (*OWN_SCHEDULES, *(kind.value for kind in SchedulerType))
 
 
@@ -29,12 +29,14 @@ class HubTrainingArguments(TrainingArguments):
             sqrt(effective_batch_size)` (SimCLR).
         layer_decay: Learning-rate factor from a layer to the one before it, in (0, 1].
         lr_schedule: "warmup_cosine" (published MAE schedule, per step at a fractional epoch), "simclr" (the official
-            SimCLR schedule, which counts steps its own way, see `simclr_steps`; needs `base_learning_rate`), or a name
+            SimCLR schedule, which counts steps its own way, see `simclr_steps`; needs `base_learning_rate`),
+            "timm_cosine" (that of the official Swin and Positional Label, see `timm_cosine_learning_rate`), or a name
             of `transformers.SchedulerType`.
-        min_lr: Learning rate at the end of "warmup_cosine".
+        min_lr: Learning rate at the end of "warmup_cosine" and "timm_cosine".
+        warmup_lr: Learning rate of the first step with "timm_cosine"; the other schedules begin at 0.
         lr_by_epoch: Keep the rate of "warmup_cosine" constant inside of an epoch.
         decay_vectors: Also decay biases and normalisation, and what the model excludes.
-        warmup_epochs: Warm-up of these two schedules, in epochs, fractional. With "warmup_cosine", 0 and
+        warmup_epochs: Warm-up of these schedules, in epochs, fractional. With "warmup_cosine", 0 and
             `warmup_steps` set: those steps.
         mixup: Beta parameter of mixup; 0 turns it off.
         cutmix: Beta parameter of cutmix; 0 turns it off.
@@ -64,6 +66,7 @@ class HubTrainingArguments(TrainingArguments):
     layer_decay: float | None = None
     lr_schedule: str = "warmup_cosine"
     min_lr: float = 0.0
+    warmup_lr: float = 0.0
     lr_by_epoch: bool = False
     decay_vectors: bool = False
     warmup_epochs: float = 0.0
@@ -118,7 +121,7 @@ class HubTrainingArguments(TrainingArguments):
             if not valid:
                 raise ValueError(f"{name} must be {accepted}, got {getattr(self, name)!r}")
 
-        for name in ("mixup", "cutmix", "warmup_epochs", "min_lr"):
+        for name in ("mixup", "cutmix", "warmup_epochs", "min_lr", "warmup_lr"):
             check(name, getattr(self, name) >= 0, "at least 0")
         for name in ("mix_probability", "mix_switch_probability"):
             check(name, 0 <= getattr(self, name) <= 1, "in [0, 1]")
@@ -131,7 +134,10 @@ class HubTrainingArguments(TrainingArguments):
         if self.lr_schedule == "simclr":
             check("base_learning_rate", self.base_learning_rate is not None, "given with lr_schedule 'simclr'")
             check("min_lr", self.min_lr == 0, "0 with lr_schedule 'simclr'")
-            check("lr_by_epoch", not self.lr_by_epoch, "False with lr_schedule 'simclr'")
+        if self.lr_schedule != "warmup_cosine":
+            check("lr_by_epoch", not self.lr_by_epoch, "False with every lr_schedule but 'warmup_cosine'")
+        if self.lr_schedule != "timm_cosine":
+            check("warmup_lr", self.warmup_lr == 0, "0 with every lr_schedule but 'timm_cosine'")
         if self.mixes and self.per_device_train_batch_size % 2:
             raise ValueError(
                 "per_device_train_batch_size must be even with mixup or cutmix (an image is mixed with its mirror in "

@@ -297,6 +297,7 @@ def training_arguments(
         warmup_epochs=schedule.warmup_epochs / (schedule.epochs if recipe.data.streaming else 1),
         lr_schedule=schedule.name,
         min_lr=schedule.min_learning_rate,
+        warmup_lr=schedule.warmup_learning_rate,
         lr_by_epoch=schedule.by_epoch,
         per_device_train_batch_size=device_batch_size,
         per_device_eval_batch_size=max(device_batch_size, 1),

@@ -115,19 +115,22 @@ class ScheduleSection:
     """How long, and in which steps.
 
     Args:
-        name: "warmup_cosine", or "simclr": the same curve, warm-up and total counted in steps as the official SimCLR
-            code counts them.
+        name: "warmup_cosine"; "simclr": the same curve, warm-up and total counted in steps as the official SimCLR code
+            counts them; "timm_cosine": that of the official Swin and Positional Label, whose cosine does not wait for
+            the end of the warm-up.
         epochs: Passes over the training images.
         batch_size: Images in an optimiser step, over all processes; it is divided among processes and micro-batches.
-        warmup_epochs: Epochs of linear warm-up from 0.
+        warmup_epochs: Epochs of linear warm-up.
+        warmup_learning_rate: Learning rate of the first step, 0 for every schedule but "timm_cosine".
         min_learning_rate: Learning rate at the end.
         by_epoch: Keep the learning rate constant inside of an epoch.
     """
 
-    name: Literal["warmup_cosine", "simclr"] = "warmup_cosine"
+    name: Literal["warmup_cosine", "simclr", "timm_cosine"] = "warmup_cosine"
     epochs: int = 100
     batch_size: int = 256
     warmup_epochs: float = 5.0
+    warmup_learning_rate: float = 0.0
     min_learning_rate: float = 0.0
     by_epoch: bool = False
 

@@ -37,7 +37,7 @@ from hubmodels.training.checkpoints import (
 )
 from hubmodels.training.parameter_groups import create_optimizer, layer_adaptation_groups, parameter_groups
 from hubmodels.training.random_state import EpochSampler, preserved_random_state
-from hubmodels.training.schedules import simclr_scheduler, warmup_cosine_scheduler
+from hubmodels.training.schedules import simclr_scheduler, timm_cosine_scheduler, warmup_cosine_scheduler
 
 CALLBACK_STATES_NAME = "callbacks.pt"
 
@@ -198,8 +198,12 @@ class HubTrainer(Trainer):
             return super().create_scheduler(num_training_steps, optimizer)
         optimizer = optimizer or self.optimizer
         assert optimizer is not None
-        build = self._simclr_scheduler if args.lr_schedule == "simclr" else self._warmup_cosine_scheduler
-        self.lr_scheduler = build(num_training_steps, optimizer)
+        builders = {
+            "warmup_cosine": self._warmup_cosine_scheduler,
+            "simclr": self._simclr_scheduler,
+            "timm_cosine": self._timm_cosine_scheduler,
+        }
+        self.lr_scheduler = builders[args.lr_schedule](num_training_steps, optimizer)
         self._created_lr_scheduler = True
         return self.lr_scheduler
 
@@ -217,6 +221,13 @@ class HubTrainer(Trainer):
             self.batches_per_epoch,
             args.gradient_accumulation_steps,
             args.lr_by_epoch,
+        )
+
+    def _timm_cosine_scheduler(self, num_training_steps: int, optimizer: Any) -> LambdaLR:
+        args = self.args
+        warmup = round(args.warmup_epochs * self.steps_per_epoch) or args.get_warmup_steps(num_training_steps)
+        return timm_cosine_scheduler(
+            optimizer, args.learning_rate, args.min_lr, args.warmup_lr, warmup, num_training_steps
         )
 
     def _simclr_scheduler(self, num_training_steps: int, optimizer: Any) -> LambdaLR:

@@ -5,6 +5,7 @@ import math
 import pytest
 import torch
 from timm.optim import list_optimizers
+from timm.scheduler import CosineLRScheduler
 from tiny_run import tiny_classifier, tiny_pretraining_model
 from torch import nn
 
@@ -18,6 +19,8 @@ from hubmodels.training import (
     simclr_learning_rate,
     simclr_scheduler,
     simclr_steps,
+    timm_cosine_learning_rate,
+    timm_cosine_scheduler,
     warmup_cosine_lr,
     warmup_cosine_scheduler,
 )
@@ -137,6 +140,28 @@ def test_simclr_schedule_refuses_what_it_cannot_do():
         scaled_learning_rate(0.1, 256, "log")
     with pytest.raises(ValueError, match=r"warmup_steps must be in \[0, train_steps = 5\], got 6"):
         simclr_learning_rate(0, 1.0, 6, 5)
+
+
+def test_timm_schedule_is_that_of_timm():
+    groups = [{"params": [nn.Parameter(torch.ones(1))], "lr": lr} for lr in (0.2, 0.05)]
+    theirs = CosineLRScheduler(
+        torch.optim.SGD([groups[0]["params"][0]], lr=0.2),
+        t_initial=30,
+        lr_min=0.01,
+        warmup_t=4,
+        warmup_lr_init=0.002,
+        t_in_epochs=False,
+    )
+    optimizer = torch.optim.SGD(groups, lr=0.2)
+    ours = timm_cosine_scheduler(optimizer, 0.2, 0.01, 0.002, 4, 30)
+    for step in range(35):
+        theirs.step_update(step)
+        expected = theirs.optimizer.param_groups[0]["lr"]
+        assert [group["lr"] for group in optimizer.param_groups] == pytest.approx([expected, expected / 4], rel=1e-12)
+        optimizer.step()
+        ours.step()
+    with pytest.raises(ValueError, match=r"warmup_steps must be in \[0, train_steps = 5\], got 6"):
+        timm_cosine_learning_rate(0, 1.0, 0.0, 0.0, 6, 5)
 
 
 def test_lars_names_an_unknown_momentum_style():

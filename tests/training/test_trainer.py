@@ -23,6 +23,7 @@ from hubmodels.training import (
     last_complete_checkpoint,
     read_jsonl,
     simclr_learning_rate,
+    timm_cosine_learning_rate,
     warmup_cosine_lr,
 )
 
@@ -84,6 +85,13 @@ def test_the_simclr_schedule_of_a_number_of_steps(tmp_path):
     run.train()
     expected = [simclr_learning_rate(step, 0.1 * 10 / 256, 2, 6) for step in range(6)]
     assert logged(run, "learning_rate") == pytest.approx(expected, abs=1e-12)
+
+
+def test_learning_rates_follow_the_schedule_of_timm(tmp_path):
+    run = trainer(tmp_path, lr_schedule="timm_cosine", min_lr=1e-5, warmup_lr=1e-4, num_train_epochs=3)
+    run.train()
+    expected = [timm_cosine_learning_rate(step, 2e-3, 1e-5, 1e-4, 3, 18) for step in range(18)]
+    assert logged(run, "learning_rate") == pytest.approx(expected, abs=1e-15)
 
 
 def test_accumulation_gives_the_weights_of_the_whole_batch(tmp_path):
@@ -164,6 +172,8 @@ def test_lars_and_stock_schedules_train(tmp_path):
         ({"ema_decay": 1.0}, r"ema_decay must be None or in \(0, 1\), got 1.0"),
         ({"lr_schedule": "simclr"}, "base_learning_rate must be given with lr_schedule 'simclr', got None"),
         ({"lr_schedule": "cosinus"}, "lr_schedule must be one of .*warmup_cosine.*, got 'cosinus'"),
+        ({"warmup_lr": 0.1}, "warmup_lr must be 0 with every lr_schedule but 'timm_cosine', got 0.1"),
+        ({"lr_schedule": "timm_cosine", "lr_by_epoch": True}, "lr_by_epoch must be False with every .* got True"),
         ({"optimizer": "adamm"}, "unknown optimizer 'adamm'"),
         ({"mixup": 0.8, "per_device_train_batch_size": 7}, "must be even with mixup or cutmix"),
         ({"cutmix": 1.0, "dataloader_drop_last": False}, "dataloader_drop_last must be True"),
