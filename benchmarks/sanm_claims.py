@@ -143,9 +143,9 @@ def write_table(results: SeededResults, name: str, seeds: list[int]) -> None:
     """Writes the table of an experiment."""
     experiment = EXPERIMENTS[name]
     lines = [
-        f"PreAct ResNet of widths 16 to 128 with one block a stage, {EPOCHS} epochs ({WARM_UP_EPOCHS} of them warm-up),",
-        f"{COUNT:,} training images, per cent: mean (lowest to highest) of the seeds that were run. Wrong labels are found by the report of the trained model;",
-        "their share is the average precision of a list in random order.",
+        f"PreAct ResNet of widths 16 to 128 with one block a stage, {EPOCHS} epochs, {WARM_UP_EPOCHS} of them warm-up,",
+        f"{COUNT:,} training images; per cent: mean (lowest to highest) of the seeds that were run. Wrong labels are",
+        "found by the report of the trained model; their share is the average precision of a list in random order.",
         "",
         "| noise | wrong labels | arm | seeds | test accuracy | wrong labels found: average precision | AUC |",
         "| --- | --- | --- | --- | --- | --- | --- |",
