@@ -23,7 +23,7 @@ from hubmodels.data.sources import (
     open_value,
     pixels_of,
 )
-from hubmodels.data.splits import choose_split
+from hubmodels.data.splits import MissingSplitError, canonical_split, choose_split
 
 PACKAGED_DATASETS = ("fashion-mnist-small",)
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[\w.-]+)?")
@@ -362,7 +362,8 @@ def load_image_dataset(
             - a `datasets` object;
             - the packaged "fashion-mnist-small" (2,000 + 2,000 images 28x28, 10 classes);
             - the id of a data set on the Hub.
-        split: Name of the split ("val" and "validation" are the same). None means "train", or the only one.
+        split: Name of the split ("val" and "validation" are the same). None means "train", or the only one. A source
+            without splits counts as "train".
         streaming: Read one image after the other (Parquet files and the Hub).
         image_column: Column of the images; found by its type or name otherwise.
         label_column: Column of the labels; found by its type or name otherwise. Of a text file: a second one that has
@@ -394,7 +395,10 @@ def load_image_dataset(
         paths, labels = read_image_list(path, label_column, split=split)
         names = None if labels is None else [str(number) for number in range(int(labels.max()) + 1)]
         return ImageDataset(FileSource(paths, decode_size), labels, names)
-    table = _open_local(path, streaming) if path.exists() else _open_hub(str(source), split, streaming, config)
+    if path.exists():
+        table = _open_local(path, streaming)
+    else:
+        table, split = _open_hub(str(source), split, streaming, config), None
     return _load_columns(table, str(source), split, image_column, label_column, decode_size)
 
 
@@ -455,6 +459,10 @@ def _load_columns(
 
     if isinstance(table, datasets.DatasetDict | datasets.IterableDatasetDict):
         table = table[choose_split(split, list(table), title)]
+    elif split is not None and isinstance(table, datasets.Dataset | datasets.IterableDataset):
+        own = canonical_split(str(table.split or "train"))
+        if canonical_split(split) != own:
+            raise MissingSplitError(f"{title} has no split {split!r}: it is a single table, which counts as {own!r}")
     if not isinstance(table, datasets.Dataset | datasets.IterableDataset):
         raise ValueError(f"source must be a path, a name or a datasets object, got {type(table).__name__}")
     features = table.features or datasets.Features.from_dict({})

@@ -88,6 +88,18 @@ def test_saved_to_disk(tmp_path):
         load_image_dataset(tmp_path / "saved", streaming=True)
 
 
+def test_a_table_without_splits_is_no_test_data(tmp_path):
+    table().save_to_disk(str(tmp_path / "saved"))
+    for source in (tmp_path / "saved", table()):
+        assert len(load_image_dataset(source)) == len(load_image_dataset(source, split="train")) == COUNT
+        with pytest.raises(MissingSplitError, match="no split 'test': it is a single table, which counts as 'train'"):
+            load_image_dataset(source, split="test")
+    named = datasets.Dataset.from_list(table().to_list(), features=table().features, split="validation")
+    assert len(load_image_dataset(named, split="val")) == len(load_image_dataset(named)) == COUNT
+    with pytest.raises(MissingSplitError, match="counts as 'validation'"):
+        load_image_dataset(named, split="train")
+
+
 def test_parquet(tmp_path):
     table().to_parquet(tmp_path / "train.parquet")
     table().select(range(4)).to_parquet(tmp_path / "test.parquet")
