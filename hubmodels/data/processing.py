@@ -7,6 +7,27 @@ import torch
 
 from hubmodels.data.transforms import Images
 
+STATISTICS_SIZE = 64  # pixels
+
+
+def processor_statistics(processor: Any, num_channels: int = 3) -> tuple[list[float], list[float]]:
+    """Mean and standard deviation that an image processor normalises with, measured on a black and a white picture.
+
+    Args:
+        processor: An image processor of transformers.
+        num_channels: Channels of the model.
+
+    Returns:
+        (mean, std) per channel, of pixels in [0, 1]; zeros and ones where it does not normalise.
+    """
+    black = torch.zeros(num_channels, STATISTICS_SIZE, STATISTICS_SIZE, dtype=torch.uint8)
+    pictures = [black, torch.full_like(black, 255)]
+    values = processor(images=pictures, input_data_format="channels_first", return_tensors="pt")["pixel_values"]
+    at_black, at_white = values.double().mean(dim=(2, 3))
+    std = 1 / (at_white - at_black)
+    mean, std = ([round(value, 5) for value in values.tolist()] for values in (-at_black * std, std))
+    return mean, std
+
 
 class ProcessorTransform:
     """The preprocessing that a published model's users get: its image processor, for use in an [`ImageCollator`].

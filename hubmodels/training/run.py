@@ -16,10 +16,12 @@ from accelerate.utils import broadcast_object_list
 from rich.console import Console
 from rich.markup import escape
 from rich.prompt import Confirm
-from transformers import EvalPrediction, PreTrainedModel, TrainerCallback
+from transformers import AutoImageProcessor, EvalPrediction, PreTrainedModel, TrainerCallback
 from transformers.trainer_utils import suppress_progress_bars
 
 from hubmodels.data import EvalTransform, load_image_dataset
+from hubmodels.data.processing import processor_statistics
+from hubmodels.data.transforms import channel_statistics
 from hubmodels.model_card import CARD_NAME, CardFacts
 from hubmodels.training.assembly import (
     RunData,
@@ -216,6 +218,8 @@ def _resolve_recipe(
             backbone,
             [key for key in method_training(chosen.method).shape_keys if f"model.{key}" not in overridden],
         )
+        if chosen.init_from is not None and not {"transform.mean", "transform.std"} & overridden:
+            _normalize_as(chosen, chosen.init_from)
     return chosen, title
 
 
@@ -226,6 +230,19 @@ def _use_backbone(recipe: Recipe, backbone: str, replaced: Sequence[str]) -> Non
         recipe.model = {key: value for key, value in recipe.model.items() if key not in replaced}
         return
     method_training(recipe.method).use_timm_shape(recipe, backbone, replaced)
+
+
+def _normalize_as(recipe: Recipe, source: str) -> None:
+    """Normalise as the model at `source` was trained, where its image processor says so."""
+    try:
+        processor = AutoImageProcessor.from_pretrained(source, trust_remote_code=False)
+    except (OSError, ValueError):
+        return
+    channels = recipe.model.get("num_channels", 3)
+    statistics = processor_statistics(processor, channels)
+    asked = channel_statistics(channels, recipe.transform.mean, recipe.transform.std)
+    if not np.allclose(statistics, asked, atol=1e-3):
+        recipe.transform.mean, recipe.transform.std = statistics
 
 
 def _check_output(output: Path, recipe: Recipe) -> bool:

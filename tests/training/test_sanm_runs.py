@@ -240,6 +240,17 @@ def test_networks_start_from_self_supervised_encoders(name, recipe, pictures, tm
             torch.testing.assert_close(network.backbone.get_parameter(key), value, msg=key)
 
 
+def test_pictures_are_normalised_as_those_of_the_encoder():
+    resolve = run_module._resolve_recipe
+    start = str(packaged_path("simclr-small-32"))
+    transform = resolve("sanm", "photos", start, "sanm/small_cotrain", [])[0].transform
+    assert (transform.mean, transform.std) == ([0.0] * 3, [1.0] * 3)
+    own = ["transform.mean=[0.5,0.5,0.5]"]
+    assert resolve("sanm", "photos", start, "sanm/small_cotrain", own)[0].transform.mean == [0.5] * 3
+    mae = resolve("mae", "photos", str(packaged_path("mae-small-32")), "mae/small_finetune", [])[0]
+    assert mae.transform.mean is None  # ImageNet's, as the recipe has them
+
+
 def test_files_without_an_encoder_are_refused(pictures, tmp_path):
     ResNetForImageClassification(ResNetConfig(embedding_size=4, hidden_sizes=[4, 8], depths=[1, 1])).save_pretrained(
         tmp_path / "other"
