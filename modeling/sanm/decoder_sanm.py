@@ -11,7 +11,7 @@ OFFICIAL = {
     "resnet18": (((4, 2, 0), (6, 1, 0), (4, 2, 0)), (2, 4)),
     "resnet50": (((6, 3, 1), (2, 3, 1), (2, 3, 0)), (8, 16)),
 }
-AUTO_CHANNELS = 256  # after the first layer of "auto"; halved from there
+AUTO_CHANNELS = 256  # at most, after the first layer of "auto"; halved from there
 MIN_AUTO_CHANNELS = 16
 
 
@@ -33,7 +33,8 @@ class SANMDecoder(nn.Module):
         self.resizes = config.decoder_type == "auto"
         if self.resizes:
             count = max(1, (stride - 1).bit_length())
-            widths = [channels, *(max(AUTO_CHANNELS >> i, MIN_AUTO_CHANNELS) for i in range(count - 1))]
+            first = min(channels // 2, AUTO_CHANNELS)  # half, as "resnet18"
+            widths = [channels, *(max(first >> i, MIN_AUTO_CHANNELS) for i in range(count - 1))]
             shapes = [(4, 2, 0)] * count
         else:
             shapes, divisors = OFFICIAL[config.decoder_type]
