@@ -109,6 +109,21 @@ def _resized_crop_pillow(image: torch.Tensor, box: np.ndarray, size: tuple[int, 
     return torch.from_numpy(np.ascontiguousarray(resized[:, :, ::-1] if flip else resized))
 
 
+def _plain_crop(images: torch.Tensor | Sequence[torch.Tensor], boxes: np.ndarray, flips: np.ndarray) -> torch.Tensor:
+    """Crop and flip where nothing is to be resized."""
+    height, width = (int(side) for side in boxes[0, 2:])
+    if not isinstance(images, torch.Tensor):
+        crops = [
+            image[:, top : top + height, left : left + width]
+            for image, (top, left) in zip(images, boxes[:, :2].tolist(), strict=True)
+        ]
+        return torch.stack([crop.flip(2) if flip else crop for crop, flip in zip(crops, flips, strict=True)])
+    rows = boxes[:, :1] + np.arange(height)
+    columns = boxes[:, 1:2] + np.where(flips[:, None], np.arange(width)[::-1], np.arange(width))
+    number, channel = np.arange(len(boxes))[:, None, None, None], np.arange(images.shape[1])[:, None, None]
+    return torch.from_numpy(images.numpy()[number, channel, rows[:, None, :, None], columns[:, None, None, :]])
+
+
 def resized_crop(
     images: torch.Tensor | Sequence[torch.Tensor],
     boxes: np.ndarray,
@@ -129,9 +144,11 @@ def resized_crop(
     boxes = np.asarray(boxes, dtype=np.int64)
     if not isinstance(images, torch.Tensor) and len({image.shape for image in images}) == 1:
         images = torch.stack(list(images))
+    flips = np.zeros(len(boxes), dtype=bool) if flip is None else np.asarray(flip, dtype=bool)
+    if np.array_equal(boxes[:, 2:], np.tile(size, (len(boxes), 1))):
+        return _plain_crop(images, boxes, flips)
     if isinstance(images, torch.Tensor) and max(*images.shape[2:], *size) <= MAX_BATCHED_SIDE:
         return _resized_crop_batched(images, boxes, size, flip)
-    flips = np.zeros(len(boxes), dtype=bool) if flip is None else flip
     return torch.stack(
         [_resized_crop_pillow(image, box, size, bool(f)) for image, box, f in zip(images, boxes, flips, strict=True)]
     )

@@ -106,3 +106,15 @@ def test_fallback_is_torchvisions_central_crop():
         draws = uniforms(0, 0, [0], crops.RANDOM_CROP_DRAWS)
         boxes = crops.random_crop_boxes(draws, np.array([height]), np.array([width]), (0.9, 1.0))
         assert boxes[0].tolist() == list(expected)
+
+
+@pytest.mark.parametrize("shape", ["batch", "list"])
+def test_crops_without_resizing_are_copies(shape):
+    generator = torch.manual_seed(0)
+    sizes = [(40, 44)] * 3 if shape == "batch" else [(40, 44), (20, 30), (50, 16)]
+    images = [torch.randint(0, 256, (3, *size), dtype=torch.uint8, generator=generator) for size in sizes]
+    boxes = np.array([[0, 3, 20, 16], [0, 14, 20, 16], [20, 0, 20, 16]])
+    result = resized_crop(torch.stack(images) if shape == "batch" else images, boxes, (20, 16), np.array([0, 1, 0]) > 0)
+    assert torch.equal(result[0], images[0][:, :20, 3:19])
+    assert torch.equal(result[1], images[1][:, :20, 14:30].flip(2))
+    assert torch.equal(result[2], images[2][:, 20:40, :16])
