@@ -6,9 +6,9 @@ clothes:  20, 50 and 80 % symmetric and 40 % asymmetric noise on 1,000 images of
 cifar10:  the same on 1,000 training images of CIFAR10 (a local copy with the splits train and test).
 cifar10n: the labels of CIFAR-10N on the same images: aggre (9 % wrong), random1 (17 %) and worse (41 %).
 
-Five arms with the same network and as many epochs: plain cross entropy (crop and flip); co-training without SANM
+Arms with the same network and as many epochs: plain cross entropy (crop and flip); co-training without SANM
 (DivideMix: no masks, no masked labels, no reconstruction); co-training with SANM; cross entropy with the AutoAugment
-that co-training has; the light mode of SANM (one network). All are measured on all test images by the network of the
+that co-training has; the light mode of SANM (one network); and cross entropy for as long as SANM takes. All are measured on all test images by the network of the
 last epoch (for pairs: the sum of both), and by how well the report of suspicious labels finds the wrong ones: average
 precision and area under the ROC curve. Every run is stored in OUT/results.json when it ends, and is not repeated, also
 by other processes with the same OUT (of other --seeds); --tables writes the tables of what is there.
@@ -39,26 +39,32 @@ COMMON = (
     "noisy_labels.report_images=0",
     "noisy_labels.evaluate_every=100",
 )
-EPOCHS = 55  # of all arms
-WARM_UP_EPOCHS = 40
+EPOCHS = 40
+WARM_UP_EPOCHS = 20
+LONG_EPOCHS = 200  # of cross entropy, which take about as long as SANM
 PAIR = (
     "schedule.batch_size=16",
     "optimizer.base_learning_rate=0.4",
     f"schedule.epochs={EPOCHS}",
     f"noisy_labels.warm_up_epochs={WARM_UP_EPOCHS}",
-    f"noisy_labels.decay_epochs=[{EPOCHS - 4}]",
+    f"noisy_labels.decay_epochs=[{EPOCHS - 6}]",
 )
 SINGLE = ("schedule.batch_size=32", f"schedule.epochs={EPOCHS}")
 OFF = ("model.mask=none", "model.mask_labels=false", "model.recon_weight=0.0")
-PLAIN = (*SINGLE, *OFF, f"noisy_labels.warm_up_epochs={EPOCHS}")
+PLAIN = (*SINGLE, *OFF, f"noisy_labels.warm_up_epochs={LONG_EPOCHS}")
+CROP_AND_FLIP = ("noisy_labels.mixing=weak",)
 ARMS = {
-    "cross entropy": ("sanm/small_light", (*PLAIN, "noisy_labels.mixing=weak")),
+    "cross entropy": ("sanm/small_light", (*PLAIN, *CROP_AND_FLIP)),
+    f"cross entropy, {LONG_EPOCHS} epochs": (
+        "sanm/small_light",
+        (*PLAIN, *CROP_AND_FLIP, f"schedule.epochs={LONG_EPOCHS}"),
+    ),
     "DivideMix without SANM": ("sanm/small_cotrain", (*PAIR, *OFF)),
     "SANM": ("sanm/small_cotrain", PAIR),
     "cross entropy, AutoAugment": ("sanm/small_light", PLAIN),
     "SANM, one network": ("sanm/small_light", (*SINGLE, f"noisy_labels.warm_up_epochs={WARM_UP_EPOCHS}")),
 }
-FIRST_ARMS = 3  # the comparison of the paper, which is run first
+FIRST_ARMS = 4  # the comparison of the paper, which is run first
 NOISE = {
     "50 % symmetric": ("sym", 0.5),
     "20 % symmetric": ("sym", 0.2),
