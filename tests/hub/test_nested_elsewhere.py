@@ -6,6 +6,7 @@ import torch
 from client_code import WITHOUT_HUBMODELS, run_client
 from hub_server import HubServer
 from hubmodels.modeling.mae import MAEConfig, MAEImageProcessor
+from hubmodels.modeling.sanm import SANMConfig, SANMEnsembleForImageClassification, SANMImageProcessor
 from hubmodels.modeling.simclr import SimCLRConfig, SimCLRForPreTraining, SimCLRImageProcessor, SimCLRModel
 from transformers import UperNetConfig, UperNetForSemanticSegmentation
 
@@ -25,7 +26,7 @@ PUBLISH = """
 import sys
 from pathlib import Path
 from hubmodels.publishing import publish
-for name in ("simclr", "upernet"):
+for name in ("simclr", "upernet", "sanm"):
     publish(Path(sys.argv[1]) / name, f"alice/{name}")
 """
 
@@ -34,8 +35,8 @@ import sys
 from pathlib import Path
 import numpy as np
 import torch
-from transformers import (AutoImageProcessor, AutoModel, AutoModelForPreTraining, AutoModelForSemanticSegmentation,
-                          Trainer, TrainingArguments)
+from transformers import (AutoImageProcessor, AutoModel, AutoModelForImageClassification, AutoModelForPreTraining,
+                          AutoModelForSemanticSegmentation)
 work = Path(sys.argv[1])
 trust = {"trust_remote_code": True}
 pixels, views = (torch.from_numpy(np.load(work / f"{name}.npy")) for name in ("pixels", "views"))
@@ -48,7 +49,7 @@ def loaded(auto, name):
     return model.eval()
 
 @torch.no_grad()
-def use(way, contrastive, segmenter):
+def use(way, contrastive, segmenter, pair):
     model = loaded(AutoModelForPreTraining, contrastive)
     seen[f"{way}/loss"] = model(views).loss
     seen[f"{way}/features"] = AutoModel.from_pretrained(contrastive, **trust).eval()(pixels).pooler_output
@@ -56,10 +57,14 @@ def use(way, contrastive, segmenter):
     segmenter = loaded(AutoModelForSemanticSegmentation, segmenter)
     seen[f"{way}/map"] = segmenter(pixels).logits
     segmenter.save_pretrained(work / f"{way}-upernet-again")
+    pair = loaded(AutoModelForImageClassification, pair)
+    seen[f"{way}/scores"] = pair(pixels).logits
+    pair.save_pretrained(work / f"{way}-sanm-again")
 
 AutoImageProcessor.from_pretrained("alice/simclr", **trust)
-use("published", "alice/simclr", "alice/upernet")
-use("folder", str(work / "repository-simclr"), str(work / "repository-upernet"))
+AutoImageProcessor.from_pretrained("alice/sanm", **trust)
+use("published", "alice/simclr", "alice/upernet", "alice/sanm")
+use("folder", *(str(work / f"repository-{name}") for name in ("simclr", "upernet", "sanm")))
 np.savez(work / "stranger.npz", **{key: np.asarray(value) for key, value in seen.items()})
 """
 
@@ -69,24 +74,26 @@ import sys
 from pathlib import Path
 import numpy as np
 import torch
-from transformers import AutoModelForPreTraining, AutoModelForSemanticSegmentation
+from transformers import AutoModelForImageClassification, AutoModelForPreTraining, AutoModelForSemanticSegmentation
 work = Path(sys.argv[1])
 pixels, views = (torch.from_numpy(np.load(work / f"{name}.npy")) for name in ("pixels", "views"))
 seen = {}
 with torch.no_grad():
     for way in ("published", "folder"):
-        contrastive, segmenter = (str(work / f"{way}-{name}-again") for name in ("simclr", "upernet"))
+        contrastive, segmenter, pair = (str(work / f"{way}-{name}-again") for name in ("simclr", "upernet", "sanm"))
         model = AutoModelForPreTraining.from_pretrained(contrastive, trust_remote_code=True)
         seen[f"{way}/loss"] = model.eval()(views).loss
         model = AutoModelForSemanticSegmentation.from_pretrained(segmenter, trust_remote_code=True)
         seen[f"{way}/map"] = model.eval()(pixels).logits
+        model = AutoModelForImageClassification.from_pretrained(pair, trust_remote_code=True)
+        seen[f"{way}/scores"] = model.eval()(pixels).logits
 np.savez(work / "again.npz", **{key: np.asarray(value) for key, value in seen.items()})
 """
 
 
 @pytest.fixture(scope="module")
 def work(tmp_path_factory):
-    """Folder with both models and what two strangers' processes got from them."""
+    """Folder with the models and what two strangers' processes got from them."""
     work = tmp_path_factory.mktemp("nested")
     torch.manual_seed(0)
     simclr = SimCLRConfig(backbone_config=MAEConfig(**MAE), image_size=32, proj_out_dim=8)
@@ -102,10 +109,14 @@ def work(tmp_path_factory):
     SimCLRImageProcessor(size={"height": 32, "width": 32}).save_pretrained(work / "simclr")
     UperNetForSemanticSegmentation(upernet).save_pretrained(work / "upernet")
     MAEImageProcessor(size={"height": 32, "width": 32}).save_pretrained(work / "upernet")
+    inner = SimCLRConfig(layer_type="basic", stem_width=4, depths=[1, 1, 1, 1], image_size=32)
+    pair = SANMConfig(backbone_config=inner, image_size=32, num_labels=3)
+    SANMEnsembleForImageClassification(pair).save_pretrained(work / "sanm")
+    SANMImageProcessor(size={"shortest_edge": 32}).save_pretrained(work / "sanm")
     generator = np.random.default_rng(0)
     np.save(work / "pixels.npy", generator.random((2, 3, 32, 32), dtype=np.float32))
     np.save(work / "views.npy", generator.random((3, 2, 3, 32, 32), dtype=np.float32))
-    for name in ("simclr", "upernet"):
+    for name in ("simclr", "upernet", "sanm"):
         prepare_repository(work / name, work / f"repository-{name}")
     with HubServer() as hub:
         run_client(hub, work, PUBLISH)
@@ -128,6 +139,15 @@ def test_method_around_another_gives_the_same_outputs_elsewhere(work, way):
     assert_equal(stranger, f"{way}/loss", loss)
     assert_equal(stranger, f"{way}/features", features)
     assert_equal(again, f"{way}/loss", loss)
+
+
+@pytest.mark.parametrize("way", ["published", "folder"])
+def test_pair_of_networks_around_another_method_gives_the_same_scores_elsewhere(work, way):
+    pixels = torch.from_numpy(np.load(work / "pixels.npy"))
+    with torch.no_grad():
+        ours = SANMEnsembleForImageClassification.from_pretrained(work / "sanm").eval()(pixels).logits
+    assert_equal(np.load(work / "stranger.npz"), f"{way}/scores", ours)
+    assert_equal(np.load(work / "again.npz"), f"{way}/scores", ours)
 
 
 @pytest.mark.parametrize("way", ["published", "folder"])
