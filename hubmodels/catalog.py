@@ -284,9 +284,32 @@ POSITIONAL_LABEL_SMALL_32 = Checkpoint(
     notes="Small ViT with its relative position head, fine-tuned on clothing of 32 pixels: to try the method on.",
 )
 
+SANM_SMALL_32 = Checkpoint(
+    name="sanm-small-32",
+    method=SANM.name,
+    task="image-classification",
+    modality=SANM.modality,
+    parameters=1_739_364,
+    licence="apache-2.0",
+    source="sanm-small-32",
+    base_model="simclr-small-32",
+    datasets=("fashion-mnist",),
+    paper=SANM.paper,
+    metrics=(
+        Metric(
+            "accuracy",
+            78.7,
+            "fashion-mnist-small test",
+            "hubmodels evaluate sanm-small-32 --data fashion-mnist-small",
+        ),
+    ),
+    notes="Two small networks that learned clothing of 32 pixels from labels of which 44 % were wrong.",
+)
+
 CHECKPOINTS: tuple[Checkpoint, ...] = (
     MAE_SMALL_32,
     POSITIONAL_LABEL_SMALL_32,
+    SANM_SMALL_32,
     *(checkpoint for size in _MAE_SIZES for checkpoint in _official_mae_files(size)),
     _official_mae(
         "mae_visualize_vit_large_ganloss",

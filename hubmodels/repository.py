@@ -41,6 +41,7 @@ TRAINER_STATE = (
     "rng_state*.pth",
     "trainer_state.json",
 )
+PRIVATE = ("noisy_labels.*",)  # the report on the user's own pictures and labels
 
 PROCESSOR_FILES = (
     "preprocessor_config.json",
@@ -80,7 +81,7 @@ def prepare_repository(folder: str | Path, out: str | Path, name: str | None = N
             to transformers.
     """
     folder, out = Path(folder), Path(out)
-    config = _read_config(folder)
+    config = _without_local_paths(_read_config(folder))
     method = method_of(config)
     files = _files_to_publish(folder)
     parameters = _count_parameters(folder)
@@ -93,6 +94,7 @@ def prepare_repository(folder: str | Path, out: str | Path, name: str | None = N
     try:
         for path in files:
             shutil.copyfile(path, staging / path.name)
+        _write_json(staging / CONFIG_NAME, config)
         _add_code(staging, config, method)
         _write_card(folder, staging, name or folder.resolve().name, config, method, parameters)
         staging.chmod(0o755)  # mkdtemp makes it private
@@ -150,6 +152,17 @@ def _read_config(folder: Path) -> dict[str, Any]:
     return _read_json(path)
 
 
+def _without_local_paths(value: Any) -> Any:
+    """A config without the places on this machine from which networks inside of the model were loaded."""
+    if isinstance(value, list):
+        return [_without_local_paths(item) for item in value]
+    if not isinstance(value, dict):
+        return value
+    source = value.get("_name_or_path")
+    local = isinstance(source, str) and (Path(source).is_absolute() or Path(source).exists())
+    return {key: "" if local and key == "_name_or_path" else _without_local_paths(item) for key, item in value.items()}
+
+
 def _read_json(path: Path) -> dict[str, Any]:
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
@@ -171,7 +184,7 @@ def _files_to_publish(folder: Path) -> list[Path]:
         ValueError: If there are pickled weights: loading them can execute code, so they are never published.
     """
     candidates = sorted(path for path in folder.iterdir() if path.is_file() and not path.name.startswith("."))
-    left = [path for path in candidates if any(path.match(pattern) for pattern in TRAINER_STATE)]
+    left = [path for path in candidates if any(path.match(pattern) for pattern in (*TRAINER_STATE, *PRIVATE))]
     candidates = [path for path in candidates if path not in left]
     pickles = [path.name for path in candidates if path.suffix in PICKLE_SUFFIXES]
     if pickles:

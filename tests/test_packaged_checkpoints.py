@@ -4,6 +4,7 @@ import pytest
 import torch
 from hubmodels.modeling.densecl.matching_densecl import match_accuracy
 from hubmodels.modeling.positional_label import PositionalLabelForImageClassification
+from PIL import Image
 from safetensors.torch import load_file
 from transformers import (
     AutoConfig,
@@ -11,18 +12,23 @@ from transformers import (
     AutoModel,
     AutoModelForImageClassification,
     AutoModelForPreTraining,
+    pipeline,
 )
 
 from hubmodels import catalog
-from hubmodels.data import load_image_dataset
+from hubmodels.data import inject_label_noise, load_image_dataset
 from hubmodels.data.processing import ProcessorTransform
-from hubmodels.evaluation import extract_features, knn_accuracy
+from hubmodels.evaluation import NoisyLabelReport, evaluate_classifier, extract_features, knn_accuracy
+from hubmodels.evaluation.evaluate import classifier_and_transform
 from hubmodels.training.methods import method_class
 from hubmodels.visualization.views import correspondences
 
+PAIR = "sanm-small-32"  # two networks, of which `AutoModelForImageClassification` alone makes one model
 PACKAGED = [checkpoint.name for checkpoint in catalog.CHECKPOINTS if checkpoint.is_packaged]
 BACKBONES = [
-    name for name in PACKAGED if "AutoBackbone" in catalog.get_method(catalog.get_checkpoint(name).method).auto_classes
+    name
+    for name in PACKAGED
+    if name != PAIR and "AutoBackbone" in catalog.get_method(catalog.get_checkpoint(name).method).auto_classes
 ]
 LARGEST_FILE = 6 * 2**20
 
@@ -69,7 +75,8 @@ def test_cells_of_two_views_are_matched_better_than_by_random_weights():
 @pytest.mark.parametrize("name", PACKAGED)
 def test_nothing_is_missing_and_values_are_float32(name):
     folder = catalog.packaged_path(name)
-    model, report = AutoModel.from_pretrained(folder, output_loading_info=True)
+    loads = AutoModelForImageClassification if name == PAIR else AutoModel
+    model, report = loads.from_pretrained(folder, output_loading_info=True)
     assert not report["missing_keys"] and not report["mismatched_keys"]
     assert {parameter.dtype for parameter in model.parameters()} == {torch.float32}
     assert (folder / "model.safetensors").stat().st_size <= LARGEST_FILE
@@ -120,6 +127,20 @@ def test_positional_label_tells_places_and_gives_back_a_plain_vit():
         plain = model.to_backbone_classifier()
         assert type(plain).__module__.startswith("transformers.")
         torch.testing.assert_close(plain(pixels).logits, output.logits, atol=1e-4, rtol=1e-4)
+
+
+def test_networks_trained_on_wrong_labels_know_the_right_ones():
+    folder = catalog.packaged_path(PAIR)
+    model, transform = classifier_and_transform(folder)
+    test = images("test", 300)
+    assert evaluate_classifier(model, test, transform, test.class_names, progress=False).accuracy > 0.7
+    train = load_image_dataset("fashion-mnist-small", "train")
+    noisy = inject_label_noise(train.labels, "sym", 0.5, train.num_classes, seed=0).labels
+    train = train.with_noisy_labels(noisy).subset(400, seed=0)
+    report = NoisyLabelReport.from_model(model, train, transform=transform, progress=False)
+    assert report.detection_quality().average_precision > 0.9
+    scores = pipeline("image-classification", model=str(folder))(Image.new("RGB", (28, 28)), top_k=3)
+    assert {score["label"] for score in scores} < set(train.class_names)
 
 
 def test_a_classifier_takes_the_type_of_the_autoencoder_that_it_starts_from():

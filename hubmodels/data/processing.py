@@ -25,7 +25,7 @@ def processor_statistics(processor: Any, num_channels: int = 3) -> tuple[list[fl
     values = processor(images=pictures, input_data_format="channels_first", return_tensors="pt")["pixel_values"]
     at_black, at_white = values.double().mean(dim=(2, 3))
     std = 1 / (at_white - at_black)
-    mean, std = ([round(value, 5) for value in values.tolist()] for values in (-at_black * std, std))
+    mean, std = ([round(value, 5) + 0.0 for value in values.tolist()] for values in (-at_black * std, std))  # no -0.0
     return mean, std
 
 

@@ -59,6 +59,20 @@ def test_auto_map_names_the_classes_of_the_catalog(method):
     assert {auto: ref.split(".")[1] for auto, ref in auto_map_of(method).items()} == dict(method.auto_classes)
 
 
+def test_places_on_this_machine_and_the_report_on_labels_stay_at_home(folder, tmp_path):
+    config = read_json(folder / "config.json")
+    inner = {"model_type": "vit", "_name_or_path": str(tmp_path)}
+    hub = {"model_type": "vit", "_name_or_path": "google/vit-base-patch16-224"}
+    (folder / "config.json").write_text(json.dumps(config | {"inner": inner, "others": [hub]}))
+    for suffix in ("json", "csv", "html", "png"):
+        (folder / f"noisy_labels.{suffix}").write_text("private")
+    out = prepare_repository(folder, tmp_path / "out")
+    published = read_json(out / "config.json")
+    assert published["inner"]["_name_or_path"] == ""
+    assert published["others"] == [hub]
+    assert not list(out.glob("noisy_labels*"))
+
+
 def test_sharded_weights_are_published_whole(folder, tmp_path):
     (folder / "model.safetensors").rename(folder / "model-00001-of-00001.safetensors")
     index = {"metadata": {}, "weight_map": {"vit.embeddings.cls_token": "model-00001-of-00001.safetensors"}}

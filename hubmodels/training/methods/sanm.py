@@ -190,6 +190,7 @@ def _network_around(network_class: Any, config: Any, source: str, settings: dict
     """A network whose encoder has the weights of another model."""
     size = getattr(config, "image_size", None)
     sizes = {} if size is None else {"image_size": size}
+    config._name_or_path = ""  # a folder of this machine means nothing where the model goes
     settings = sizes | settings | {"backbone_config": config}
     network = network_class(network_class.config_class(**settings)).float()
     encoder, report = type(network.backbone).from_pretrained(source, dtype=torch.float32, output_loading_info=True)
