@@ -42,7 +42,7 @@ COMMON = (
 )
 EPOCHS = 40
 WARM_UP_EPOCHS = 20
-LONG_EPOCHS = 200  # of cross entropy: it has learned wrong labels by heart by then, in about half of SANM's time
+LONG_EPOCHS = 200  # of cross entropy: it has learned wrong labels by heart by then
 PAIR = (
     "schedule.batch_size=16",
     "optimizer.base_learning_rate=0.4",
