@@ -30,7 +30,7 @@ class HubTrainingArguments(TrainingArguments):
         layer_decay: Learning-rate factor from a layer to the one before it, in (0, 1].
         lr_schedule: "warmup_cosine" (published MAE schedule, per step at a fractional epoch), "simclr" (the official
             SimCLR schedule, which counts steps its own way, see `simclr_steps`; needs `base_learning_rate`),
-            "timm_cosine" (that of the official Swin and Positional Label, see `timm_cosine_learning_rate`), or a name
+            "timm_cosine" (that of the official Swin and Positional Label, see `timm_cosine_scheduler`), or a name
             of `transformers.SchedulerType`.
         min_lr: Learning rate at the end of "warmup_cosine" and "timm_cosine".
         warmup_lr: Learning rate of the first step with "timm_cosine"; the other schedules begin at 0.

@@ -3,6 +3,8 @@
 import math
 
 import numpy as np
+import torch
+from timm.scheduler import CosineLRScheduler
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
@@ -96,57 +98,42 @@ def warmup_cosine_scheduler(
     return LambdaLR(optimizer, factor)
 
 
-def timm_cosine_learning_rate(
-    step: int, peak: float, min_lr: float, warmup_lr: float, warmup_steps: int, train_steps: int
-) -> float:
-    """Learning rate of an optimiser step as timm's `CosineLRScheduler` gives it (official Swin, Positional Label).
+def timm_cosine_scheduler(
+    optimizer: Optimizer, lr: float, min_lr: float, warmup_lr: float, warmup_steps: int, train_steps: int
+) -> LambdaLR:
+    """Schedule of timm's `CosineLRScheduler` without warm-up prefix (official Swin, Positional Label), for the trainer.
 
     Linear warm-up from `warmup_lr`, then half a cosine to `min_lr` that is read at the step of the whole run: after the
-    warm-up the rate jumps from `peak` to where the cosine already is.
+    warm-up the rate jumps from `lr` to where the cosine already is. A group keeps its own factor.
 
     Args:
-        step: Optimiser steps done so far.
-        peak: Learning rate that the warm-up leads to.
+        optimizer: Optimiser whose groups were built with their peak learning rates.
+        lr: Peak learning rate of a group without a factor of its own, greater than 0.
         min_lr: Learning rate at the end.
         warmup_lr: Learning rate of the first step.
         warmup_steps: Steps of warm-up.
         train_steps: Steps in all, at least `warmup_steps`.
 
     Returns:
-        The learning rate.
-
-    Raises:
-        ValueError: If the warm-up is negative or longer than the run.
-    """
-    if not 0 <= warmup_steps <= train_steps:
-        raise ValueError(f"warmup_steps must be in [0, train_steps = {train_steps}], got {warmup_steps}")
-    if step < warmup_steps:
-        return warmup_lr + step * (peak - warmup_lr) / warmup_steps
-    if step >= train_steps:
-        return min_lr
-    return min_lr + 0.5 * (peak - min_lr) * (1 + math.cos(math.pi * step / train_steps))
-
-
-def timm_cosine_scheduler(
-    optimizer: Optimizer, lr: float, min_lr: float, warmup_lr: float, warmup_steps: int, train_steps: int
-) -> LambdaLR:
-    """Schedule that sets `timm_cosine_learning_rate` before every optimiser step.
-
-    Args:
-        optimizer: Optimiser whose groups were built with their peak learning rates.
-        lr: Peak learning rate of a group without a factor of its own, greater than 0.
-        min_lr, warmup_lr, warmup_steps, train_steps: See [`timm_cosine_learning_rate`].
-
-    Returns:
         The scheduler, to be stepped once after every optimiser step.
 
     Raises:
-        ValueError: If `lr` is not greater than 0, or the warm-up is longer than the run.
+        ValueError: If `lr` is not greater than 0, or the warm-up is negative or longer than the run.
     """
     if lr <= 0:
         raise ValueError(f"learning_rate must be greater than 0, got {lr}")
-    sizes = (lr, min_lr, warmup_lr, warmup_steps, train_steps)
-    return LambdaLR(optimizer, lambda step: timm_cosine_learning_rate(step, *sizes) / lr)
+    if not 0 <= warmup_steps <= train_steps:
+        raise ValueError(f"warmup_steps must be in [0, train_steps = {train_steps}], got {warmup_steps}")
+    rates = torch.optim.SGD([torch.zeros(1)], lr=lr)
+    theirs = CosineLRScheduler(
+        rates, train_steps, lr_min=min_lr, warmup_t=warmup_steps, warmup_lr_init=warmup_lr, t_in_epochs=False
+    )
+
+    def factor(step: int) -> float:
+        theirs.step_update(step)
+        return rates.param_groups[0]["lr"] / lr
+
+    return LambdaLR(optimizer, factor)
 
 
 def scaled_learning_rate(base_learning_rate: float, batch_size: int, scaling: str = "linear") -> float:

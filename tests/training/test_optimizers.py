@@ -19,7 +19,6 @@ from hubmodels.training import (
     simclr_learning_rate,
     simclr_scheduler,
     simclr_steps,
-    timm_cosine_learning_rate,
     timm_cosine_scheduler,
     warmup_cosine_lr,
     warmup_cosine_scheduler,
@@ -161,7 +160,7 @@ def test_timm_schedule_is_that_of_timm():
         optimizer.step()
         ours.step()
     with pytest.raises(ValueError, match=r"warmup_steps must be in \[0, train_steps = 5\], got 6"):
-        timm_cosine_learning_rate(0, 1.0, 0.0, 0.0, 6, 5)
+        timm_cosine_scheduler(optimizer, 1.0, 0.0, 0.0, 6, 5)
 
 
 def test_lars_names_an_unknown_momentum_style():
