@@ -5,7 +5,6 @@ Weak views: crop, flip and AutoAugment. Strong views: crop, flip, two operations
 Warm-up views: colours, crop, flip and an affine map. Photographs are resized first where they are larger than the crop.
 """
 
-import functools
 import math
 from collections.abc import Callable, Sequence
 
@@ -86,11 +85,6 @@ class WeakView(_PillowView):
     def __init__(self, size: int | Sequence[int], **kwargs):
         super().__init__(size, **kwargs)
         self._auto_augment = v2.AutoAugment(v2.AutoAugmentPolicy.CIFAR10, fill=FILL)
-        # torchvision makes the table of magnitudes anew for every operation.
-        self._auto_augment._AUGMENTATION_SPACE = {
-            name: (functools.lru_cache(magnitudes), signed)
-            for name, (magnitudes, signed) in self._auto_augment._AUGMENTATION_SPACE.items()
-        }
 
     def _changed(self, pictures, uniforms):
         return self._each(self._auto_augment, pictures, uniforms)

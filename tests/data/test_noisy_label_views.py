@@ -1,5 +1,7 @@
 """The views of training with wrong labels: a function of their numbers, ranges, grey squares, sizes."""
 
+import pickle
+
 import numpy as np
 import pytest
 import torch
@@ -12,6 +14,7 @@ from hubmodels.data.noisy_label_views import (
     WarmUpView,
     WeakView,
 )
+from hubmodels.data.randomness import uniforms
 
 KINDS = (PlainView, WeakView, StrongView, WarmUpView)
 NO_NORMALISATION = {"mean": 0.0, "std": 1.0}
@@ -84,3 +87,11 @@ def test_errors():
         WeakView(32, resize=16)
     with pytest.raises(ValueError, match="1 or 3 channels, got num_channels=4"):
         StrongView(32, num_channels=4)
+
+
+@pytest.mark.parametrize("view", KINDS)
+def test_views_reach_workers_that_are_spawned(view):
+    pictures = torch.randint(0, 256, (3, 3, 16, 16), dtype=torch.uint8, generator=torch.manual_seed(0))
+    table = uniforms(0, 0, range(3), view.draws)
+    copy = pickle.loads(pickle.dumps(view(16)))
+    assert torch.equal(copy(pictures, table), view(16)(pictures, table))
