@@ -73,9 +73,9 @@ NOISE = {
     "40 % asymmetric": ("asym", 0.4),
 }
 HUMAN = {
-    "aggre": ("noisy_aggre", 0.09, "sym"),
-    "random1": ("noisy_random1", 0.17, "sym"),
     "worse": ("noisy_worse", 0.41, "asym"),
+    "random1": ("noisy_random1", 0.17, "sym"),
+    "aggre": ("noisy_aggre", 0.09, "sym"),
 }
 
 
