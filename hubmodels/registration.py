@@ -11,7 +11,7 @@ transformers' own imports is a cycle.)
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from importlib import import_module
 from importlib.abc import Loader, MetaPathFinder
 from importlib.machinery import ModuleSpec
@@ -24,6 +24,7 @@ _MODELS = "transformers.models"
 _AUTO_FILES = {
     "AutoConfig": "configuration_auto",
     "AutoImageProcessor": "image_processing_auto",
+    "AutoVideoProcessor": "video_processing_auto",
     "AutoFeatureExtractor": "feature_extraction_auto",
     "AutoProcessor": "processing_auto",
     "AutoTokenizer": "tokenization_auto",
@@ -34,7 +35,7 @@ def register() -> None:
     """Registers the catalog with the Auto classes; calling it again changes nothing."""
     if any(isinstance(finder, _MethodFinder) for finder in sys.meta_path):
         return
-    names = {_auto_module(auto_class) for method in METHODS for auto_class in method.auto_classes}
+    names = {_auto_module(auto_class) for method in METHODS for auto_class, _ in _auto_classes(method)}
     for name in names & set(sys.modules):
         _add_names(sys.modules[name])
     sys.meta_path.insert(0, _MethodFinder(names - set(sys.modules)))
@@ -44,20 +45,30 @@ def _auto_module(auto_class: str) -> str:
     return f"{_MODELS}.auto.{_AUTO_FILES.get(auto_class, 'modeling_auto')}"
 
 
+def _auto_classes(method: Method) -> Iterator[tuple[str, str | None]]:
+    """Auto classes and the names of ours that they stand for, which is none where a method is known to have nothing."""
+    yield from method.auto_classes.items()
+    if "AutoImageProcessor" in method.auto_classes:
+        # Pipelines look for a video processor too (transformers 5.24), and take a saved image processor for one whose
+        # code is to be run from the folder: they would ask the user about it.
+        yield "AutoVideoProcessor", None
+
+
 def _add_names(auto_module: ModuleType) -> None:
     """Adds the names of our classes to the tables of one of transformers' auto modules."""
     for method in METHODS:
-        for auto_class, class_name in method.auto_classes.items():
+        for auto_class, class_name in _auto_classes(method):
             if _auto_module(auto_class) == auto_module.__name__:
                 _add_name(auto_module, method, auto_class, class_name)
 
 
-def _add_name(auto_module: ModuleType, method: Method, auto_class: str, class_name: str) -> None:
+def _add_name(auto_module: ModuleType, method: Method, auto_class: str, class_name: str | None) -> None:
     if auto_class == "AutoConfig":
         auto_module.CONFIG_MAPPING_NAMES[method.name] = class_name
         return
-    if auto_class == "AutoImageProcessor":
-        mapping = auto_module.IMAGE_PROCESSOR_MAPPING
+    if auto_class in ("AutoImageProcessor", "AutoVideoProcessor"):
+        kind = auto_class.removeprefix("Auto").removesuffix("Processor").upper()
+        mapping = getattr(auto_module, f"{kind}_PROCESSOR_MAPPING")
         mapping._model_mapping[method.name] = {"torchvision": class_name}
     else:
         mapping = getattr(auto_module, auto_class)._model_mapping

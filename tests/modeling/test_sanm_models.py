@@ -16,6 +16,7 @@ from hubmodels.modeling.sanm import (
     sharpen,
     soft_cross_entropy,
 )
+from PIL import Image
 from transformers import (
     AutoImageProcessor,
     AutoModel,
@@ -25,6 +26,7 @@ from transformers import (
     ResNetConfig,
     SwinConfig,
     ViTConfig,
+    pipeline,
 )
 
 import hubmodels
@@ -156,6 +158,20 @@ def test_an_ensemble_sums_its_networks_and_is_found_by_the_auto_class(tmp_path):
     assert loaded.config.auto_map["AutoModelForImageClassification"].endswith("SANMEnsembleForImageClassification")
     assert type(AutoImageProcessor.from_pretrained(tmp_path)) is SANMImageProcessor
     assert hubmodels.SANMEnsembleForImageClassification is SANMEnsembleForImageClassification
+
+
+def test_pipelines_give_grey_pictures_to_networks_of_one_channel(tmp_path, monkeypatch):
+    tiny(num_channels=1).eval().save_pretrained(tmp_path)
+    processor = SANMImageProcessor(size={"height": 16, "width": 16}, image_mean=[0.286], image_std=[0.353])
+    processor.save_pretrained(tmp_path)
+    levels = torch.arange(256, dtype=torch.uint8).view(16, 16)
+    grey = Image.fromarray(levels.numpy())
+    for picture in (grey, grey.convert("RGB"), levels[None]):
+        pixels = processor(picture, return_tensors="pt").pixel_values[0]
+        torch.testing.assert_close(pixels, (levels[None] / 255 - 0.286) / 0.353)
+    monkeypatch.setattr("builtins.input", lambda *question: pytest.fail(f"pipeline asks: {question}"))
+    answers = pipeline("image-classification", str(tmp_path))(grey, top_k=1)
+    assert answers[0]["label"].startswith("LABEL_")
 
 
 def test_one_network_and_two_are_not_mistaken_for_each_other(tmp_path):
