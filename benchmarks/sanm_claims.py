@@ -1,8 +1,10 @@
 """What SANM claims, at small scale, on real images with wrong labels, three seeds each.
 
-python -m benchmarks.sanm_claims OUT [clothes] [cifar10] [cifar10n] [--images CIFAR10]
+python -m benchmarks.sanm_claims OUT [clothes] [mostly_wrong] [cifar10] [cifar10n] [--images CIFAR10]
 
 clothes:  20, 50 and 80 % symmetric and 40 % asymmetric noise on 1,000 images of the packaged Fashion-MNIST.
+mostly_wrong: the 80 % again with twice the epochs of co-training and without the loss of unlabelled images: an epoch
+          has as many steps as the few images with credible labels make.
 cifar10:  the same on 1,000 training images of CIFAR10 (a local copy with the splits train and test).
 cifar10n: the labels of CIFAR-10N on the same images: aggre (9 % wrong), random1 (17 %) and worse (41 %).
 
@@ -42,6 +44,7 @@ COMMON = (
 )
 EPOCHS = 40
 WARM_UP_EPOCHS = 20
+MORE_EPOCHS = 60
 LONG_EPOCHS = 200  # of cross entropy: it has learned wrong labels by heart by then
 PAIR = (
     "schedule.batch_size=16",
@@ -65,6 +68,8 @@ ARMS = {
     "cross entropy, AutoAugment": ("sanm/small_light", PLAIN),
     "SANM, one network": ("sanm/small_light", (*SINGLE, f"noisy_labels.warm_up_epochs={WARM_UP_EPOCHS}")),
 }
+COUNT = 1000
+CLOTHES = ("transform.mean=[0.286]", "transform.std=[0.353]")
 FIRST_ARMS = 4  # the comparison of the paper, which is run first
 NOISE = {
     "50 % symmetric": ("sym", 0.5),
@@ -81,25 +86,39 @@ HUMAN = {
 
 @dataclass(frozen=True)
 class Experiment:
-    """Images, what is done to their labels, and the settings of the pairs and of all arms."""
+    """Images, what is done to their labels, the settings of all arms, the arms and their epochs."""
 
     title: str
     settings: dict[str, tuple]
     common: tuple[str, ...] = ()
     source: str | None = None
+    arms: tuple[str, ...] = tuple(ARMS)
+    epochs: int = EPOCHS
 
 
 EXPERIMENTS = {
     "clothes": Experiment(
         "SANM claim: injected wrong labels, Fashion-MNIST",
         NOISE,
-        ("transform.mean=[0.286]", "transform.std=[0.353]"),
+        CLOTHES,
         "fashion-mnist-small",
+    ),
+    "mostly_wrong": Experiment(
+        "SANM claim: most labels wrong, longer co-training, Fashion-MNIST",
+        {"80 % symmetric": ("sym", 0.8)},
+        (
+            *CLOTHES,
+            "noisy_labels.lambda_u=0.0",
+            f"schedule.epochs={MORE_EPOCHS}",
+            f"noisy_labels.decay_epochs=[{MORE_EPOCHS - 6}]",
+        ),
+        "fashion-mnist-small",
+        ("cross entropy", "DivideMix without SANM", "SANM"),
+        MORE_EPOCHS,
     ),
     "cifar10": Experiment("SANM claim: injected wrong labels, CIFAR-10", NOISE),
     "cifar10n": Experiment("SANM claim: human labels, CIFAR-10N", HUMAN),
 }
-COUNT = 1000
 
 
 def noisy_training_images(source: str, value: tuple, count: int, seed: int):
@@ -139,7 +158,7 @@ def run_experiment(results: SeededResults, name: str, images: str | None, seed: 
     source = experiment.source or images
     if source is None:
         raise SystemExit(f"{name} needs --images")
-    for arms in (list(ARMS)[:FIRST_ARMS], list(ARMS)[FIRST_ARMS:]):
+    for arms in (experiment.arms[:FIRST_ARMS], experiment.arms[FIRST_ARMS:]):
         for (setting, value), arm in itertools.product(experiment.settings.items(), arms):
             results.once(
                 f"{name}/{setting}/{arm}/{seed}", lambda a=arm, v=value: measure(experiment, a, v, source, seed)
@@ -150,7 +169,8 @@ def write_table(results: SeededResults, name: str, seeds: list[int]) -> None:
     """Writes the table of an experiment."""
     experiment = EXPERIMENTS[name]
     lines = [
-        f"PreAct ResNet of widths 16 to 128 with one block a stage, {EPOCHS} epochs, {WARM_UP_EPOCHS} of them warm-up,",
+        "PreAct ResNet of widths 16 to 128 with one block a stage, "
+        f"{experiment.epochs} epochs, {WARM_UP_EPOCHS} of them warm-up,",
         f"{COUNT:,} training images; per cent: mean (lowest to highest) of the seeds that were run. Wrong labels are",
         "found by the report of the trained model; their share is the average precision of a list in random order.",
         "",
