@@ -104,7 +104,7 @@ EXPERIMENTS = {
         "fashion-mnist-small",
     ),
     "longer": Experiment(
-        "SANM claim: injected wrong labels, longer co-training, Fashion-MNIST",
+        "SANM claim: wrong labels, longer co-training, no unlabelled loss, Fashion-MNIST",
         {name: NOISE[name] for name in ("80 % symmetric", "50 % symmetric")},
         (
             *CLOTHES,
