@@ -5,7 +5,7 @@ python -m benchmarks.sanm_claims OUT [clothes] [longer] [cifar10] [cifar10n] [--
 clothes:  20, 50 and 80 % symmetric and 40 % asymmetric noise on 1,000 images of the packaged Fashion-MNIST.
 longer:   80 and 50 % symmetric again with twice the epochs of co-training and without the loss of unlabelled images
           (an epoch of it has only as many steps as the images with credible labels make).
-cifar10:  the same on 1,000 training images of CIFAR10 (a local copy with the splits train and test).
+cifar10:  as clothes on 1,000 training images of CIFAR10 (a local copy with the splits train and test).
 cifar10n: the labels of CIFAR-10N on the same images: aggre (9 % wrong), random1 (17 %) and worse (41 %).
 
 Arms with the same network and as many epochs: plain cross entropy (crop and flip); co-training without SANM
@@ -44,7 +44,7 @@ COMMON = (
 )
 EPOCHS = 40
 WARM_UP_EPOCHS = 20
-MORE_EPOCHS = 60
+MORE_EPOCHS = 60  # of the experiment `longer`
 LONG_EPOCHS = 200  # of cross entropy: it has learned wrong labels by heart by then
 PAIR = (
     "schedule.batch_size=16",

@@ -35,7 +35,8 @@ class SANMImageProcessor(TorchvisionBackend):
     def process_image(self, image: ImageInput, *args, **kwargs) -> torch.Tensor:
         """As in transformers, which knows colour images only; `[1, H, W]` if there is one mean."""
         image = super().process_image(image, *args, **kwargs)
-        if image.shape[0] != 3 or isinstance(self.image_mean, float) or len(self.image_mean) != 1:
+        one_channel = isinstance(self.image_mean, (list, tuple)) and len(self.image_mean) == 1
+        if image.shape[0] != 3 or not one_channel:
             return image
         gray = tvF.rgb_to_grayscale(image.float())
         # Its weights sum to 0.9999: rounding leaves grey pictures as they are.
