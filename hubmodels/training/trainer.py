@@ -1,5 +1,6 @@
 """The trainer: `transformers.Trainer` with the published optimisers and schedules, mixing and exact resume."""
 
+import atexit
 from collections import defaultdict
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -92,6 +93,8 @@ class HubTrainer(Trainer):
             callbacks=[_RunDriver(), *_standard_callbacks(args), *(callbacks or [])],
             **kwargs,
         )
+        if self.args.world_size > 1:
+            atexit.register(_leave_process_group)
         self.eval_data_collator = eval_data_collator or self.data_collator
         # Losses here are means over a batch made by the model; without these two lines the stock trainer believes
         # that a forward with **kwargs divides by the number of labels and leaves out the division by accumulation.
@@ -427,6 +430,15 @@ class _RunDriver(HubCallback):
 
     def on_epoch_begin(self, args, state, control, **kwargs):
         self.trainer.set_epoch(state.global_step // self.trainer.steps_per_epoch)
+
+
+def _leave_process_group() -> None:
+    """Leaves the process group before the interpreter ends.
+
+    Gloo's threads may still hold tensors then, and abort the process when they free them (pytorch/pytorch#179291).
+    """
+    if dist.is_initialized():
+        dist.destroy_process_group()
 
 
 def _standard_callbacks(args: HubTrainingArguments) -> list[TrainerCallback]:

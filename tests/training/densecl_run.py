@@ -1,13 +1,17 @@
 """A tiny DenseCL run, alone or as one of several processes: `python densecl_run.py OUTPUT --trainer stock|hub`.
 
-Every process writes its state to `OUTPUT/rankR.safetensors`.
+Every process writes its state to `OUTPUT/rankR.safetensors`, and at its very end an empty `OUTPUT/rankR.left` if it
+has left the process group.
 """
 
 import argparse
+import atexit
 import json
+import os
 from pathlib import Path
 
 import torch
+import torch.distributed as dist
 from hubmodels.modeling.densecl import DenseCLConfig, DenseCLForPreTraining
 from safetensors.torch import save_file
 from transformers import Trainer, TrainingArguments, set_seed
@@ -83,6 +87,8 @@ def main() -> None:
     parser.add_argument("--overrides", default="{}", help="arguments of the trainer, JSON")
     options = parser.parse_args()
     torch.set_num_threads(1)
+    left = options.output / f"rank{os.environ.get('RANK', 0)}.left"
+    atexit.register(lambda: None if dist.is_initialized() else left.touch())
     run = trainer(options.trainer, options.output, **json.loads(options.overrides))
     if run.args.process_index:
         with torch.no_grad():
@@ -92,6 +98,8 @@ def main() -> None:
     state = {name: tensor.contiguous() for name, tensor in run.model.state_dict().items()}
     save_file(state, options.output / f"rank{run.args.process_index}.safetensors")
     (options.output / f"rank{run.args.process_index}.json").write_text(json.dumps(run.state.log_history))
+    if options.trainer == "stock":
+        run.accelerator.end_training()  # else the process may abort at its end, see HubTrainer
 
 
 if __name__ == "__main__":

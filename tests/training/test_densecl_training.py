@@ -27,6 +27,7 @@ def run_two_processes(output, kind, **overrides):
         timeout=300,
     )
     assert done.returncode == 0, done.stderr[-4000:]
+    assert all((output / f"rank{rank}.left").exists() for rank in range(2)), "aborts now and then at the end"
     states = [load_file(output / f"rank{rank}.safetensors") for rank in range(2)]
     return states, json.loads((output / "rank0.json").read_text())
 
