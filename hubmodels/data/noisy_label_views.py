@@ -33,15 +33,12 @@ class _PillowView(FinetuneTransform):
         flip, num_channels, mean, std: See [`FinetuneTransform`].
     """
 
-    def __init__(self, size: int | Sequence[int], resize: int | None = None, crop_padding: int = 4, **kwargs):
+    def __init__(self, size: int | Sequence[int], crop_padding: int = 4, **kwargs):
         super().__init__(size, crop_padding=crop_padding, **kwargs)
         if self.num_channels not in (1, 3):
             raise ValueError(
                 f"these views are made of images with 1 or 3 channels, got num_channels={self.num_channels}"
             )
-        if resize is not None and resize < min(self.size):
-            raise ValueError(f"resize must be at least the size {self.size}, got {resize}")
-        self.resize = resize
 
     def _transform(self, images: Images, uniforms: np.ndarray) -> torch.Tensor:
         if self.resize is not None:

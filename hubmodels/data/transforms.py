@@ -267,6 +267,11 @@ class EvalTransform(ImageTransform):
             raise ValueError(f"crop_fraction must be in (0, 1], got {crop_fraction}")
         self.crop_fraction = crop_fraction
 
+    @property
+    def short_side(self) -> int:
+        """Pixels that the short side of an image is resized to, for square outputs."""
+        return int(min(self.size) / self.crop_fraction)
+
     def resized_size(self, height: int, width: int) -> tuple[int, int]:
         """(height, width) of an image of the given size after resizing, in pixels.
 
@@ -326,6 +331,8 @@ class FinetuneTransform(PretrainTransform):
         auto_augment: Configuration string of timm's RandAugment, or None. Needs 3 channels.
         random_erasing: Probability that a rectangle is overwritten with pixel noise.
         crop_padding: Pixels of zero padding of a padded crop of fixed size, or None for resized crops.
+        resize: Pixels that the short side is resized to before a padded crop, bicubically as for evaluation; more where
+            the crop needs it. None leaves images as they are.
         ratio, flip, num_channels, mean, std, pad: See [`PretrainTransform`].
 
     Raises:
@@ -341,6 +348,7 @@ class FinetuneTransform(PretrainTransform):
         auto_augment: str | None = None,
         random_erasing: float = 0.0,
         crop_padding: int | None = None,
+        resize: int | None = None,
         **kwargs,
     ):
         super().__init__(size, scale, **kwargs)
@@ -352,9 +360,14 @@ class FinetuneTransform(PretrainTransform):
             raise ValueError(f"auto_augment needs num_channels=3, got {self.num_channels}")
         if crop_padding is not None and crop_padding < 0:
             raise ValueError(f"crop_padding must be >= 0 or None, got {crop_padding}")
+        if resize is not None and crop_padding is None:
+            raise ValueError(f"resize={resize} goes with crop_padding, which is None: resized crops need no other")
+        if resize is not None and resize < min(self.size):
+            raise ValueError(f"resize must be at least the size {self.size}, got {resize}")
         self.auto_augment = auto_augment
         self.random_erasing = _check_probability("random_erasing", random_erasing)
         self.crop_padding = crop_padding
+        self.resize = resize
         self._rand_augment = rand_augment_transform(
             auto_augment or "rand-m9-mstd0.5-inc1",
             {
@@ -372,11 +385,13 @@ class FinetuneTransform(PretrainTransform):
         if heights.min() < self.size[0] or widths.min() < self.size[1]:
             raise ValueError(
                 f"crop_padding={self.crop_padding} needs padded images of at least {self.size[0]}x{self.size[1]}, "
-                f"got {heights.min()}x{widths.min()}; leave it out for resized crops"
+                f"got {heights.min()}x{widths.min()}; give resize={min(self.size)}, or leave both out for resized crops"
             )
         return crops.padded_crop_boxes(uniforms, heights, widths, self.size)
 
     def _transform(self, images: Images, uniforms: np.ndarray) -> torch.Tensor:
+        if self.resize is not None:
+            images = self._with_short_side(images, self.resize)
         images = self._zero_padded(images, self.crop_padding or 0)
         cropped = self._crop_and_flip(images, uniforms[:, :-1])
         seeds = (uniforms[:, -1] * 2**53).astype(np.int64).tolist()
@@ -389,6 +404,17 @@ class FinetuneTransform(PretrainTransform):
                     seed_global_generators(seed + 1)
                     self._erase(image)
         return pixels
+
+    def _with_short_side(self, images: Images, pixels: int) -> Images:
+        """Resize images so that the short side has `pixels` and the crop fits."""
+        if not isinstance(images, torch.Tensor):
+            return [self._with_short_side(image[None], pixels)[0] for image in images]
+        height, width = images.shape[2:]
+        scale = max(pixels / min(height, width), self.size[0] / height, self.size[1] / width)
+        size = (round(height * scale), round(width * scale))
+        if size == (height, width):
+            return images
+        return resized_crop(images, np.tile([0, 0, height, width], (len(images), 1)), size)
 
     def _rand_augmented(self, image: torch.Tensor, seed: int) -> torch.Tensor:
         """Apply RandAugment to one uint8 image [3, H, W] with its own seed."""

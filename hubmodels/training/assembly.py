@@ -260,6 +260,7 @@ def build_collators(recipe: Recipe, config: PreTrainedConfig) -> tuple[Collator,
             auto_augment=section.auto_augment,
             random_erasing=section.random_erasing,
             crop_padding=section.crop_padding,
+            resize=None if section.crop_padding is None else evaluation.short_side,
             **common,
         )
     seed = recipe.run.seed

@@ -19,7 +19,7 @@ from transformers import PreTrainedModel
 from hubmodels.training.assembly import RunData, resolved_precision
 from hubmodels.training.methods import method_training
 from hubmodels.training.random_state import preserved_random_state
-from hubmodels.training.recipe import Recipe, RecipeError
+from hubmodels.training.recipe import Recipe, RecipeError, recipe_names
 from hubmodels.training.schedules import scaled_learning_rate
 
 SMALL_IMAGE = 48  # pixels of the short side up to which the 32-pixel recipes fit
@@ -79,6 +79,22 @@ def choose_recipe(short_side: int, has_gpu: bool) -> str:
     if short_side <= SMALL_IMAGE:
         return "small_pretrain"
     return "photos_224_pretrain" if has_gpu and short_side > MEDIUM_IMAGE else "photos_96_pretrain"
+
+
+def finetuning_recipe(method: str, image_size: int | None) -> str | None:
+    """The packaged recipe that fine-tunes a pre-trained model.
+
+    Args:
+        method: Name of the method.
+        image_size: Pixels of the images that the model takes; None for any.
+
+    Returns:
+        `METHOD/NAME`, or None if the method has no such recipe.
+    """
+    size = image_size or SMALL_IMAGE
+    fitting = "small" if size <= SMALL_IMAGE else "photos_96" if size <= MEDIUM_IMAGE else "photos_224"
+    there = set(recipe_names(method))
+    return next((n for n in (f"{method}/{fitting}_finetune", f"{method}/small_finetune") if n in there), None)
 
 
 def with_fitting_batch(recipe: Recipe, images: int) -> Recipe:

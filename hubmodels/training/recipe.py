@@ -62,7 +62,8 @@ class TransformSection:
     Args:
         size: Pixels of a side, for models that take images of any size; the others have an `image_size` of their own.
         crop_scale: Smallest and largest area of a random crop as a fraction of the image.
-        crop_padding: Pixels of zero padding of a fixed-size crop, instead of resized crops (fine-tuning only).
+        crop_padding: Pixels of zero padding of a fixed-size crop, instead of resized crops (fine-tuning only); images
+            of another size are resized as for evaluation first.
         flip: Probability of a horizontal flip.
         auto_augment: RandAugment string of timm (fine-tuning only).
         random_erasing: Probability of erasing a rectangle with pixel noise (fine-tuning only).

@@ -38,13 +38,14 @@ from hubmodels.training.methods import Collator, method_training
 from hubmodels.training.planning import (
     Plan,
     choose_recipe,
+    finetuning_recipe,
     first_samples,
     make_plan,
     measure,
     plan_table,
     with_fitting_batch,
 )
-from hubmodels.training.recipe import Recipe, RecipeError, recipe_names
+from hubmodels.training.recipe import Recipe, RecipeError
 
 RECIPE_FILE = "recipe.yaml"
 SHEET_IMAGES = 8
@@ -180,8 +181,8 @@ def next_command(recipe: Recipe, data: RunData, output: Path) -> str:
     """
     source = recipe.data.source
     if recipe.task == "pretrain" and not data.class_names:
-        finetuning = f"{recipe.method}/small_finetune"
-        if finetuning in recipe_names(recipe.method):
+        finetuning = finetuning_recipe(recipe.method, recipe.model.get("image_size"))
+        if finetuning is not None:
             return f"hubmodels train {finetuning} --backbone {output} --data LABELLED_FOLDER --out {output}-finetuned"
         return f"hubmodels evaluate {output} --data LABELLED_FOLDER --protocol knn"
     protocol = " --protocol knn" if recipe.task == "pretrain" else ""

@@ -29,8 +29,9 @@ TRANSFORMS = [
     FinetuneTransform(24),
     FinetuneTransform(24, auto_augment="rand-m9-mstd0.5-inc1", random_erasing=0.5),
     FinetuneTransform(24, crop_padding=4),
+    FinetuneTransform(24, crop_padding=4, resize=26),
 ]
-IDS = ["pretrain", "probe", "eval", "finetune", "randaugment", "padded"]
+IDS = ["pretrain", "probe", "eval", "finetune", "randaugment", "padded", "resized and padded"]
 
 
 def images(count: int = 6, channels: int = 3, size: tuple[int, int] = (32, 28)) -> torch.Tensor:
@@ -213,6 +214,8 @@ def test_statistics():
         (lambda: FinetuneTransform(32, auto_augment="rand-m9", num_channels=1), "auto_augment needs num_channels=3"),
         (lambda: FinetuneTransform(32, random_erasing=-0.1), "random_erasing must be"),
         (lambda: FinetuneTransform(32, crop_padding=-1), "crop_padding must be >= 0"),
+        (lambda: FinetuneTransform(32, crop_padding=4, resize=31), "resize must be at least the size"),
+        (lambda: FinetuneTransform(32, resize=32), "resize=32 goes with crop_padding"),
     ],
 )
 def test_settings_out_of_range(make, message):
@@ -233,6 +236,20 @@ def test_settings_out_of_range(make, message):
 def test_wrong_inputs(transform, batch, message):
     with pytest.raises(ValueError, match=message):
         transform(batch)
+
+
+@pytest.mark.parametrize("size", [32, (32, 40)])
+def test_padded_crops_of_any_image_show_what_the_evaluation_sees(size):
+    """Without padding a square image leaves no choice; other images are cut along their long side."""
+    transform = FinetuneTransform(size, crop_padding=0, resize=32, flip=0.0)
+    table = uniforms(0, 0, np.arange(6), transform.draws)
+    for shape in ((16, 16), (80, 80)):
+        batch = images(size=shape)
+        if size == 32:
+            torch.testing.assert_close(transform(batch, table), EvalTransform(32, crop_fraction=1.0)(batch))
+        assert transform(batch, table).shape == (6, 3, *transform.size)
+    mixed = [images(1, size=shape)[0] for shape in ((28, 90), (90, 28), (31, 33), (32, 32), (300, 200), (8, 9))]
+    assert transform(mixed, table).shape == (6, 3, *transform.size)
 
 
 def test_image_too_small_for_a_padded_crop():

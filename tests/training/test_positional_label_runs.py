@@ -133,7 +133,6 @@ def test_fine_tuning_starts_from_other_models(start, autoencoder, pictures, tmp_
     elif start == "stock":
         backbone = str(tmp_path / "stock")
         ViTForImageClassification(ViTConfig(**(VIT | {"image_size": 16, "patch_size": 4}))).save_pretrained(backbone)
-    overrides.append("transform.crop_padding=null")
     recipe = "positional_label/small_finetune"
     run = train("positional_label", pictures, tmp_path / "run", backbone, recipe, overrides)
     model, info = AutoModelForImageClassification.from_pretrained(run.folder, output_loading_info=True)

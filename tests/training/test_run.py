@@ -21,6 +21,7 @@ from hubmodels.training.methods import method_training
 from hubmodels.training.planning import (
     Measurement,
     choose_recipe,
+    finetuning_recipe,
     make_plan,
     readable_time,
     with_fitting_batch,
@@ -112,7 +113,7 @@ def test_labelled_tasks_start_from_a_run_and_train_what_they_say(pretrained, pic
     extra = ["trainable_blocks=1"] if recipe == "small_partial_finetune" else []
     # The shape comes from the backbone: the recipe's own 128-wide encoder does not fit and is not asked for.
     schedule = [override for override in TINY if not override.startswith("model.")]
-    head = [] if recipe == "small_linear_probe" else ["transform.crop_padding=null", "model.classifier_init_std=0.02"]
+    head = [] if recipe == "small_linear_probe" else ["model.classifier_init_std=0.02"]
     result = train(
         recipe=recipe,
         data=pictures,
@@ -130,6 +131,21 @@ def test_labelled_tasks_start_from_a_run_and_train_what_they_say(pretrained, pic
         assert any(name.startswith(part) for part in trained), name
     for part in trained:
         assert any(name.startswith(part) for name in changed), part
+
+
+@pytest.mark.parametrize(
+    ("method", "size", "name"),
+    [
+        ("mae", 32, "mae/small_finetune"),
+        ("mae", 96, "mae/photos_96_finetune"),
+        ("mae", 224, "mae/photos_224_finetune"),
+        ("simclr", 224, "simclr/small_finetune"),
+        ("simclr", None, "simclr/small_finetune"),
+        ("densecl", 96, None),
+    ],
+)
+def test_pretrained_models_are_fine_tuned_with_the_recipe_of_their_size(method, size, name):
+    assert finetuning_recipe(method, size) == name
 
 
 def test_one_call_chooses_the_recipe_and_prints_the_plan_first(pictures, tmp_path, capsys):

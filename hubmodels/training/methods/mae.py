@@ -56,9 +56,8 @@ class MAETraining(MethodTraining):
     def processor(self, recipe, config, evaluation):
         """Resize, centre crop, normalise."""
         height, width = evaluation.size
-        short_edge = int(min(height, width) / evaluation.crop_fraction)
         return method_class(self.name, "AutoImageProcessor")(
-            size={"shortest_edge": short_edge},
+            size={"shortest_edge": evaluation.short_side},
             crop_size={"height": height, "width": width},
             image_mean=list(evaluation.mean),
             image_std=list(evaluation.std),

@@ -54,7 +54,7 @@ class PositionalLabelTraining(MethodTraining):
 
         height, width = evaluation.size
         return BitImageProcessor(
-            size={"shortest_edge": int(min(height, width) / evaluation.crop_fraction)},
+            size={"shortest_edge": evaluation.short_side},
             crop_size={"height": height, "width": width},
             image_mean=list(evaluation.mean),
             image_std=list(evaluation.std),

@@ -108,9 +108,8 @@ class SANMTraining(MethodTraining):
     def processor(self, recipe, config, evaluation):
         """Resize, crop and normalise as the evaluation does."""
         height, width = evaluation.size
-        short_edge = int(min(height, width) / evaluation.crop_fraction)
         return method_class(self.name, "AutoImageProcessor")(
-            size={"shortest_edge": short_edge},
+            size={"shortest_edge": evaluation.short_side},
             crop_size={"height": height, "width": width},
             do_center_crop=True,
             do_convert_rgb=evaluation.num_channels == 3,
@@ -224,9 +223,8 @@ def view_options(recipe: Recipe, evaluation: Any) -> dict[str, Any]:
         The arguments.
     """
     section = recipe.transform
-    short_edge = int(min(evaluation.size) / evaluation.crop_fraction)
     padding = 4 if section.crop_padding is None else section.crop_padding
-    options = {"resize": short_edge, "crop_padding": padding, "flip": section.flip}
+    options = {"resize": evaluation.short_side, "crop_padding": padding, "flip": section.flip}
     statistics = {"num_channels": evaluation.num_channels, "mean": evaluation.mean, "std": evaluation.std}
     return options | statistics | section.options
 
