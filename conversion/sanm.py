@@ -8,6 +8,7 @@ self-supervised encoders to start from. The kinds of file are told apart by thei
 | `conv1.weight`, `layer1.0.bn1...`, `linear.*`, `recon_module.*` | pre-activation ResNet (DivideMix) | classifier |
 | `encoder.conv1.weight`, ..., `fc.*`, `recon_module.*` | ResNet of C2D | classifier |
 | `{"model": {"encoder.module.conv1.weight", ..., "head.*"}}` | encoder of C2D | classifier with a fresh head |
+| the first two without `recon_module.*` | networks of DivideMix and C2D themselves | classifier with a fresh decoder |
 
 Every name may have the prefix `module.` of a parallel model, also in the middle. The projection head `head.*` of an
 encoder is dropped, as the official code does. Two files make an ensemble.
@@ -15,7 +16,7 @@ encoder is dropped, as the official code does. Two files make an ensemble.
 
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +27,14 @@ from hubmodels.modeling.sanm import (
     SANMForImageClassification,
     SANMImageProcessor,
 )
-from hubmodels.modeling.sanm.image_processing_sanm import CLOTHING1M_MEAN, CLOTHING1M_STD
+from hubmodels.modeling.sanm.image_processing_sanm import (
+    CIFAR10_MEAN,
+    CIFAR10_STD,
+    CIFAR100_MEAN,
+    CIFAR100_STD,
+    CLOTHING1M_MEAN,
+    CLOTHING1M_STD,
+)
 from transformers import PreTrainedModel
 from transformers.core_model_loading import WeightRenaming
 
@@ -81,6 +89,8 @@ def convert(
     image_size: int | None = None,
     softmax_outputs: bool = False,
     framework: str | None = None,
+    image_mean: Sequence[float] | None = None,
+    image_std: Sequence[float] | None = None,
 ) -> Converted:
     """Convert the content of a checkpoint of an official network.
 
@@ -91,30 +101,35 @@ def convert(
         source: where it was read from.
         second: file of the second network; both become an ensemble.
         head: file with `fc.*` and `recon_module.*` for an encoder of C2D; without it they start anew.
-        num_labels: classes, for an encoder without head (default 10).
+        num_labels: classes, for an encoder without head (default 10); others have theirs.
         image_size: pixels, where it is not 32 (3x3 stem) or 224 (7x7 stem).
         softmax_outputs: return probabilities in place of scores, as the C2D ResNet-18 of the CIFAR script does.
         framework: how the model will be trained: "dividemix", "c2d" or "ce"; by default as its network was.
+        image_mean, image_std: statistics of the pixels per channel; by default those that the official scripts have for
+            the data: Clothing1M for a 7x7 stem, CIFAR-100 for 100 classes, else CIFAR-10.
 
     Returns:
         The model, its image processor and its card.
 
     Raises:
-        ConversionError: no network of ours in it, unknown or missing keys, wrong shapes, two files of different
-            networks.
+        ConversionError: no network of ours in it, unknown or missing keys, wrong shapes, another number of classes
+            than `num_labels`, two files of different networks, statistics of another number of channels.
     """
     official, is_fresh = _official_state(checkpoint, head)
     options = {"image_size": image_size, "framework": framework, "softmax_outputs": softmax_outputs}
     config = _config(official, num_labels, {name: value for name, value in options.items() if value is not None})
     if second is None:
         model: PreTrainedModel = _build(config, official)
-        notes = ["The file is a self-supervised encoder: classifier and decoder start anew."] if is_fresh else []
+        notes = []
     else:
         other, other_is_fresh = _official_state(read_checkpoint(second), head)
         if is_fresh or other_is_fresh:
             raise ConversionError("second makes an ensemble of two trained classifiers; an encoder has no classifier")
         model, notes = _ensemble(config, official, other), [f"The second network comes from `{Path(second).name}`."]
-    return Converted(model, (_processor(config),), _card(model, source, notes, second))
+    if _without_decoder(official):
+        notes.append(_fresh_note(is_fresh))
+    processor = _processor(config, image_mean, image_std)
+    return Converted(model, (processor,), _card(model, source, notes, second))
 
 
 def to_official(model: PreTrainedModel) -> dict[str, torch.Tensor]:
@@ -220,7 +235,10 @@ def _config(official: Mapping[str, torch.Tensor], num_labels: int | None, option
         "framework": "dividemix" if is_preact else "c2d",
     }
     if f"{classifier}.weight" in official:
-        num_labels = len(official[f"{classifier}.weight"])
+        classes = len(official[f"{classifier}.weight"])
+        if num_labels not in (None, classes):
+            raise ConversionError(f"num_labels must be that of the file, {classes}, or left out, got {num_labels}")
+        num_labels = classes
     if "recon_module.layer1.weight" in official:
         kernels = [tensor.shape[-1] for name, tensor in official.items() if re.fullmatch(r"recon_module.*weight", name)]
         fields["decoder_type"] = {(4, 6, 4): "resnet18", (6, 2, 2): "resnet50"}.get(tuple(kernels), "auto")
@@ -237,9 +255,10 @@ def _build(config: SANMConfig, official: dict[str, torch.Tensor]) -> SANMForImag
         model = SANMForImageClassification(config)
     key_map = PREACT_MAP if config.layer_type == "preact" else C2D_MAP
     expected = key_map.to_official(model.state_dict())
-    if not any(name.startswith(_FRESH) for name in official) and config.layer_type != "preact":
-        dtype = official["encoder.conv1.weight"].dtype
-        fresh = {name: tensor.to(dtype) for name, tensor in expected.items() if name.startswith(_FRESH)}
+    if _without_decoder(official):
+        parts = _FRESH if "fc.weight" not in official and "linear.weight" not in official else _FRESH[1:]
+        dtype = next(tensor.dtype for name, tensor in official.items() if name.endswith("conv1.weight"))
+        fresh = {name: tensor.to(dtype) for name, tensor in expected.items() if name.startswith(parts)}
         official = official | fresh
     check_keys(expected, official)
     ours = key_map.to_ours(official)
@@ -259,15 +278,44 @@ def _ensemble(
     return ensemble.eval()
 
 
-def _processor(config: SANMConfig) -> SANMImageProcessor:
-    if not config.pool:
-        return SANMImageProcessor()
+def _without_decoder(official: Mapping[str, torch.Tensor]) -> bool:
+    """Whether nothing of the decoder is in a file, as in those of DivideMix and C2D themselves."""
+    return not any(name.startswith("recon_module.") for name in official)
+
+
+def _fresh_note(is_encoder: bool) -> str:
+    if is_encoder:
+        return "The file is a self-supervised encoder: classifier and decoder start anew."
+    return "No reconstruction decoder is in the file (as in those of DivideMix and C2D): it starts anew."
+
+
+def _processor(config: SANMConfig, mean: Sequence[float] | None, std: Sequence[float] | None) -> SANMImageProcessor:
+    published = CIFAR100_MEAN, CIFAR100_STD
+    if config.pool:
+        published = CLOTHING1M_MEAN, CLOTHING1M_STD
+    elif config.num_labels != 100:
+        published = CIFAR10_MEAN, CIFAR10_STD
+    statistics = {}
+    for name, given, default in (("image_mean", mean, published[0]), ("image_std", std, published[1])):
+        if given is None and config.num_channels != len(default):
+            raise ConversionError(
+                f"{name} must be given for images of {config.num_channels} channels: the published one has 3"
+            )
+        statistics[name] = list(default if given is None else given)
+        if len(statistics[name]) != config.num_channels:
+            raise ConversionError(
+                f"{name} must have one number for each of the {config.num_channels} channels, got {given}"
+            )
+    height, width = config.image_height_width
+    size: dict[str, int] = {"height": height, "width": width}
+    if config.pool:  # as 256 to 224 pixels
+        size = {"shortest_edge": round(min(height, width) * 256 / 224)}
     return SANMImageProcessor(
-        size={"shortest_edge": 256},
-        crop_size={"height": 224, "width": 224},
-        do_center_crop=True,
-        image_mean=CLOTHING1M_MEAN,
-        image_std=CLOTHING1M_STD,
+        size=size,
+        crop_size={"height": height, "width": width},
+        do_center_crop=config.pool,
+        do_convert_rgb=config.num_channels == 3,
+        **statistics,
     )
 
 

@@ -29,6 +29,8 @@ _EXPORTS = {
     "load_cifar_n_labels": "hubmodels.data",
     "NoisyLabelReport": "hubmodels.evaluation",
     "SANMTrainer": "hubmodels.training",
+    "AdversarialNoisyMasking": "hubmodels.modeling.sanm",
+    "LabelQualityEstimator": "hubmodels.modeling.sanm",
     **{name: method.module for method in METHODS for name in method.auto_classes.values()},
     **{name: method.module for method in METHODS for names in method.further_classes.values() for name in names},
 }

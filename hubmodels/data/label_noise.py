@@ -147,6 +147,9 @@ def _checked_features(features: Any, count: int) -> np.ndarray:
     array = np.asarray(features, dtype=np.float64)
     if array.ndim != 2 or len(array) != count:
         raise ValueError(f"features must have shape [{count}, D], got {list(array.shape)}")
+    bad = np.flatnonzero(~np.isfinite(array).all(axis=1))
+    if len(bad):
+        raise ValueError(f"features must be finite, those of image {bad[0]} are not ({len(bad)} such)")
     return array
 
 
@@ -310,6 +313,12 @@ def load_cifar_n_labels(
         raise ValueError(
             f"{name} of {path} must be {expected} whole numbers, one per image, got {labels.dtype} of shape "
             f"{list(labels.shape)}"
+        )
+    classes = int(arrays.get("clean_label", labels).max(initial=0)) + 1
+    outside = np.flatnonzero((labels < 0) | (labels >= classes))
+    if len(outside):
+        raise ValueError(
+            f"{name} of {path} must be in 0..{classes - 1}, got {labels[outside[0]]} at index {outside[0]}"
         )
     if clean_labels is not None:
         if "clean_label" not in arrays or arrays["clean_label"].shape != labels.shape:

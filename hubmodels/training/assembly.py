@@ -6,6 +6,7 @@ from itertools import count
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch.utils.data import IterableDataset
 from transformers import PreTrainedConfig, PreTrainedModel, set_seed
@@ -27,6 +28,8 @@ from hubmodels.training.methods import Collator, method_class, method_training
 from hubmodels.training.recipe import NOISES, Recipe, RecipeError
 
 HELD_OUT_FRACTION = 0.2
+FEATURE_PIXELS = 32  # of a side, of the images on which instance-dependent noise depends
+FEATURE_BATCH = 256
 
 
 @dataclass(frozen=True)
@@ -113,8 +116,29 @@ def _with_noise(recipe: Recipe, train: Any, columns: dict[str, Any]) -> Any:
     if data.noise_mode is None:
         columns = columns | {"label_column": data.noisy_label_column}
         return train.with_noisy_labels(load_image_dataset(data.source, data.train_split, **columns).labels)
-    noise = inject_label_noise(train.labels, data.noise_mode, data.noise_rate, train.num_classes, data.noise_seed)
+    features = _pixels(train) if data.noise_mode == "instance" else None
+    try:
+        noise = inject_label_noise(
+            train.labels,
+            data.noise_mode,
+            data.noise_rate,
+            train.num_classes,
+            data.noise_seed,
+            features=features,
+            **data.noise_options,
+        )
+    except TypeError as error:
+        raise RecipeError(f"data.noise_options must be arguments of inject_label_noise: {error}") from error
     return train.with_noisy_labels(noise.labels)
+
+
+def _pixels(images: ImageDataset) -> np.ndarray:
+    """Pixels of all images at 32 x 32, [N, 3072], what the noise of an image depends on."""
+    transform = EvalTransform(FEATURE_PIXELS, crop_fraction=1.0, mean=0.0, std=1.0)
+    collate = ImageCollator(transform, seed=0, train=False)
+    batches = range(0, len(images), FEATURE_BATCH)
+    parts = [collate([images[i] for i in range(at, min(at + FEATURE_BATCH, len(images)))]) for at in batches]
+    return torch.cat([part["pixel_values"].flatten(1) for part in parts]).numpy()
 
 
 def _test_split(recipe: Recipe, columns: dict[str, Any]) -> ImageDataset | None:

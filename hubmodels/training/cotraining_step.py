@@ -11,6 +11,7 @@ from hubmodels.modeling.sanm import (
     AdversarialNoisyMasking,
     MaskedViews,
     SANMForImageClassification,
+    at_least_float32,
     negative_entropy,
     prior_penalty,
     ramped_weight,
@@ -164,7 +165,7 @@ def warm_up_loss(
         Scalar.
     """
     scores = network.encode(pixel_values).logits
-    loss = torch.nn.functional.cross_entropy(scores.float(), labels)
+    loss = torch.nn.functional.cross_entropy(at_least_float32(scores), labels)
     return loss + negative_entropy(scores) if settings.negative_entropy else loss
 
 
@@ -243,7 +244,7 @@ def _guess(network, peer, batch, temperature, co_guess):
     if co_guess:
         # In evaluation mode images do not see each other, so both views go in one pass.
         scores += peer.encode(torch.cat([batch["guess1"], batch["guess2"]])).logits.chunk(2)
-    mean = sum(score.float().softmax(dim=1) for score in scores) / len(scores)
+    mean = sum(at_least_float32(score).softmax(dim=1) for score in scores) / len(scores)
     return sharpen(mean, temperature), first.feature_map
 
 
@@ -251,11 +252,11 @@ def _guess(network, peer, batch, temperature, co_guess):
 def _refine(network, batch, temperature, co_refine):
     """Labels of labelled images: given label and prediction, weighed by the probability that the label is right."""
     first, second = network.encode(batch["guess1"]), network.encode(batch["guess2"])
-    given = torch.nn.functional.one_hot(batch["labels"], first.logits.shape[1]).float()
+    mean = sum(at_least_float32(output.logits).softmax(dim=1) for output in (first, second)) / 2
+    given = torch.nn.functional.one_hot(batch["labels"], first.logits.shape[1]).to(mean)
     if not co_refine:
         return given, first.feature_map
-    mean = sum(output.logits.float().softmax(dim=1) for output in (first, second)) / 2
-    trust = batch["clean_prob"].float()[:, None]
+    trust = batch["clean_prob"].to(mean)[:, None]
     return sharpen(trust * given + (1 - trust) * mean, temperature), first.feature_map
 
 

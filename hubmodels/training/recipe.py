@@ -36,9 +36,11 @@ class DataSection:
         noisy_label_column: Column of labels to train on that are partly wrong; those of `label_column` are then the
             true ones, which only measure.
         noise_file: The same as a JSON list of class numbers, one per training image in its order.
-        noise_mode: Inject wrong labels into the training images, see `inject_label_noise`: "sym", "asym".
-        noise_rate: Rate of these.
+        noise_mode: Inject wrong labels into the training images, see `inject_label_noise`: "sym", "asym", "transition"
+            or "instance" (whose features are the pixels at 32 x 32).
+        noise_rate: Rate of these; "transition" has none.
         noise_seed: Seed of these.
+        noise_options: Further arguments of `inject_label_noise`: `sym_exclusive`, `class_map`, `transition`.
     """
 
     source: str | None = None
@@ -50,9 +52,10 @@ class DataSection:
     label_column: str | None = None
     noisy_label_column: str | None = None
     noise_file: str | None = None
-    noise_mode: Literal["sym", "asym"] | None = None
+    noise_mode: Literal["sym", "asym", "transition", "instance"] | None = None
     noise_rate: float | None = None
     noise_seed: int = 123
+    noise_options: dict[str, Any] = field(default_factory=dict)
 
 
 @dataclass
@@ -176,7 +179,7 @@ class NoisyLabelsSection:
 
     Args:
         warm_up_epochs: Epochs of training on the given labels first.
-        kind: Kind of the noise, "sym" or "asym"; None takes `data.noise_mode`, or "sym".
+        kind: Kind of the noise, "sym" or "asym"; None takes `data.noise_mode`, for other modes "sym".
         rate: Share of wrong labels, if known; None takes `data.noise_rate`.
         lambda_u: Weight of the unlabelled loss; None takes the published one for the noise.
         alpha: Beta parameter of the mixing.
@@ -188,7 +191,7 @@ class NoisyLabelsSection:
             none.
         co_guess, co_refine, guess_in_train_mode: See `CoTrainingSettings`.
         decay_epochs: Epochs at which the learning rate is divided by ten.
-        evaluate_every: Epochs from one evaluation to the next.
+        evaluate_every: Epochs from one evaluation to the next; 0 measures never.
         report_images: Suspicious images in the report that ends a run; 0 writes none.
     """
 
@@ -282,8 +285,11 @@ class Recipe:
                 f"only one of data.{', data.'.join(NOISES)} can be given, for images that are not streamed, "
                 f"got {noises}"
             )
-        if self.data.noise_mode is not None and not 0 <= (self.data.noise_rate or -1) <= 1:
+        if self.data.noise_mode not in (None, "transition") and not 0 <= (self.data.noise_rate or -1) <= 1:
             raise RecipeError(f"data.noise_mode needs data.noise_rate in (0, 1], got {self.data.noise_rate}")
+        rate = self.noisy_labels.rate
+        if rate is not None and not 0 <= rate <= 1:
+            raise RecipeError(f"noisy_labels.rate must be in [0, 1], got {rate}")
         for key in ("epochs", "batch_size"):
             if getattr(self.schedule, key) < 1:
                 raise RecipeError(f"schedule.{key} must be at least 1, got {getattr(self.schedule, key)}")

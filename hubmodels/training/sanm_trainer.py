@@ -11,7 +11,9 @@ from torch import nn
 from torch.optim.lr_scheduler import LambdaLR
 from transformers import ProgressCallback
 from transformers.trainer_utils import TrainOutput
+from transformers.utils import logging
 
+from hubmodels.data.collators import ImageCollator
 from hubmodels.evaluation.sample_predictions import predict_samples
 from hubmodels.modeling.sanm import (
     AdversarialNoisyMasking,
@@ -44,6 +46,17 @@ from hubmodels.training.trainer import HubTrainer
 DECAY_FACTOR = 0.1
 LAST_EPOCHS = 10  # whose mean accuracy is reported beside the last and the best
 _STEP_STREAM = 3
+# What other trainers do with these, co-training does in its own way or not at all; the only values it accepts.
+UNUSED_ARGUMENTS = {
+    "max_steps": -1,
+    "gradient_accumulation_steps": 1,
+    "mixup": 0.0,
+    "cutmix": 0.0,
+    "label_smoothing": 0.0,
+    "label_smoothing_factor": 0.0,
+}
+
+logger = logging.get_logger(__name__)
 
 
 class CoTrainingState(HubCallback):
@@ -91,11 +104,15 @@ class SANMTrainer(HubTrainer):
         views: The augmentations.
         decay_epochs: Epochs at which the learning rate is divided by ten.
         save_every: Epochs from one checkpoint to the next; 0 writes none.
-        evaluate_every: Epochs from one evaluation to the next.
+        evaluate_every: Epochs from one evaluation to the next; 0 measures never.
         **kwargs: As [`HubTrainer`]; `train_dataset` must have labels.
 
+    A callback that stops the training inside of an epoch leaves the last checkpoint as it is: a run that resumes
+    repeats that epoch.
+
     Raises:
-        ValueError: If the model is no ensemble, its framework is the single-network one, or it would be sharded.
+        ValueError: If the model is no ensemble, its framework is the single-network one, it would be sharded, an
+            argument is given that co-training does not use, or labels are out of range.
     """
 
     optimizer: Any
@@ -119,6 +136,24 @@ class SANMTrainer(HubTrainer):
                 f"network with framework 'ce' runs in any Trainer), got {type(model).__name__} with "
                 f"{model.config.framework!r}"
             )
+        for name, value in (("save_every", save_every), ("evaluate_every", evaluate_every)):
+            if value < 0:
+                raise ValueError(f"{name} must be at least 0, got {value}")
+        if not args.num_train_epochs >= 1 or args.num_train_epochs != int(args.num_train_epochs):
+            raise ValueError(f"co-training takes whole epochs, got num_train_epochs={args.num_train_epochs}")
+        for name, unused in UNUSED_ARGUMENTS.items():
+            if getattr(args, name) != unused:
+                raise ValueError(
+                    f"{name} must be {unused} for co-training, which has no use for it, got {getattr(args, name)}"
+                )
+        if settings.warm_up_epochs >= args.num_train_epochs:
+            logger.warning(
+                f"warm_up_epochs = {settings.warm_up_epochs} of {int(args.num_train_epochs)} epochs: no epoch of "
+                "co-training follows"
+            )
+        _check_labels(kwargs.get("train_dataset"), model.config.num_labels)
+        if "data_collator" not in kwargs:
+            kwargs.setdefault("eval_data_collator", ImageCollator(views.evaluation, args.seed, train=False))
         self.settings = settings
         self.views = views
         self.decay_epochs = tuple(decay_epochs)
@@ -134,6 +169,7 @@ class SANMTrainer(HubTrainer):
         self.masking = AdversarialNoisyMasking.from_config(model.config)
         self._losses: list[torch.Tensor] = []
         self.steps_per_epoch = 1
+        self._stopped_inside = False
 
     @property
     def networks(self) -> tuple[SANMForImageClassification, SANMForImageClassification]:
@@ -163,11 +199,14 @@ class SANMTrainer(HubTrainer):
         for epoch in range(first, epochs):
             self.control = self.callback_handler.on_epoch_begin(self.args, self.state, self.control)
             self._train_epoch(epoch, epochs)
+            if self._stopped_inside:
+                break
             self.lr_scheduler.step()
             self.state.epoch = float(epoch + 1)
             self.control = self.callback_handler.on_epoch_end(self.args, self.state, self.control)
             is_last = epoch + 1 == epochs or self.control.should_training_stop
-            if self.eval_dataset is not None and ((epoch + 1) % self.evaluate_every == 0 or is_last):
+            measures = self.eval_dataset is not None and self.evaluate_every
+            if measures and ((epoch + 1) % self.evaluate_every == 0 or is_last):
                 self._measure()
             if self.save_every and ((epoch + 1) % self.save_every == 0 or is_last):
                 self._save_checkpoint(self.model, trial)
@@ -239,6 +278,8 @@ class SANMTrainer(HubTrainer):
         for number, share in enumerate(shares):
             self._train_network(number, share, epoch, iterations[number], trust[number], (done, steps))
             done += len(share)
+            if self._stopped_inside:
+                break
         self._broadcast(self.model.buffers())
 
     def _train_network(
@@ -271,6 +312,9 @@ class SANMTrainer(HubTrainer):
             self.state.global_step += 1
             self.state.epoch = epoch + (done_of[0] + index + 1) / done_of[1]
             self._log_step(loss.detach(), parts)
+            if self.control.should_training_stop:
+                self._stopped_inside = True
+                break
 
     def _loss(
         self,
@@ -366,3 +410,18 @@ class SANMTrainer(HubTrainer):
             logs = {"loss": float(torch.stack(self._losses).mean())}
             self._losses.clear()
             self.log(logs | {"learning_rate": self.lr_scheduler.get_last_lr()[0]})
+
+
+def _check_labels(data: Any, num_labels: int) -> None:
+    """Refuses labels that the model has no class for, before an epoch is spent."""
+    labels = getattr(data, "labels", None)
+    if labels is None or not len(labels):
+        return
+    labels = torch.as_tensor(labels)
+    outside = ((labels < 0) | (labels >= num_labels)).nonzero().flatten()
+    if len(outside):
+        index = int(outside[0])
+        raise ValueError(
+            f"labels of train_dataset must be in 0..{num_labels - 1} (config.num_labels), got {int(labels[index])} at "
+            f"index {index}"
+        )

@@ -137,11 +137,25 @@ def probe_feature_map(backbone: nn.Module, config: SANMConfig) -> tuple[int, int
     Args:
         backbone: what `build_backbone` returned; it sees one black image in evaluation mode.
         config (`SANMConfig`): configuration.
+
+    Raises:
+        ValueError: if the network takes no such images, or gives no map.
     """
     size = config.image_height_width
+    if getattr(backbone, "main_input_name", "pixel_values") != "pixel_values":
+        raise ValueError(
+            f"backbone_config must describe a network for images, got model_type "
+            f"{config.backbone_config.model_type!r}, which takes {backbone.main_input_name}"
+        )
     parameter = next(backbone.parameters())
     black = torch.zeros(1, config.num_channels, *size, dtype=parameter.dtype, device=parameter.device)
     training = backbone.training
-    last, _, _ = feature_maps(backbone.eval(), black, output_hidden_states=False)
+    try:
+        last, _, _ = feature_maps(backbone.eval(), black, output_hidden_states=False)
+    except (RuntimeError, ValueError) as error:
+        raise ValueError(
+            f"backbone_config (model_type {config.backbone_config.model_type!r}) does not take images of "
+            f"{config.num_channels} channels (num_channels) and {size} pixels (image_size): {error}"
+        ) from error
     backbone.train(training)
     return last.shape[1], max(math.ceil(side / grid) for side, grid in zip(size, last.shape[-2:], strict=True))

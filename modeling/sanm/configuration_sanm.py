@@ -1,5 +1,6 @@
 """Configuration of SANM models (Tu et al., CVPR 2023, arXiv 2302.06805)."""
 
+from collections.abc import Sequence
 from typing import ClassVar
 
 from huggingface_hub.dataclasses import strict
@@ -48,10 +49,11 @@ class SANMConfig(BackboneConfigMixin, PreTrainedConfig):
             then have no effect.
         layer_type (`str`, defaults to `"preact"`):
             `"preact"`: pre-activation ResNet-18 of DivideMix; `"basic"`: ResNet-18 of C2D; `"bottleneck"`: ResNet-50.
-        depths (`list[int]`, *optional*): blocks of each stage; [2, 2, 2, 2], or [3, 4, 6, 3] for bottlenecks.
+        depths (`list[int]`, *optional*):
+            Blocks of each stage (also `num_blocks`); [2, 2, 2, 2], or [3, 4, 6, 3] for bottlenecks.
         widths (`list[int]`, defaults to `[64, 128, 256, 512]`):
             Inner channels of each stage; bottlenecks put out four times as many. The stem has as many as the first
-            stage.
+            stage. `hidden_sizes`, the channels that stages put out, can be given in their place.
         pool (`bool`, *optional*):
             Stem of a 7x7 convolution with stride 2 and max pooling in place of a 3x3 convolution; by default for
             bottlenecks.
@@ -104,6 +106,7 @@ class SANMConfig(BackboneConfigMixin, PreTrainedConfig):
         "pooled",
         "reconstruction",
     ]
+    attribute_map: ClassVar[dict[str, str]] = {"num_blocks": "depths"}
     sub_configs_defaults: ClassVar[dict[str, SubConfigSpec]] = {
         "backbone_config": SubConfigSpec(config_class=AutoConfig, model_type="resnet", optional=True)
     }
@@ -133,6 +136,10 @@ class SANMConfig(BackboneConfigMixin, PreTrainedConfig):
     _out_indices: list[int] | None = None
 
     def __post_init__(self, **kwargs):
+        self.depths = kwargs.pop("num_blocks", self.depths)
+        put_out = kwargs.pop("hidden_sizes", None)
+        if put_out is not None:
+            self.widths = [size // self._expansion for size in put_out]
         if isinstance(self.image_size, list):
             self.image_size = tuple(self.image_size)
         self.area_range = list(self.area_range)
@@ -160,8 +167,11 @@ class SANMConfig(BackboneConfigMixin, PreTrainedConfig):
     @property
     def hidden_sizes(self) -> list[int]:
         """Channels after each stage of the official networks."""
-        expansion = BOTTLENECK_EXPANSION if self.layer_type == "bottleneck" else 1
-        return [width * expansion for width in self.widths]
+        return [width * self._expansion for width in self.widths]
+
+    @property
+    def _expansion(self) -> int:
+        return BOTTLENECK_EXPANSION if self.layer_type == "bottleneck" else 1
 
     def _set_stages_of_backbone(self, out_features, out_indices):
         """Stages are those of `backbone_config`; a timm configuration learns its own only when the model is built."""
@@ -196,10 +206,31 @@ class SANMConfig(BackboneConfigMixin, PreTrainedConfig):
             raise ValueError(f"image_size must be a positive number or (height, width), got {self.image_size}")
         if self.num_channels < 1:
             raise ValueError(f"num_channels must be at least 1, got {self.num_channels}")
-        if self.temperature <= 0:
+        if not self.temperature > 0:
             raise ValueError(f"temperature must be positive, got {self.temperature}")
-        if self.recon_weight < 0:
+        if not self.recon_weight >= 0:
             raise ValueError(f"recon_weight must be at least 0, got {self.recon_weight}")
+        check_ratios(self.area_range, self.min_aspect, self.quality_slope, self.area_factor)
+
+
+def check_ratios(area_range: Sequence[float], min_aspect: float, quality_slope: float, area_factor: float) -> None:
+    """
+    Refuses ratios of the masks that are out of range.
+
+    Args:
+        area_range, min_aspect, quality_slope, area_factor: see [`SANMConfig`].
+
+    Raises:
+        ValueError: for such a ratio.
+    """
+    if len(area_range) != 2 or not 0 < area_range[0] <= area_range[1] < 1:
+        raise ValueError(f"area_range must be (min, max) with 0 < min <= max < 1, got {tuple(area_range)}")
+    if not 0 < min_aspect <= 1:
+        raise ValueError(f"min_aspect must be in (0, 1], got {min_aspect}")
+    if not 0 <= quality_slope < 1:
+        raise ValueError(f"quality_slope must be in [0, 1), got {quality_slope}")
+    if not 0 < area_factor <= 1:
+        raise ValueError(f"area_factor must be in (0, 1], got {area_factor}")
 
 
 __all__ = ["SANMConfig"]

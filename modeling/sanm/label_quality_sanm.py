@@ -52,7 +52,7 @@ class LabelQualityEstimator:
         reg_covar (`float`, defaults to 5e-4): added to the variances.
 
     Raises:
-        ValueError: for a history below 1.
+        ValueError: for a history or `max_iter` below 1, or a negative `tol` or `reg_covar`.
 
     Example:
 
@@ -67,8 +67,12 @@ class LabelQualityEstimator:
     """
 
     def __init__(self, history: int = 1, max_iter: int = 10, tol: float = 1e-2, reg_covar: float = 5e-4):
-        if history < 1:
-            raise ValueError(f"history must be at least 1, got {history}")
+        for name, value, least in (("history", history, 1), ("max_iter", max_iter, 1)):
+            if value < least:
+                raise ValueError(f"{name} must be at least {least}, got {value}")
+        for name, bound in (("tol", tol), ("reg_covar", reg_covar)):
+            if not bound >= 0:
+                raise ValueError(f"{name} must be at least 0, got {bound}")
         self.history = history
         self.max_iter = max_iter
         self.tol = tol
@@ -93,7 +97,8 @@ class LabelQualityEstimator:
             losses: cross entropy of every sample with its given label, `[N]`, always in the same order.
 
         Returns:
-            [`LabelQuality`]. Where all losses are equal, every label counts as right, with a warning.
+            [`LabelQuality`]. Where all losses are equal, in this call or in the mean of the past ones, every label
+            counts as right, with a warning.
 
         Raises:
             ValueError: for losses that are negative, infinite or not a number, of another shape, or of another number
@@ -102,11 +107,12 @@ class LabelQualityEstimator:
         values = self._checked(losses)
         low, high = values.min(), values.max()
         if low == high:
-            logger.warning(f"all {len(values)} losses are {low:.4g}: nothing tells labels apart, all count as right")
-            nothing = np.empty(0)
-            return LabelQuality(np.ones(len(values)), np.zeros_like(values), nothing, nothing, nothing, 0, True)
+            return _all_right(np.zeros_like(values), f"losses are {low:.4g}")
         self.past = [*self.past, (values - low) / (high - low)][-self.history :]
-        return self._fit(np.mean(self.past, axis=0, dtype=np.float32))
+        scaled = np.mean(self.past, axis=0, dtype=np.float32)
+        if scaled.min() == scaled.max():
+            return _all_right(scaled, f"losses have the same mean over {len(self.past)} calls")
+        return self._fit(scaled)
 
     def state_dict(self) -> dict[str, Any]:
         """The losses of past epochs, for a checkpoint."""
@@ -125,8 +131,8 @@ class LabelQualityEstimator:
         if isinstance(losses, torch.Tensor):
             losses = losses.detach().to("cpu", torch.float32).numpy()
         values = np.asarray(losses, dtype=np.float32)
-        if values.ndim != 1 or len(values) < 2:
-            raise ValueError(f"losses must have shape [N] with at least 2 samples, got {list(values.shape)}")
+        if values.ndim != 1 or not len(values):
+            raise ValueError(f"losses must have shape [N] with at least 1 sample, got {list(values.shape)}")
         bad = ~np.isfinite(values) | (values < 0)
         if bad.any():
             first = int(np.flatnonzero(bad)[0])
@@ -161,6 +167,12 @@ class LabelQualityEstimator:
         means = responsibilities @ x / counts
         variances = (responsibilities * (x - means[:, None]) ** 2).sum(axis=1) / counts + self.reg_covar
         return means, variances, counts / len(x)
+
+
+def _all_right(scaled: np.ndarray, what: str) -> LabelQuality:
+    logger.warning(f"all {len(scaled)} {what}: nothing tells labels apart, all count as right")
+    nothing = np.empty(0)
+    return LabelQuality(np.ones(len(scaled)), scaled, nothing, nothing, nothing, 0, True)
 
 
 def _two_means(x: np.ndarray) -> np.ndarray:

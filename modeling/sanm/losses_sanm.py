@@ -7,7 +7,8 @@ RAMP_EPOCHS = 16  # of the unlabelled loss (DivideMix)
 MIN_PROBABILITY = 1e-12  # below it the logarithm of a mean probability is cut off; the official code has no bound
 
 
-def _at_least_float32(tensor: torch.Tensor) -> torch.Tensor:
+def at_least_float32(tensor: torch.Tensor) -> torch.Tensor:
+    """float64 as it is, anything shorter as float32."""
     return tensor.to(torch.promote_types(tensor.dtype, torch.float32))
 
 
@@ -22,7 +23,9 @@ def sharpen(probabilities: torch.Tensor, temperature: float) -> torch.Tensor:
     Returns:
         Distributions `[N, K]`, at least float32.
     """
-    powers = _at_least_float32(probabilities) ** (1 / temperature)
+    probabilities = at_least_float32(probabilities)
+    # Relative to the largest, whose power is 1: among many classes all powers may be too small to be represented.
+    powers = (probabilities / probabilities.amax(dim=1, keepdim=True)) ** (1 / temperature)
     return powers / powers.sum(dim=1, keepdim=True)
 
 
@@ -37,7 +40,7 @@ def soft_cross_entropy(logits: torch.Tensor, targets: torch.Tensor) -> torch.Ten
     Returns:
         Scalar, at least float32.
     """
-    return -(_at_least_float32(logits).log_softmax(dim=1) * targets).sum(dim=1).mean()
+    return -(at_least_float32(logits).log_softmax(dim=1) * targets).sum(dim=1).mean()
 
 
 def unlabelled_loss(logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
@@ -51,7 +54,7 @@ def unlabelled_loss(logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor
     Returns:
         Scalar, at least float32.
     """
-    return (_at_least_float32(logits).softmax(dim=1) - targets).square().mean()
+    return (at_least_float32(logits).softmax(dim=1) - targets).square().mean()
 
 
 def prior_penalty(logits: torch.Tensor) -> torch.Tensor:
@@ -65,7 +68,7 @@ def prior_penalty(logits: torch.Tensor) -> torch.Tensor:
     Returns:
         Scalar, at least float32.
     """
-    mean = _at_least_float32(logits).softmax(dim=1).mean(dim=0).clamp(min=MIN_PROBABILITY)
+    mean = at_least_float32(logits).softmax(dim=1).mean(dim=0).clamp(min=MIN_PROBABILITY)
     prior = 1 / logits.shape[1]
     return (prior * torch.log(prior / mean)).sum()
 
@@ -80,7 +83,7 @@ def negative_entropy(logits: torch.Tensor) -> torch.Tensor:
     Returns:
         Scalar, at least float32.
     """
-    log_probabilities = _at_least_float32(logits).log_softmax(dim=1)
+    log_probabilities = at_least_float32(logits).log_softmax(dim=1)
     return (log_probabilities.exp() * log_probabilities).sum(dim=1).mean()
 
 
@@ -112,11 +115,12 @@ def reconstruction_loss(reconstructions: torch.Tensor, images: torch.Tensor) -> 
     Returns:
         Sum of the mean squared errors of both halves (scalar, at least float32).
     """
-    images = _at_least_float32(images)
-    return sum(functional.mse_loss(_at_least_float32(half), images) for half in reconstructions.chunk(2))
+    images = at_least_float32(images)
+    return sum(functional.mse_loss(at_least_float32(half), images) for half in reconstructions.chunk(2))
 
 
 __all__ = [
+    "at_least_float32",
     "negative_entropy",
     "prior_penalty",
     "ramped_weight",

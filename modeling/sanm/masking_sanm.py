@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import torch
 from torch.nn import functional
 
-from .configuration_sanm import CHOICES
+from .configuration_sanm import CHOICES, check_ratios
 
 MAX_TRIES = 100  # draws of a box until it is smaller than the image
 LEVELS = 255
@@ -78,14 +78,7 @@ class AdversarialNoisyMasking:
         clip_labels: bool = False,
         separate_areas: bool = False,
     ):
-        if len(area_range) != 2 or not 0 < area_range[0] <= area_range[1] < 1:
-            raise ValueError(f"area_range must be (min, max) with 0 < min <= max < 1, got {tuple(area_range)}")
-        if not 0 < min_aspect <= 1:
-            raise ValueError(f"min_aspect must be in (0, 1], got {min_aspect}")
-        if not 0 <= quality_slope < 1:
-            raise ValueError(f"quality_slope must be in [0, 1), got {quality_slope}")
-        if not 0 < area_factor <= 1:
-            raise ValueError(f"area_factor must be in (0, 1], got {area_factor}")
+        check_ratios(area_range, min_aspect, quality_slope, area_factor)
         for name, value, key in (("position", position, "mask_position"), ("mask", mask, "mask")):
             if value not in CHOICES[key]:
                 raise ValueError(f"{name} must be one of {CHOICES[key]}, got {value!r}")
@@ -183,8 +176,8 @@ class AdversarialNoisyMasking:
             [`MaskedViews`].
 
         Raises:
-            ValueError: for shapes that do not fit, probabilities outside [0, 1] (checked on the CPU), and boxes that
-                are not smaller than the image after 100 draws.
+            ValueError: for shapes that do not fit, images or targets of an integer type, probabilities outside [0, 1]
+                (checked on the CPU), and boxes that are not smaller than the image after 100 draws.
         """
         _check_inputs(images, feature_maps, clean_prob, targets)
         size, channels, is_drawn = images.shape[-2:], images.shape[1], draws is None
@@ -228,6 +221,8 @@ class AdversarialNoisyMasking:
 
     def _largest_sides(self, sizes, size, is_drawn) -> tuple[int, int]:
         """Height and width that no box exceeds; on an accelerator without looking at the boxes."""
+        if not sizes.numel():
+            return 0, 0
         if sizes.device.type == "cpu":
             height, width = sizes.flatten(0, 1).amax(dim=0).tolist()
             return height, width
@@ -341,17 +336,20 @@ def fill_boxes(
     Args:
         images (`torch.Tensor` of shape `[N, C, H, W]`): images; they are not changed.
         boxes (`torch.LongTensor` of shape `[N, 4]`): top, left, height and width in pixels.
-        fills (`torch.Tensor` of shape `[N, C]`): colours.
+        fills (`torch.Tensor` of shape `[N, C]`): colours. A box without height or width fills nothing.
         largest (`tuple[int, int]`): a height and a width that no box exceeds.
 
     Returns:
         `[N, C, H, W]`.
     """
     top, left, height, width = boxes[:, :, None].unbind(dim=1)
-    # As many places for every image: a smaller box has its last row and column written again.
+    # As many places for every image: a smaller box has its last row and column written again, an empty one the first
+    # pixel as it is.
+    empty = (height == 0) | (width == 0)
     rows = top + torch.minimum(torch.arange(largest[0], device=boxes.device), height - 1)
     columns = left + torch.minimum(torch.arange(largest[1], device=boxes.device), width - 1)
-    places = (rows[:, :, None] * images.shape[-1] + columns[:, None, :]).flatten(1)
+    places = (rows[:, :, None] * images.shape[-1] + columns[:, None, :]).flatten(1).masked_fill(empty, 0)
+    fills = torch.where(empty, images[:, :, 0, 0], fills)
     places = places[:, None].expand(-1, images.shape[1], -1)
     masked = images.clone(memory_format=torch.contiguous_format)
     masked.flatten(2).scatter_(2, places, fills[:, :, None].expand_as(places))
@@ -395,6 +393,9 @@ def _check_inputs(images, feature_maps, clean_prob, targets):
             "clean_prob must have shape [N] or [N, 1] and targets [N, K], got shapes "
             f"{tuple(clean_prob.shape)} and {tuple(targets.shape)}"
         )
+    for name, tensor in (("images", images), ("targets", targets)):
+        if not tensor.is_floating_point():
+            raise ValueError(f"{name} must be floats, got {tensor.dtype}")
     counts = {"images": images, "feature_maps": feature_maps, "clean_prob": clean_prob, "targets": targets}
     counts = {name: len(tensor) for name, tensor in counts.items()}
     if len(set(counts.values())) > 1:

@@ -10,7 +10,7 @@ from transformers.utils.generic import can_return_tuple
 from .backbones_sanm import build_backbone, feature_maps, probe_feature_map
 from .configuration_sanm import SANMConfig
 from .decoder_sanm import SANMDecoder, check_decoded_size
-from .losses_sanm import reconstruction_loss, sharpen, soft_cross_entropy
+from .losses_sanm import at_least_float32, reconstruction_loss, sharpen, soft_cross_entropy
 from .masking_sanm import AdversarialNoisyMasking, check_probabilities
 from .networks_sanm import SANMResNet
 from .outputs_sanm import SANMOutput
@@ -84,7 +84,7 @@ class SANMForImageClassification(SANMPreTrainedModel):
         pooled = last.mean(dim=(2, 3))
         logits = self.classifier(pooled)
         return SANMOutput(
-            logits=logits.softmax(dim=1) if self.config.softmax_outputs else logits,
+            logits=at_least_float32(logits).softmax(dim=1).to(logits) if self.config.softmax_outputs else logits,
             feature_map=last,
             pooled=pooled,
             reconstruction=self.decoder(last, pixel_values.shape[-2:]) if output_reconstruction else None,
@@ -122,8 +122,8 @@ class SANMForImageClassification(SANMPreTrainedModel):
             [`SANMOutput`].
 
         Raises:
-            ValueError: for labels out of range or of another shape, probabilities outside [0, 1], images of another
-                shape or of an integer type, and a decoder whose output is not as large as the images.
+            ValueError: for labels out of range, of another shape or number, probabilities outside [0, 1], images of
+                another shape or of an integer type, and a decoder whose output is not as large as the images.
         """
         outputs = self.encode(pixel_values, output_reconstruction, output_hidden_states, **kwargs)
         if labels is None:
@@ -133,6 +133,8 @@ class SANMForImageClassification(SANMPreTrainedModel):
             outputs.loss = self.loss_function(labels.float(), outputs.logits.float(), self.config)
             return outputs
         targets = soft_labels(labels, self.num_labels)
+        if len(targets) != len(outputs.logits):
+            raise ValueError(f"labels must be of the {len(outputs.logits)} images, got {len(targets)}")
         if self.training and self.config.framework == "ce" and self.num_labels > 1:
             return self._with_masked_views(outputs, pixel_values, targets, clean_prob, draws, generator)
         outputs.loss = outputs.classification_loss = soft_cross_entropy(outputs.logits, targets)
@@ -146,20 +148,26 @@ class SANMForImageClassification(SANMPreTrainedModel):
         config = self.config
         if clean_prob is None:
             clean_prob = targets.new_ones(len(targets))
-        clean_prob = clean_prob.to(targets)
+        guesses = at_least_float32(outputs.logits.detach()).softmax(dim=1)
+        clean_prob, targets = clean_prob.to(guesses), targets.to(guesses)
+        if clean_prob.shape == (len(targets), 1):
+            clean_prob = clean_prob.flatten()
         if clean_prob.shape != targets.shape[:1]:
             raise ValueError(f"clean_prob must have shape {tuple(targets.shape[:1])}, got {tuple(clean_prob.shape)}")
         check_probabilities(clean_prob)
-        guesses = outputs.logits.detach().softmax(dim=1)
         targets = sharpen(clean_prob[:, None] * targets + (1 - clean_prob[:, None]) * guesses, config.temperature)
         loss = outputs.classification_loss = soft_cross_entropy(outputs.logits, targets)
-        if config.mask != "none" or config.recon_weight:
+        decodes, reconstruction = config.recon_weight > 0, None
+        if config.mask != "none" or config.mask_labels:
             views = self._masking(pixel_values, outputs.feature_map, clean_prob, targets, draws, generator)
-            masked = self.encode(torch.cat([views.max_views, views.min_views]), output_reconstruction=True)
+            masked = self.encode(torch.cat([views.max_views, views.min_views]), output_reconstruction=decodes)
             outputs.masked_loss = soft_cross_entropy(masked.logits, torch.cat([views.targets, views.targets]))
-            loss = loss + outputs.masked_loss
-            check_decoded_size(masked.reconstruction[: len(pixel_values)], pixel_values)
-            outputs.reconstruction_loss = reconstruction_loss(masked.reconstruction, pixel_values)
+            loss, reconstruction = loss + outputs.masked_loss, masked.reconstruction
+        elif decodes:  # nothing is masked: both views are the images
+            reconstruction = self.decoder(outputs.feature_map, pixel_values.shape[-2:]).repeat(2, 1, 1, 1)
+        if decodes:
+            check_decoded_size(reconstruction[: len(pixel_values)], pixel_values)
+            outputs.reconstruction_loss = reconstruction_loss(reconstruction, pixel_values)
             loss = loss + config.recon_weight * outputs.reconstruction_loss
         outputs.loss = loss
         return outputs

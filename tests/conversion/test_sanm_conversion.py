@@ -51,6 +51,47 @@ def test_an_encoder_gets_fresh_heads_and_loses_its_projection(tmp_path):
     assert torch.equal(again.classifier.weight, model.classifier.weight)
 
 
+@pytest.mark.parametrize("path", [PREACT, RESNET50], ids=["dividemix", "c2d"])
+def test_networks_of_dividemix_and_c2d_get_a_fresh_decoder(path, tmp_path):
+    """Their own code has none."""
+
+    def without_decoder(state):
+        for name in [name for name in state if "recon_module." in name]:
+            del state[name]
+
+    folder = convert("sanm", changed(path, tmp_path, without_decoder), tmp_path / "ours")
+    model, whole = (
+        SANMForImageClassification.from_pretrained(f) for f in (folder, convert("sanm", path, tmp_path / "whole"))
+    )
+    assert torch.equal(model.classifier.weight, whole.classifier.weight)
+    assert model.decoder.state_dict().keys() == whole.decoder.state_dict().keys()
+    assert "No reconstruction decoder is in the file" in (folder / "README.md").read_text()
+
+
+@pytest.mark.parametrize(
+    ("classes", "channels", "options", "mean", "size"),
+    [
+        (10, 3, {}, 0.4914, {"height": 32, "width": 32}),
+        (100, 3, {}, 0.507, {"height": 32, "width": 32}),
+        (10, 3, {"image_size": 64}, 0.4914, {"height": 64, "width": 64}),
+        (10, 1, {"image_mean": [0.286], "image_std": [0.353]}, 0.286, {"height": 32, "width": 32}),
+    ],
+)
+def test_the_processor_has_the_statistics_of_the_data(classes, channels, options, mean, size, tmp_path):
+    def change(state):
+        state["conv1.weight"] = state["conv1.weight"][:, :channels].clone()
+        state["linear.weight"] = torch.zeros(classes, state["linear.weight"].shape[1])
+        state["linear.bias"] = torch.zeros(classes)
+        for name in [name for name in state if "recon_module." in name]:
+            del state[name]
+
+    processor = AutoImageProcessor.from_pretrained(
+        convert("sanm", changed(PREACT, tmp_path, change), tmp_path / "ours", **options)
+    )
+    assert processor.image_mean[0] == mean and len(processor.image_mean) == channels
+    assert dict(processor.size) | size == dict(processor.size)
+
+
 def test_two_files_make_an_ensemble_and_two_files_again(tmp_path):
     folder = convert("sanm", NETWORKS[0], tmp_path / "pair", second=str(NETWORKS[1]))
     ensemble = AutoModelForImageClassification.from_pretrained(folder)
@@ -102,6 +143,10 @@ def test_options_are_checked(tmp_path):
         convert("sanm", ENCODER, tmp_path / "out", head=str(PREACT))
     with pytest.raises(ConversionError, match="impossible model: framework must be one of"):
         convert("sanm", PREACT, tmp_path / "out", framework="mixmatch")
+    with pytest.raises(ConversionError, match="num_labels must be that of the file, 10, or left out, got 7"):
+        convert("sanm", PREACT, tmp_path / "out", num_labels=7)
+    with pytest.raises(ConversionError, match="image_mean must have one number for each of the 3 channels"):
+        convert("sanm", PREACT, tmp_path / "out", image_mean=[0.5])
     with pytest.raises(UnknownOptionError, match="unknown option num_heads for sanm"):
         convert("sanm", PREACT, tmp_path / "out", num_heads=2)
 

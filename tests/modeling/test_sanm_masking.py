@@ -254,6 +254,19 @@ def test_equal_losses_count_as_right_with_a_warning(caplog):
         logging.getLogger("transformers").propagate = True
         quality = LabelQualityEstimator()(np.full(5, 0.7, np.float32))
     assert quality.clean_prob.tolist() == [1.0] * 5
+    assert LabelQualityEstimator()([0.3]).clean_prob.tolist() == [1.0]
+
+
+def test_past_losses_that_cancel_count_as_right_too():
+    estimator = LabelQualityEstimator(history=5)
+    estimator([0.0, 1.0, 0.0, 1.0])
+    assert estimator([1.0, 0.0, 1.0, 0.0]).clean_prob.tolist() == [1.0] * 4
+
+
+@pytest.mark.parametrize("setting", [{"max_iter": 0}, {"tol": -1.0}, {"reg_covar": -1.0}, {"reg_covar": float("nan")}])
+def test_settings_of_the_fit_are_checked(setting):
+    with pytest.raises(ValueError, match=f"{next(iter(setting))} must be at least"):
+        LabelQualityEstimator(**setting)
 
 
 @pytest.mark.parametrize(
@@ -261,8 +274,8 @@ def test_equal_losses_count_as_right_with_a_warning(caplog):
     [
         ([0.1, float("nan"), 0.2], r"finite and at least 0, got nan at index 1 \(1 such\)"),
         ([0.1, -0.5], r"got -0.5 at index 1"),
-        ([[0.1, 0.2]], r"shape \[N\] with at least 2 samples, got \[1, 2\]"),
-        ([0.1], r"at least 2 samples, got \[1\]"),
+        ([[0.1, 0.2]], r"shape \[N\] with at least 1 sample, got \[1, 2\]"),
+        ([], r"at least 1 sample, got \[0\]"),
     ],
 )
 def test_bad_losses_are_refused(losses, message):
@@ -277,3 +290,29 @@ def test_another_number_of_losses_is_refused():
         estimator([0.1, 0.2])
     with pytest.raises(ValueError, match="history must be at least 1"):
         LabelQualityEstimator(history=0)
+
+
+@pytest.mark.parametrize("size", [(3, 3), (4, 4), (32, 32)])
+def test_boxes_without_height_or_width_fill_nothing(size):
+    """Tiny shares, or tiny images: the official slices are empty then."""
+    images, maps, trust, targets = inputs(count=16, size=size, grid=(2, 2))
+    masking = AdversarialNoisyMasking(area_factor=0.5 if size[0] < 32 else 0.01)
+    draws = masking.draw(16, 3, generator=torch.Generator().manual_seed(1))
+    views = masking(images, maps, trust, targets, draws=draws)
+    for number, view in enumerate((views.max_views, views.min_views)):
+        painted = (view != images).any(dim=1).sum(dim=(1, 2))
+        assert torch.equal(painted, views.boxes[:, number, 2] * views.boxes[:, number, 3])
+    assert (views.boxes[..., 2:] == 0).any() and (views.boxes[..., 2:] > 0).any()
+
+
+def test_a_batch_without_images_gives_views_without_images():
+    images, maps, trust, targets = (tensor[:0] for tensor in inputs())
+    assert AdversarialNoisyMasking()(images, maps, trust, targets).max_views.shape == (0, 3, HEIGHT, WIDTH)
+
+
+def test_integers_are_refused():
+    images, maps, trust, targets = inputs()
+    with pytest.raises(ValueError, match=r"images must be floats, got torch.uint8"):
+        AdversarialNoisyMasking()(images.to(torch.uint8), maps, trust, targets)
+    with pytest.raises(ValueError, match=r"targets must be floats, got torch.int64"):
+        AdversarialNoisyMasking()(images, maps, trust, targets.long())

@@ -21,6 +21,7 @@ from transformers import (
     AutoImageProcessor,
     AutoModel,
     AutoModelForImageClassification,
+    BertConfig,
     ConvNextConfig,
     Dinov2Config,
     ResNetConfig,
@@ -115,6 +116,58 @@ def test_light_controls_leave_plain_cross_entropy():
     outputs = model(images(), labels=torch.tensor([0, 1, 2, 0]))
     expected = torch.nn.functional.cross_entropy(outputs.logits, torch.tensor([0, 1, 2, 0]))
     torch.testing.assert_close(outputs.loss, expected)
+
+
+@pytest.mark.parametrize("mask", ["activation", "none"])
+def test_without_its_weight_the_decoder_rests_and_labels_are_masked_all_the_same(mask):
+    labels, draws = torch.tensor([0, 1, 2, 0]), torch.rand(4, 8) * 0.01 + 0.04
+    draws[:, 1] = 1.0
+    losses = []
+    for weight in (0.0, 0.02):
+        torch.manual_seed(0)
+        model = tiny(framework="ce", mask=mask, recon_weight=weight).train()
+        outputs = model(images(), labels=labels, draws=draws)
+        outputs.loss.backward()
+        losses.append(outputs.masked_loss)
+        assert all((parameter.grad is None) == (weight == 0) for parameter in model.decoder.parameters())
+        assert (outputs.reconstruction_loss is None) == (weight == 0)
+    torch.testing.assert_close(*losses)
+
+
+def test_float64_networks_guess_and_learn_in_float64():
+    torch.manual_seed(0)
+    model = tiny(framework="ce").double().train()
+    trust = torch.tensor([0.1, 0.9, 1 / 3, 0.7], dtype=torch.float64)
+    pixels, labels = images().double(), torch.tensor([0, 1, 2, 0])
+    outputs = model(pixels, labels=labels, clean_prob=trust)
+    assert outputs.loss.dtype == torch.float64
+    given = torch.nn.functional.one_hot(labels, 3).double()
+    refined = sharpen(trust[:, None] * given + (1 - trust[:, None]) * outputs.logits.detach().softmax(1), 0.5)
+    torch.testing.assert_close(
+        outputs.classification_loss, soft_cross_entropy(outputs.logits, refined), rtol=1e-12, atol=0
+    )
+
+
+def test_short_formats_guess_in_float32():
+    torch.manual_seed(0)
+    model = tiny(framework="ce", mask="none", mask_labels=False, recon_weight=0.0).bfloat16().train()
+    labels, trust = torch.tensor([0, 1, 2, 0]), torch.full((4, 1), 0.3)
+    outputs = model(images().bfloat16(), labels=labels, clean_prob=trust)
+    given = torch.nn.functional.one_hot(labels, 3).float()
+    refined = sharpen(trust * given + (1 - trust) * outputs.logits.detach().float().softmax(1), 0.5)
+    torch.testing.assert_close(outputs.loss, soft_cross_entropy(outputs.logits, refined), rtol=1e-6, atol=0)
+
+
+def test_sharpening_among_many_classes_stays_a_distribution():
+    sharp = sharpen(torch.full((2, 1000), 1e-3), 0.05)
+    torch.testing.assert_close(sharp, torch.full((2, 1000), 1e-3))
+
+
+def test_names_of_other_resnets_are_understood():
+    config = SANMConfig(num_blocks=[1, 1], hidden_sizes=[16, 32], layer_type="bottleneck")
+    assert (config.depths, config.num_blocks, config.widths, config.hidden_sizes) == ([1, 1], [1, 1], [4, 8], [16, 32])
+    again = SANMConfig.from_dict(config.to_dict())
+    assert (again.depths, again.widths) == ([1, 1], [4, 8])
 
 
 @pytest.mark.parametrize(
@@ -235,6 +288,8 @@ def test_other_numbers_of_channels(channels):
         (torch.rand(4, 2), r"soft labels must have shape \[B, 3\], got \(4, 2\)"),
         (torch.rand(4), r"soft labels must have shape \[B, 3\], got \(4,\)"),
         (torch.zeros(4, 1, dtype=torch.long), r"labels must have shape \[B\]"),
+        (torch.tensor([2]), r"labels must be of the 4 images, got 1"),
+        (torch.rand(3, 3), r"labels must be of the 4 images, got 3"),
     ],
 )
 def test_labels_that_do_not_fit_are_refused(labels, message):
@@ -266,6 +321,11 @@ def test_inputs_that_do_not_fit_are_refused():
         ({"num_channels": 0}, "num_channels must be at least 1"),
         ({"temperature": 0.0}, "temperature must be positive, got 0.0"),
         ({"recon_weight": -1.0}, "recon_weight must be at least 0"),
+        ({"area_range": (0.5, 0.2)}, "area_range must be"),
+        ({"area_range": [0.1]}, "area_range must be"),
+        ({"min_aspect": 0.0}, "min_aspect must be in"),
+        ({"area_factor": 0.0}, "area_factor must be in"),
+        ({"quality_slope": 2.0}, "quality_slope must be in"),
     ],
 )
 def test_configurations_that_cannot_be_are_refused(setting, message):
@@ -276,6 +336,11 @@ def test_configurations_that_cannot_be_are_refused(setting, message):
 def test_a_backbone_without_maps_is_refused():
     with pytest.raises(ValueError, match=r"backbone_config must describe a network with feature maps|Unrecognized"):
         SANMForImageClassification(SANMConfig(backbone_config={"model_type": "encoder-decoder"}))
+    text = BertConfig(hidden_size=8, num_hidden_layers=1, num_attention_heads=2, intermediate_size=8, vocab_size=9)
+    with pytest.raises(ValueError, match=r"must describe a network for images, got model_type 'bert'"):
+        SANMForImageClassification(SANMConfig(backbone_config=text))
+    with pytest.raises(ValueError, match=r"does not take images of 4 channels \(num_channels\)"):
+        SANMForImageClassification(SANMConfig(backbone_config=BACKBONES["resnet"], num_channels=4))
     from hubmodels.modeling.sanm.backbones_sanm import token_grid
 
     with pytest.raises(ValueError, match=r"got shape \(2, 3, 8\) for images of \(32, 32\) pixels"):

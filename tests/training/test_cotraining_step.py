@@ -11,7 +11,7 @@ from hubmodels.modeling.sanm import (
 )
 
 from hubmodels.training import HubTrainingArguments, SANMTrainer
-from hubmodels.training.cotraining_step import VIEWS, CoTrainingSettings, StepRandomness, co_training_loss
+from hubmodels.training.cotraining_step import VIEWS, CoTrainingSettings, StepRandomness, co_training_loss, warm_up_loss
 
 TINY = {"widths": [4, 8], "depths": [1, 1], "image_size": 16, "num_labels": 3}
 
@@ -115,3 +115,39 @@ def test_the_trainer_wants_two_networks(model, tmp_path):
         ValueError, match="model must be a SANMEnsembleForImageClassification with framework 'dividemix'"
     ):
         SANMTrainer(model(), HubTrainingArguments(str(tmp_path), use_cpu=True), CoTrainingSettings(), None)
+
+
+class FewImages(torch.utils.data.Dataset):
+    labels = torch.tensor([0, 1, 2, 1])
+
+    def __len__(self):
+        return 4
+
+
+@pytest.mark.parametrize(
+    ("arguments", "given", "message"),
+    [
+        ({"max_steps": 3}, {}, "max_steps must be -1 for co-training, which has no use for it, got 3"),
+        ({"gradient_accumulation_steps": 4}, {}, "gradient_accumulation_steps must be 1"),
+        ({"mixup": 0.5}, {}, "mixup must be 0.0"),
+        ({"label_smoothing": 0.1}, {}, "label_smoothing must be 0.0"),
+        ({"num_train_epochs": 1.5}, {}, "co-training takes whole epochs, got num_train_epochs=1.5"),
+        ({}, {"evaluate_every": -1}, "evaluate_every must be at least 0, got -1"),
+        ({}, {"train_dataset": FewImages()}, r"must be in 0..1 \(config.num_labels\), got 2 at index 2"),
+    ],
+)
+def test_the_trainer_refuses_what_it_does_not_use(arguments, given, message, tmp_path):
+    model = SANMEnsembleForImageClassification(SANMConfig(**TINY | {"num_labels": 2}))
+    with pytest.raises(ValueError, match=message):
+        SANMTrainer(
+            model, HubTrainingArguments(str(tmp_path), use_cpu=True, **arguments), CoTrainingSettings(), None, **given
+        )
+
+
+def test_float64_networks_learn_in_float64():
+    torch.manual_seed(0)
+    network = SANMForImageClassification(SANMConfig(**TINY)).double().train()
+    pixels, labels = torch.randn(3, 3, 16, 16, dtype=torch.float64), torch.tensor([0, 1, 2])
+    loss = warm_up_loss(network, pixels, labels, CoTrainingSettings())
+    expected = torch.nn.functional.cross_entropy(network.encode(pixels).logits, labels)
+    torch.testing.assert_close(loss, expected, rtol=1e-12, atol=0)

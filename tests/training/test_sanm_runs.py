@@ -31,6 +31,7 @@ from hubmodels.data import load_image_dataset, save_noisy_labels
 from hubmodels.evaluation import NoisyLabelReport
 from hubmodels.training import Recipe, RecipeError, read_jsonl, sanm_trainer, train
 from hubmodels.training import run as run_module
+from hubmodels.training.assembly import load_data
 from hubmodels.training.methods import method_training
 from hubmodels.training.methods.sanm import preset_lambda_u
 
@@ -292,6 +293,55 @@ def test_recipes_with_noise_that_cannot_be_are_refused():
         Recipe.load("sanm/small_light", [*LIGHT, "data.noise_file=x.json"])
     with pytest.raises(RecipeError, match=r"data.noise_rate in \(0, 1\], got 1.5"):
         Recipe.load("sanm/small_light", [*LIGHT, "data.noise_rate=1.5"])
+
+
+@pytest.mark.parametrize(
+    "noise",
+    [
+        ["noise_mode=instance", "noise_rate=0.4"],
+        ["noise_mode=sym", "noise_rate=1.0", "noise_options={sym_exclusive: true}"],
+        ["noise_mode=transition", "noise_options={transition: [[0.5, 0.5], [0.0, 1.0]]}"],
+        ["noise_mode=asym", "noise_rate=0.5", "noise_options={class_map: {0: 1}}"],
+    ],
+)
+def test_recipes_inject_every_kind_of_noise(noise, pictures):
+    overrides = [*(o for o in LIGHT if not o.startswith("data.noise")), *(f"data.{o}" for o in noise)]
+    recipe = Recipe.load("sanm/small_light", [*overrides, f"data.source={pictures}"])
+    train_data = load_data(recipe).train
+    assert (train_data.labels != train_data.clean_labels).any()
+    again = load_data(Recipe.from_dict(recipe.to_dict())).train
+    assert torch.equal(torch.as_tensor(again.labels), torch.as_tensor(train_data.labels))
+
+
+def test_unknown_options_of_the_noise_are_refused(pictures):
+    recipe = Recipe.load(
+        "sanm/small_light", [*LIGHT, "data.noise_options={exclusive: true}", f"data.source={pictures}"]
+    )
+    with pytest.raises(RecipeError, match="noise_options must be arguments of inject_label_noise"):
+        load_data(recipe)
+    with pytest.raises(RecipeError, match=r"noisy_labels.rate must be in \[0, 1\], got 2"):
+        Recipe.load("sanm/small_light", [*LIGHT, "noisy_labels.rate=2.0"])
+
+
+def test_a_callback_can_stop_inside_of_an_epoch(pictures, tmp_path, monkeypatch):
+    """The last checkpoint stays that of the epoch before."""
+
+    class Stop(TrainerCallback):
+        def on_step_end(self, args, state, control, **kwargs):
+            control.should_training_stop = state.global_step == 5
+
+    original = sanm_trainer.SANMTrainer.__init__
+
+    def with_stop(self, *args, callbacks=(), **kwargs):
+        original(self, *args, callbacks=[*callbacks, Stop()], **kwargs)
+        built.append(self)
+
+    built = []
+    monkeypatch.setattr(sanm_trainer.SANMTrainer, "__init__", with_stop)
+    train(**arguments("small_cotrain", pictures, tmp_path / "run"))
+    assert built[0].state.global_step == 5
+    checkpoints = sorted(path.name for path in (tmp_path / "run").glob("checkpoint-*"))
+    assert "checkpoint-5" not in checkpoints
 
 
 def test_labels_of_a_file_are_trained_on(pictures, tmp_path):

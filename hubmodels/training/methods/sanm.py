@@ -133,6 +133,8 @@ class SANMTraining(MethodTraining):
                 parts["train_dataset"], evaluation, parts["data_collator"], settings.warm_up_epochs, settings.history
             )
             parts["callbacks"] = [*parts.get("callbacks", []), quality]
+            if not model.config.recon_weight:  # parameters without a gradient stop several processes
+                model.decoder.requires_grad_(False)
             return super().make_trainer(recipe, model, arguments, evaluation, **parts)
         views = CoTrainingViews.for_mixing(
             settings.mixing, evaluation, evaluation.size, **view_options(recipe, evaluation)
@@ -242,7 +244,7 @@ def co_training_settings(recipe: Recipe, num_classes: int) -> CoTrainingSettings
     from hubmodels.modeling.sanm import LabelQualityEstimator
 
     section, data = recipe.noisy_labels, recipe.data
-    kind = section.kind or data.noise_mode or "sym"
+    kind = section.kind or ("asym" if data.noise_mode == "asym" else "sym")
     rate = data.noise_rate if section.rate is None else section.rate
     weight = section.lambda_u
     return CoTrainingSettings(
