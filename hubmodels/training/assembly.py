@@ -21,7 +21,7 @@ from hubmodels.data import (
     inject_label_noise,
     load_image_dataset,
 )
-from hubmodels.data.label_noise import load_noisy_labels
+from hubmodels.data.label_noise import load_cifar_n_labels, load_noisy_labels
 from hubmodels.data.splits import MissingSplitError
 from hubmodels.training.arguments import HubTrainingArguments
 from hubmodels.training.methods import Collator, method_class, method_training
@@ -111,6 +111,11 @@ def _with_noise(recipe: Recipe, train: Any, columns: dict[str, Any]) -> Any:
     data = recipe.data
     if all(getattr(data, name) is None for name in NOISES):
         return train
+    if data.noise_file is not None and Path(data.noise_file).suffix == ".pt":
+        if "name" not in data.noise_options:
+            raise RecipeError("data.noise_file of CIFAR-N needs data.noise_options.name, such as worse_label")
+        labels = load_cifar_n_labels(data.noise_file, data.noise_options["name"], train.labels)
+        return train.with_noisy_labels(labels)
     if data.noise_file is not None:
         return train.with_noisy_labels(load_noisy_labels(data.noise_file, len(train), train.num_classes))
     if data.noise_mode is None:

@@ -35,12 +35,13 @@ class DataSection:
         label_column: Column of the labels, likewise.
         noisy_label_column: Column of labels to train on that are partly wrong; those of `label_column` are then the
             true ones, which only measure.
-        noise_file: The same as a JSON list of class numbers, one per training image in its order.
+        noise_file: The same as a JSON list of class numbers, one per training image in its order; or the published file
+            of CIFAR-10N or CIFAR-100N (.pt) with the name of its labels in `noise_options.name`, such as "worse_label".
         noise_mode: Inject wrong labels into the training images, see `inject_label_noise`: "sym", "asym", "transition"
             or "instance" (whose features are the pixels at 32 x 32).
         noise_rate: Rate of these; "transition" has none.
         noise_seed: Seed of these.
-        noise_options: Further arguments of `inject_label_noise`: `sym_exclusive`, `class_map`, `transition`.
+        noise_options: Further arguments of `inject_label_noise`: `sym_exclusive`, `class_map`, `transition`; or `name`.
     """
 
     source: str | None = None

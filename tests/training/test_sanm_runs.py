@@ -352,6 +352,17 @@ def test_labels_of_a_file_are_trained_on(pictures, tmp_path):
     assert {entry["given"] for entry in report["labels"]} == {"light"}
 
 
+def test_labels_of_the_cifar_n_file_are_trained_on(pictures, tmp_path):
+    clean = load_image_dataset(pictures, "train").labels.numpy()
+    torch.save({"clean_label": clean, "worse_label": 1 - clean}, tmp_path / "CIFAR-10_human.pt")
+    plain = [o for o in LIGHT if not o.startswith("data.noise")] + [f"data.noise_file={tmp_path}/CIFAR-10_human.pt"]
+    plain.append(f"data.source={pictures}")
+    recipe = Recipe.load("sanm/small_light", [*plain, "data.noise_options={name: worse_label}"])
+    assert torch.equal(torch.as_tensor(load_data(recipe).train.labels), torch.from_numpy(1 - clean))
+    with pytest.raises(RecipeError, match="needs data.noise_options.name, such as worse_label"):
+        load_data(Recipe.load("sanm/small_light", plain))
+
+
 def test_the_light_mode_is_a_plain_trainer_run(tmp_path):
     """`clean_prob` is a column; nothing of ours but the model and its processor."""
     generator = np.random.default_rng(0)
