@@ -359,7 +359,7 @@ def test_labels_of_the_cifar_n_file_are_trained_on(pictures, tmp_path):
     plain.append(f"data.source={pictures}")
     recipe = Recipe.load("sanm/small_light", [*plain, "data.noise_options={name: worse_label}"])
     assert torch.equal(torch.as_tensor(load_data(recipe).train.labels), torch.from_numpy(1 - clean))
-    with pytest.raises(RecipeError, match="needs data.noise_options.name, such as worse_label"):
+    with pytest.raises(RecipeError, match=r"needs data\.noise_options\.name, such as worse_label"):
         load_data(Recipe.load("sanm/small_light", plain))
 
 
