@@ -297,19 +297,20 @@ def _resized(values: torch.Tensor, length: int, dim: int) -> torch.Tensor:
 
     `functional.interpolate` differs by rounding, and so finds other maxima where a map has a plateau.
     """
-    old = values.shape[dim]
     exact = torch.float32 if values.device.type == "mps" else torch.float64
+    old, last = values.shape[dim], values.narrow(dim, values.shape[dim] - 1, 1)
+    slopes = torch.cat([values, last], dim).diff(dim=dim)
     steps = torch.arange(length, dtype=exact, device=values.device)
     position = (steps + 0.5) * (old / length) - 0.5
     start = position.floor()
     weight = (position - start).to(torch.float32)
     weight = torch.where((start < 0) | (start >= old - 1), 0.0, weight).to(exact)
-    start = start.clamp(0, old - 1).to(torch.int64)
-    last = values.narrow(dim, old - 1, 1)
-    slopes = torch.cat([values, last], dim).diff(dim=dim)
-    weight = weight.view(-1, 1) if dim == 1 else weight
-    begin, slope = (table.to(exact).index_select(dim, start) for table in (values, slopes))
-    return begin.addcmul_(slope, weight).to(torch.float32)
+    # As a product of matrices, of which a row has a 1 and a weight: the product of two float32 is exact in float64, so
+    # that the only rounding is that of the sum.
+    begins = functional.one_hot(start.clamp(0, old - 1).to(torch.int64), old).to(exact)
+    matrix = torch.cat([begins, begins * weight[:, None]], dim=1)
+    table = torch.cat([values, slopes], dim).to(exact)
+    return (matrix @ table if dim == 1 else table @ matrix.T).to(torch.float32)
 
 
 def extreme_positions(activation: torch.Tensor) -> torch.Tensor:
@@ -322,9 +323,11 @@ def extreme_positions(activation: torch.Tensor) -> torch.Tensor:
     Returns:
         int64 `[N, 2, 2]`.
     """
-    flat, width = activation.flatten(1), activation.shape[-1]
-    indices = torch.stack([flat.argmax(dim=1), flat.argmin(dim=1)], dim=1)
-    return torch.stack([indices // width, indices % width], dim=-1)
+    # First the row, then the column: the extremes of rows are found much faster than places in a whole map.
+    rows = torch.stack([activation.amax(dim=2).argmax(dim=1), activation.amin(dim=2).argmin(dim=1)], dim=1)
+    lines = activation.gather(1, rows[:, :, None].expand(-1, -1, activation.shape[2]))
+    columns = torch.stack([lines[:, 0].argmax(dim=1), lines[:, 1].argmin(dim=1)], dim=1)
+    return torch.stack([rows, columns], dim=-1)
 
 
 def fill_boxes(
