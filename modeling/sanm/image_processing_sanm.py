@@ -20,7 +20,7 @@ class SANMImageProcessor(TorchvisionBackend):
     (`image_mean=[0.286], image_std=[0.353]`) images become grey ones of one channel.
     """
 
-    resample = PILImageResampling.BICUBIC
+    resample = PILImageResampling.BILINEAR
     image_mean = CIFAR10_MEAN
     image_std = CIFAR10_STD
     size = {"height": 32, "width": 32}

@@ -17,6 +17,8 @@ from hubmodels.modeling.sanm import (
     soft_cross_entropy,
 )
 from PIL import Image
+from torchvision.transforms import v2
+from torchvision.transforms.v2 import functional as tvF
 from transformers import (
     AutoImageProcessor,
     AutoModel,
@@ -116,6 +118,19 @@ def test_light_controls_leave_plain_cross_entropy():
     outputs = model(images(), labels=torch.tensor([0, 1, 2, 0]))
     expected = torch.nn.functional.cross_entropy(outputs.logits, torch.tensor([0, 1, 2, 0]))
     torch.testing.assert_close(outputs.loss, expected)
+
+
+def test_large_pictures_are_evaluated_as_the_official_transforms_do():
+    """`Resize(256)`, which is bilinear, `CenterCrop(224)`; torchvision and Pillow differ by a level here and there."""
+    generator = torch.Generator().manual_seed(0)
+    picture = torch.nn.functional.interpolate(torch.rand(1, 3, 12, 16, generator=generator), size=(300, 400))[0]
+    picture = tvF.to_pil_image((picture * 255).to(torch.uint8))
+    processor = SANMImageProcessor(
+        size={"shortest_edge": 256}, crop_size={"height": 224, "width": 224}, do_center_crop=True, do_normalize=False
+    )
+    expected = tvF.pil_to_tensor(v2.Compose([v2.Resize(256), v2.CenterCrop(224)])(picture)) / 255
+    found = processor(picture, return_tensors="pt").pixel_values[0]
+    torch.testing.assert_close(found, expected, atol=1.01 / 255, rtol=0)
 
 
 @pytest.mark.parametrize("mask", ["activation", "none"])

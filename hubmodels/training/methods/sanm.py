@@ -4,6 +4,7 @@ from typing import Any
 
 import torch
 from transformers import AutoConfig
+from transformers.image_utils import PILImageResampling
 
 from hubmodels.data.collators import ImageCollator
 from hubmodels.data.noisy_label_views import PlainView, WeakView
@@ -112,6 +113,7 @@ class SANMTraining(MethodTraining):
             size={"shortest_edge": evaluation.short_side},
             crop_size={"height": height, "width": width},
             do_center_crop=True,
+            resample=PILImageResampling.BICUBIC,
             do_convert_rgb=evaluation.num_channels == 3,
             image_mean=list(evaluation.mean),
             image_std=list(evaluation.std),
