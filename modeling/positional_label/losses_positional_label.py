@@ -100,7 +100,7 @@ def pair_cross_entropy(
         loss, accuracy = sums.loss / count, sums.hits / count
         if not needs_gradients:
             return loss, accuracy
-        gradients = [(total / count).to(part.dtype) for total, part in zip(sums.gradients, parts, strict=True)]
+        gradients = [total.div_(count) for total in sums.gradients]
     return WithGradients.apply(loss, *parts, *gradients), accuracy
 
 

@@ -109,6 +109,23 @@ def test_half_precision_computes_the_loss_in_float32():
     assert abs(mixed.loss.item() - exact.item()) < 0.03 * exact.item()
 
 
+def test_float16_gradients_survive_with_a_loss_scale():
+    """A pair's share of the mean is too small for float16; the loss scale must reach it before it is rounded."""
+    scale, (side, images) = 65536.0, (6, 16)
+    torch.manual_seed(0)
+    head = RelativePositionHead(32, (side, side))
+    for parameter in head.parameters():
+        torch.nn.init.normal_(parameter, std=0.02 if parameter.ndim > 1 else 0.0)
+    states = torch.randn(images, side * side, 32, requires_grad=True)
+    found = []
+    for mixed in (False, True):
+        with torch.autocast("cpu", torch.float16, enabled=mixed):
+            loss = head(states).loss
+        found.append(torch.autograd.grad(loss * scale, [states, head.fc1.weight, head.classifier.weight]))
+    for exact, half in zip(*found, strict=True):
+        assert (half - exact).norm() < 1e-2 * exact.norm()
+
+
 def test_dropout_draws_after_the_activation():
     head, states = relative_head(dropout=0.5), tokens()
     torch.manual_seed(3)
