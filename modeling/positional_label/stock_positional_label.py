@@ -147,6 +147,7 @@ def _with_parts(inner: PreTrainedConfig, backbone: PreTrainedModel, classifier: 
     else:
         if getattr(stock.base_model, "pooler", None) is not None and backbone.pooler is None:
             backbone = copy.copy(backbone)  # Swin's pooler has no weights
+            backbone.__dict__.pop("pooler", None)  # the None of a network without pooler would hide the module
             backbone._modules = backbone._modules | {"pooler": nn.AdaptiveAvgPool1d(1)}
         setattr(stock, stock.base_model_prefix, backbone)
         stock.classifier = classifier

@@ -121,6 +121,20 @@ def test_other_poolings_become_a_dinov2_classifier(family, pooling, tmp_path):
     assert not {id(p) for p in plain.parameters()} & {id(p) for p in model.parameters()}
 
 
+@pytest.mark.parametrize("family", ["swin", "swinv2"])
+@torch.no_grad()
+def test_models_that_never_were_stock_become_so(family, tmp_path):
+    """Built from a configuration and loaded from an own folder, which have no pooler."""
+    built = tiny_classifier(family)
+    built.save_pretrained(tmp_path)
+    pixels = images(built)
+    expected = built(pixels).logits
+    for model in (built, PositionalLabelForImageClassification.from_pretrained(tmp_path)):
+        for plain in (model.unwrap(), model.to_backbone_classifier()):
+            torch.testing.assert_close(plain(pixels).logits, expected, atol=1e-5, rtol=1e-5)
+        assert model.backbone.pooler is None
+
+
 @pytest.mark.parametrize(
     ("backbone", "settings", "message"),
     [
