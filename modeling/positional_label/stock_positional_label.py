@@ -163,6 +163,12 @@ def _as_dinov2(inner: PreTrainedConfig, model: PreTrainedModel, pooling: str) ->
     weights = model.backbone.state_dict()
     config = inner
     if inner.model_type == "vit":
+        rows, columns = model.view.grid
+        if rows != columns:
+            raise ValueError(
+                f"DINOv2 takes its table of positions for a square, got a grid of {rows}x{columns}; see "
+                "without_position_head()"
+            )
         config = Dinov2Config(
             **{name: getattr(inner, name) for name in _VIT_FIELDS if name != "intermediate_size"},
             mlp_ratio=inner.intermediate_size // inner.hidden_size,

@@ -142,13 +142,15 @@ def test_models_that_never_were_stock_become_so(family, tmp_path):
         (SwinConfig(**SWIN), {"backbone_variant": "authors"}, "no stock class has the network"),
         ("deit", {}, "no stock class of a deit pools by 'mean'"),
         (ViTConfig(**VIT), {}, "DINOv2 has no intermediate_size 36"),
+        (ViTConfig(**(WIDE_VIT | {"image_size": (16, 64)})), {}, "got a grid of 2x8"),
     ],
-    ids=["authors' vit", "authors' swin", "deit mean", "odd width"],
+    ids=["authors' vit", "authors' swin", "deit mean", "odd width", "oblong grid"],
 )
 def test_what_no_stock_class_has_keeps_its_class(backbone, settings, message):
     if message.startswith("DINOv2"):
         backbone = ViTConfig(**(VIT | {"intermediate_size": 36}))
     model = tiny_classifier(backbone, **settings)
+    torch.nn.init.normal_(model.classifier.weight)
     with pytest.raises(ValueError, match=message):
         model.unwrap()
     if model.config.backbone_variant == "authors":
