@@ -61,6 +61,19 @@ _VIT_FIELDS = (
 )
 
 
+def refuse_authors(settings: dict[str, Any], kind: str) -> None:
+    """
+    Raises:
+        ValueError: for the authors' variant, whose weights are others, around an existing network.
+    """
+    if settings.get("backbone_variant") == "authors":
+        raise ValueError(
+            f"backbone_variant 'authors' is another network than the {kind} that is given; build it with "
+            "PositionalLabelForImageClassification(PositionalLabelConfig(backbone_config=..., "
+            "backbone_variant='authors')), or keep backbone_variant 'stock'"
+        )
+
+
 def config_around(
     model: PreTrainedModel, settings: dict[str, Any]
 ) -> tuple[PositionalLabelConfig, PreTrainedModel, nn.Linear]:
@@ -75,9 +88,10 @@ def config_around(
         A configuration around it, its backbone and its linear layer, both shared with it.
 
     Raises:
-        ValueError: for a model that has not the stock form of its type.
+        ValueError: for a model that has not the stock form of its type, and for `backbone_variant="authors"`.
     """
     kind = model.config.model_type
+    refuse_authors(settings, kind)
     classifier = getattr(model, "classifier", None)
     if kind == "timm_wrapper":
         classifier = model.timm_model.get_classifier()
@@ -307,6 +321,7 @@ def _renamed(names: Any, prefix: str) -> Any:
 def _from_autoencoder(model_class, source, content, settings, keep_heads, args, kwargs) -> tuple[Any, Any]:
     """The encoder of a pre-trained autoencoder; classifier and position heads are new, but for heads that it has."""
     labels = {name: kwargs.pop(name) for name in _LABEL_ARGUMENTS if name in kwargs}
+    refuse_authors(settings, content["model_type"])
     inner = vit_inside(AutoConfig.for_model(**content))
     config = PositionalLabelConfig(backbone_config=inner, **(settings | labels))
     names = {

@@ -12,6 +12,8 @@ from transformers import (
     ResNetForImageClassification,
     SwinConfig,
     ViTConfig,
+    ViTMAEConfig,
+    ViTMAEForPreTraining,
 )
 
 from tests.modeling.tiny_positional_label import (
@@ -161,6 +163,18 @@ def test_what_no_stock_class_has_keeps_its_class(backbone, settings, message):
     assert not any("position_head" in name for name in plain.state_dict())
     pixels = images(model)
     torch.testing.assert_close(plain(pixels).logits, model(pixels).logits)
+
+
+def test_authors_variant_is_not_put_around_another_network(tmp_path):
+    model = stock("vit")
+    model.save_pretrained(tmp_path / "vit")
+    ViTMAEForPreTraining(ViTMAEConfig(**MAE)).save_pretrained(tmp_path / "mae")
+    message = "backbone_variant 'authors' is another network than the {} that is given"
+    with pytest.raises(ValueError, match=message.format("vit")):
+        PositionalLabelForImageClassification.wrap(model, backbone_variant="authors")
+    for source, kind in (("vit", "vit"), ("mae", "vit_mae")):
+        with pytest.raises(ValueError, match=message.format(kind)):
+            PositionalLabelForImageClassification.from_pretrained(tmp_path / source, backbone_variant="authors")
 
 
 def test_backbone_alone_is_a_stock_checkpoint(tmp_path):
