@@ -19,7 +19,7 @@ from .configuration_positional_label import AUTOENCODERS, PositionalLabelConfig
 from .modeling_positional_label import PositionalLabelPreTrainedModel
 from .outputs_positional_label import PositionalLabelForPreTrainingOutput
 from .schemes_positional_label import check_position_table, random_rows, run_with_positions
-from .stock_positional_label import new_heads, stored_config, take_settings
+from .stock_positional_label import backbone_of, new_heads, settings_of, stored_config, take_config, take_settings
 
 _FIXED_TABLES = ("vit.embeddings.position_embeddings", "decoder.decoder_pos_embed")
 
@@ -99,11 +99,15 @@ class PositionalLabelForPreTraining(PositionalLabelPreTrainedModel):
         As in transformers; also from an autoencoder (`mae` or `vit_mae`), which gets new position heads. Fields of the
         configuration are keyword arguments. The tables of positions stay fixed.
         """
-        source, configured = pretrained_model_name_or_path, isinstance(kwargs.get("config"), PositionalLabelConfig)
-        if source is not None and not configured and stored_config(source, kwargs)[0].get("model_type") in AUTOENCODERS:
-            settings, want_info = take_settings(kwargs), kwargs.pop("output_loading_info", False)
+        source = pretrained_model_name_or_path
+        kind = None if source is None else stored_config(source, kwargs)[0].get("model_type")
+        if kind in AUTOENCODERS:
+            given, settings = take_config(kwargs), take_settings(kwargs)
+            want_info = kwargs.pop("output_loading_info", False)
+            if given is not None:
+                settings, kwargs["config"] = settings_of(given) | settings, backbone_of(given, kind)
             autoencoder, info = AutoModelForPreTraining.from_pretrained(
-                pretrained_model_name_or_path, *args, output_loading_info=True, **kwargs
+                source, *args, output_loading_info=True, **kwargs
             )
             model = cls.wrap(autoencoder, **settings).eval()
             info["missing_keys"] = {*info["missing_keys"], *new_heads(model)}

@@ -255,6 +255,38 @@ def take_settings(kwargs: dict[str, Any]) -> dict[str, Any]:
     return {name: kwargs.pop(name) for name in fields if name in kwargs}
 
 
+def take_config(kwargs: dict[str, Any]) -> PositionalLabelConfig | None:
+    """
+    Takes the `config` out of the arguments of `from_pretrained`.
+
+    An automatic class passes the one that it read from the folder; a user may give one for a foreign checkpoint.
+    """
+    return kwargs.pop("config") if isinstance(kwargs.get("config"), PositionalLabelConfig) else None
+
+
+def settings_of(config: PositionalLabelConfig) -> dict[str, Any]:
+    """All fields of a configuration but its backbone, as arguments of `wrap`."""
+    fields = set(PositionalLabelConfig.__dataclass_fields__) - set(PreTrainedConfig.__dataclass_fields__)
+    names = (*sorted(fields - {"backbone_config"}), *LABEL_FIELDS)
+    return {name: getattr(config, name) for name in names}
+
+
+def backbone_of(config: PositionalLabelConfig, kind: str) -> PreTrainedConfig:
+    """
+    A copy of the backbone's configuration.
+
+    Raises:
+        ValueError: if it is of another type than the checkpoint that is loaded with it.
+    """
+    inner = copy.deepcopy(config.backbone_config)
+    if inner.model_type != kind:
+        raise ValueError(
+            f"config.backbone_config must be of the checkpoint's model_type {kind!r}, got {inner.model_type!r}; without "
+            "config it is taken from the checkpoint"
+        )
+    return inner
+
+
 def new_heads(model: nn.Module) -> set[str]:
     """Names of the weights of position heads."""
     return {name for name, _ in model.named_parameters() if name.split(".")[0].endswith("position_head")}
@@ -267,37 +299,51 @@ def load_foreign(model_class: type, source: str | PathLike, *args, **kwargs) -> 
     Args:
         model_class: the class to build, with `wrap`.
         source: folder or Hub id.
-        args, kwargs: of `from_pretrained`; fields of the configuration are taken out.
+        args, kwargs: of `from_pretrained`; fields of the configuration are taken out. What a given `config` says holds
+            around the checkpoint's network too.
 
     Returns:
         What `from_pretrained` would, or None if `source` is one of the method's own classifiers.
+
+    Raises:
+        ValueError: for a given `config` whose backbone is of another type than the checkpoint.
     """
-    given = kwargs.get("config")
     if source is None or "state_dict" in kwargs:
         return None
-    if isinstance(given, PositionalLabelConfig):
-        content, hub = given.to_dict(), {}
-    else:
-        content, hub = stored_config(source, kwargs)
+    content, hub = stored_config(source, kwargs)
     kind, nested = content.get("model_type"), content.get("backbone_config") or {}
     own = kind == PositionalLabelConfig.model_type
     pretrained = own and nested.get("model_type") in AUTOENCODERS
     if own and not pretrained:
         return None
+    given = take_config(kwargs)
     settings, want_info = take_settings(kwargs), kwargs.pop("output_loading_info", False)
+    if given is not None:
+        wanted = settings_of(given)
+        if given.backbone_config.model_type in AUTOENCODERS:  # that of the pre-training, from an automatic class
+            wanted = {name: value for name, value in wanted.items() if name in _INHERITED}
+        settings = wanted | settings
     if pretrained or kind in AUTOENCODERS:
         kwargs.setdefault("dtype", content.get("dtype") or "auto")
         if pretrained:
-            kwargs.pop("config", None)
             stored = {name: content[name] for name in _INHERITED if content.get(name) is not None}
             settings = stored | settings
             same_heads = all(stored.get(name) == settings.get(name) for name in ("position_label", "feature_split"))
         keep_heads = pretrained and same_heads
-        inner = nested if pretrained else content
+        inner = vit_inside(AutoConfig.for_model(**(nested if pretrained else content)))
+        if given is not None and given.backbone_config.model_type not in AUTOENCODERS:
+            inner = backbone_of(given, "vit")
         model, info = _from_autoencoder(model_class, source, inner, settings, keep_heads, args, kwargs)
     else:
         labels = {name: kwargs.pop(name) for name in _LABEL_ARGUMENTS if name in kwargs}
-        inner = AutoConfig.from_pretrained(source, **hub, **labels)
+        if given is None:
+            inner = AutoConfig.from_pretrained(source, **hub, **labels)
+        else:
+            labels = {name: settings.pop(name) for name in LABEL_FIELDS} | labels
+            inner = backbone_of(given, kind)
+            inner.architectures = content.get("architectures")
+            for name, value in labels.items():
+                setattr(inner, name, value)
         stock, info = AutoModelForImageClassification.from_pretrained(
             source, *args, config=inner, output_loading_info=True, **kwargs
         )
@@ -318,11 +364,10 @@ def _renamed(names: Any, prefix: str) -> Any:
     )
 
 
-def _from_autoencoder(model_class, source, content, settings, keep_heads, args, kwargs) -> tuple[Any, Any]:
+def _from_autoencoder(model_class, source, inner, settings, keep_heads, args, kwargs) -> tuple[Any, Any]:
     """The encoder of a pre-trained autoencoder; classifier and position heads are new, but for heads that it has."""
     labels = {name: kwargs.pop(name) for name in _LABEL_ARGUMENTS if name in kwargs}
-    refuse_authors(settings, content["model_type"])
-    inner = vit_inside(AutoConfig.for_model(**content))
+    refuse_authors(settings, "autoencoder")
     config = PositionalLabelConfig(backbone_config=inner, **(settings | labels))
     names = {
         r"^mae\.vit\.": "backbone.",

@@ -103,6 +103,41 @@ def test_stock_checkpoints_load(family, tmp_path):
     assert all(torch.equal(ours[name], theirs[name]) for name in ours)
 
 
+@pytest.mark.parametrize("family", ["vit", "deit", "swin", "timm_vit"])
+def test_stock_checkpoints_load_with_a_configuration(family, tmp_path):
+    """The stored file says what a checkpoint is, not the configuration that it shall have."""
+    model = stock(family)
+    model.save_pretrained(tmp_path)
+    pooling = {"swin": "mean", "timm_vit": "pooler"}.get(family, "cls")
+    config = PositionalLabelConfig(
+        backbone_config=backbone_configs()[family],
+        position_label="relative",
+        position_loss_weight=0.25,
+        pooling=pooling,
+        id2label=dict(enumerate("abcd")),
+        label2id={name: index for index, name in enumerate("abcd")},
+    )
+    loaded, info = PositionalLabelForImageClassification.from_pretrained(
+        tmp_path, config=config, output_loading_info=True
+    )
+    assert all(name.startswith("position_head.") for name in info["missing_keys"]) and not info["unexpected_keys"]
+    assert loaded.config.loss_weights == {"relative": 0.25} and loaded.config.id2label[2] == "c"
+    pixels = images(loaded)
+    torch.testing.assert_close(loaded(pixels).logits, model(pixels).logits, atol=1e-5, rtol=1e-5)
+    other = PositionalLabelConfig(backbone_config=backbone_configs()["beit"])
+    with pytest.raises(ValueError, match="config.backbone_config must be of the checkpoint's model_type '.*', got 'bei"):
+        PositionalLabelForImageClassification.from_pretrained(tmp_path, config=other)
+
+
+def test_autoencoders_load_into_a_classifier_with_a_configuration(tmp_path):
+    mae = ViTMAEForPreTraining(ViTMAEConfig(**MAE)).eval()
+    mae.save_pretrained(tmp_path)
+    config = PositionalLabelConfig(backbone_config=ViTConfig(**(VIT | {"image_size": 32})), num_labels=3)
+    model = PositionalLabelForImageClassification.from_pretrained(tmp_path, config=config)
+    assert model.num_labels == 3
+    torch.testing.assert_close(model.backbone.layers[0].mlp.fc1.weight, mae.vit.layers[0].mlp.fc1.weight)
+
+
 @pytest.mark.parametrize("pooling", ["mean", "cls"])
 @pytest.mark.parametrize("family", ["vit", "dinov2"])
 @torch.no_grad()
@@ -172,7 +207,7 @@ def test_authors_variant_is_not_put_around_another_network(tmp_path):
     message = "backbone_variant 'authors' is another network than the {} that is given"
     with pytest.raises(ValueError, match=message.format("vit")):
         PositionalLabelForImageClassification.wrap(model, backbone_variant="authors")
-    for source, kind in (("vit", "vit"), ("mae", "vit_mae")):
+    for source, kind in (("vit", "vit"), ("mae", "autoencoder")):
         with pytest.raises(ValueError, match=message.format(kind)):
             PositionalLabelForImageClassification.from_pretrained(tmp_path / source, backbone_variant="authors")
 
@@ -308,7 +343,7 @@ def test_autoencoders_become_classifiers(tmp_path):
     mae = MAEForPreTraining(MAEConfig(**MAE)).eval()
     mae.save_pretrained(tmp_path / "mae")
     names = {"id2label": {0: "a", 1: "b"}, "label2id": {"a": 0, "b": 1}}
-    both = PositionalLabelForPreTraining.wrap(mae, position_label="relative", **names)
+    both = PositionalLabelForPreTraining.wrap(mae, position_label="relative", position_dropout=0.5, **names)
     both.save_pretrained(tmp_path / "both")
     pixels = torch.randn(2, 3, 32, 32)
     expected = mae.vit(pixels, mask_ratio=0).last_hidden_state[:, 1:]
@@ -334,7 +369,7 @@ def test_autoencoders_become_classifiers(tmp_path):
             torch.testing.assert_close(both.encode(pixels).last_hidden_state, expected, atol=1e-5, rtol=1e-5)
             by_auto = AutoModelForImageClassification.from_pretrained(tmp_path / source, num_labels=5)
             assert torch.equal(by_auto.backbone.layernorm.weight, model.backbone.layernorm.weight)
-            assert by_auto.num_labels == 5
+            assert by_auto.num_labels == 5 and by_auto.config.position_dropout == 0
             assert torch.equal(model.position_head.fc1.weight, both.position_head.fc1.weight)
 
 

@@ -85,6 +85,19 @@ def test_from_an_autoencoder_and_back(kind, tmp_path):
 
 
 @pytest.mark.parametrize("kind", KINDS)
+def test_from_an_autoencoder_with_a_configuration(kind, tmp_path):
+    plain = tiny(kind).unwrap()
+    plain.save_pretrained(tmp_path)
+    config = PositionalLabelConfig(backbone_config={"model_type": kind, **MAE}, position_label="both")
+    model = PositionalLabelForPreTraining.from_pretrained(tmp_path, config=config)
+    assert len(model.position_heads) == 2
+    torch.testing.assert_close(model.unwrap().state_dict(), plain.state_dict())
+    other = PositionalLabelConfig(backbone_config={"model_type": {"mae": "vit_mae", "vit_mae": "mae"}[kind], **MAE})
+    with pytest.raises(ValueError, match=f"must be of the checkpoint's model_type '{kind}', got"):
+        PositionalLabelForPreTraining.from_pretrained(tmp_path, config=other)
+
+
+@pytest.mark.parametrize("kind", KINDS)
 def test_position_dropout_counts_only_patches_without_position(kind):
     model = tiny(kind, position_dropout=0.5).eval()
     seen = []
