@@ -11,7 +11,7 @@ from transformers import AutoModel, PreTrainedConfig, PreTrainedModel
 
 from .configuration_positional_label import AUTOENCODERS, PositionalLabelConfig
 from .labels_positional_label import Grid
-from .swin_positional_label import PositionalLabelSwinModel
+from .swin_positional_label import PositionalLabelSwinModel, reset_windows
 from .vit_positional_label import PositionalLabelViTModel
 
 # Tables of tokens in front of the patches, where the embeddings have them (class, distillation, registers).
@@ -114,7 +114,11 @@ class TokenView:
         given = {name: value for name, value in kwargs.items() if value is not None}
         if is_timm(self.inner):
             given["do_pooling"] = self.config.pooling == "pooler"
-        outputs = (call or backbone)(pixel_values, **given)
+        reset_windows(backbone)
+        try:
+            outputs = (call or backbone)(pixel_values, **given)
+        finally:
+            reset_windows(backbone)
         states = _as_sequence(outputs.last_hidden_state, self.width)
         norm = _outer_norm(backbone)
         states = states if norm is None else norm(states)

@@ -17,6 +17,20 @@ from transformers.models.swin.modeling_swin import (
 )
 
 
+def reset_windows(backbone: nn.Module) -> None:
+    """
+    Gives the windows of a stock Swin their configured sizes and shifts.
+
+    transformers stores what it shrinks for a small map on the layer, so that one small image changes the outputs for
+    all later ones. Windows are also shrunk after a pass, when gradient checkpointing computes it again.
+    """
+    for stage in backbone.modules():
+        if isinstance(stage, SwinStage) and not isinstance(stage, PositionalLabelSwinStage):
+            size = stage.config.window_size
+            for index, block in enumerate(stage.blocks):
+                block.window_size, block.shift_size = size, size // 2 * (index % 2)
+
+
 class PositionalLabelSwinNoBias(nn.Module):
     """Stands where attention asks for its relative position bias, and gives zeros `[1, 1, L, L]`."""
 

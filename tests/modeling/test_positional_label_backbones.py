@@ -336,6 +336,33 @@ def test_relative_labels_allow_smaller_images():
         absolute(small, return_position=True)
 
 
+@pytest.mark.parametrize("family", ["swin", "swinv2"])
+@torch.no_grad()
+def test_a_small_image_does_not_change_what_follows(family):
+    """transformers' Swin keeps the windows that it shrinks for a small map."""
+    inner = backbone_configs()[family]
+    inner.image_size, inner.depths = 64, [2, 2]
+    model = tiny_classifier(inner, position_label="relative")
+    for parameter in model.parameters():
+        torch.nn.init.normal_(parameter, std=0.2)
+    pixels = images(model)
+    expected = model(pixels).logits
+    model(pixels[..., :32, :32])
+    torch.testing.assert_close(model(pixels).logits, expected)
+    torch.testing.assert_close(model.unwrap()(pixels).logits, expected, atol=1e-5, rtol=1e-5)
+
+
+def test_windows_survive_gradient_checkpointing():
+    inner = SwinConfig(**(SWIN | {"image_size": 64, "depths": [2, 2]}), drop_path_rate=0.0)
+    model = tiny_classifier(inner, position_label="relative")
+    torch.nn.init.normal_(model.classifier.weight)
+    pixels = images(model)
+    expected = model(pixels).logits
+    model.train().gradient_checkpointing_enable()
+    model(pixels[..., :32, :32], labels=torch.tensor([0, 1])).loss.backward()
+    torch.testing.assert_close(model.eval()(pixels).logits, expected)
+
+
 def test_autoencoders_become_classifiers(tmp_path):
     from hubmodels.modeling.mae import MAEConfig, MAEForPreTraining
     from hubmodels.modeling.positional_label import PositionalLabelForPreTraining
