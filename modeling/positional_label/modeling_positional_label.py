@@ -41,15 +41,23 @@ class PositionalLabelPreTrainedModel(PreTrainedModel):
     # Losses are means over the batch: `Trainer` must divide them itself when it accumulates gradients.
     accepts_loss_kwargs = False
 
-    def _make_heads(self, width: int, grid: Grid) -> None:
-        """`position_head`, and with both kinds of label `relative_position_head` for the second."""
+    def _make_heads(self, width: int, grid: Grid, tokens: int, seen_by: str = "") -> None:
+        """
+        `position_head`, and with both kinds of label `relative_position_head` for the second.
+
+        `tokens` is how many of the grid a training pass sees; `seen_by` says why it is not all of them.
+        """
         config = self.config
         kinds = {"absolute": AbsolutePositionHead, "relative": RelativePositionHead}
         for name, label in zip(("position_head", "relative_position_head"), config.labels, strict=False):
             head = kinds[label](width, grid, config.position_head_dropout, config.feature_split)
             setattr(self, name, head)
-        if "relative" in config.labels and (config.num_anchors or 0) > grid[0] * grid[1]:
-            raise ValueError(f"num_anchors must be at most the {grid[0] * grid[1]} tokens, got {config.num_anchors}")
+        if "relative" in config.labels:
+            self._check_anchors(tokens, seen_by)
+
+    def _check_anchors(self, tokens: int, seen_by: str) -> None:
+        if (self.config.num_anchors or 0) > tokens:
+            raise ValueError(f"num_anchors must be at most the {tokens} tokens{seen_by}, got {self.config.num_anchors}")
 
     @property
     def position_heads(self) -> dict[str, nn.Module]:
@@ -101,7 +109,8 @@ class PositionalLabelPreTrainedModel(PreTrainedModel):
             Loss, accuracy and logits by kind of label.
 
         Raises:
-            ValueError: for a grid that the heads were not built for, and for indices outside of it.
+            ValueError: for a grid that the heads were not built for, for indices outside of it, and for fewer tokens
+                than `config.num_anchors`.
         """
         predictions, config = {}, self.config
         for label, head in self.position_heads.items():
@@ -110,6 +119,7 @@ class PositionalLabelPreTrainedModel(PreTrainedModel):
                 options["sigma"] = config.position_sigma
             # Anchors are sampled in training only: an evaluation counts all pairs.
             if label == "relative" and config.num_anchors is not None and self.training:
+                self._check_anchors(tokens.shape[1], " of this pass")
                 size = tokens.shape[:2]
                 noise = torch.rand(size, generator=generator, device=tokens.device, dtype=torch.float32)
                 options["anchors"] = noise.argsort(dim=1)[:, : config.num_anchors]
@@ -221,7 +231,13 @@ class PositionalLabelForImageClassification(PositionalLabelPreTrainedModel):
         self.view = TokenView(self.backbone, config)
         if config.scheme == "jigsaw" or config.position_dropout:
             check_position_table(self.backbone, "scheme 'jigsaw'" if config.scheme == "jigsaw" else "position_dropout")
-        self._make_heads(self.view.width, self.view.grid)
+        cells = self.view.grid[0] * self.view.grid[1]
+        if config.scheme == "jigsaw":
+            self._make_heads(
+                self.view.width, self.view.grid, self._jigsaw_tokens(cells), f" of jigsaw_ratio {config.jigsaw_ratio}"
+            )
+        else:
+            self._make_heads(self.view.width, self.view.grid, cells)
         self.classifier = nn.Linear(self.view.pooled_width, config.num_labels)
         self.supports_gradient_checkpointing = self.backbone.supports_gradient_checkpointing
         self.post_init()
@@ -378,13 +394,16 @@ class PositionalLabelForImageClassification(PositionalLabelPreTrainedModel):
     def _second_pass(self, pixel_values, noise, generator, kwargs) -> tuple[torch.Tensor, torch.Tensor]:
         """Tokens of random patches that saw no positions, and their indices (JigsawViT, arXiv 2207.11971)."""
         noise = self._noise(pixel_values, noise, generator)
-        ids = noise.argsort(dim=1)[:, : max(1, round(self.config.jigsaw_ratio * noise.shape[1]))]
+        ids = noise.argsort(dim=1)[:, : self._jigsaw_tokens(noise.shape[1])]
 
         def backbone(images, **given):
             with only_patches(self.backbone, ids, self.view.num_prefix_tokens):
                 return run_with_positions(self.backbone, "embeddings", None, images, **given)
 
         return self.view.run(self.backbone, pixel_values, kwargs, call=backbone)[0], ids
+
+    def _jigsaw_tokens(self, cells: int) -> int:
+        return max(1, round(self.config.jigsaw_ratio * cells))
 
     def _noise(self, pixel_values, noise, generator) -> torch.Tensor:
         rows, columns = self.view.grid_of(*pixel_values.shape[-2:])

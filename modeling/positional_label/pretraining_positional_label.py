@@ -75,7 +75,9 @@ class PositionalLabelForPreTraining(PositionalLabelPreTrainedModel):
         self.mae = AutoModelForPreTraining.from_config(inner) if autoencoder is None else autoencoder
         if self._needs_noise:
             check_position_table(self.mae.base_model, "position_dropout or scheme 'jigsaw'")
-        self._make_heads(inner.hidden_size, patch_grid(inner, *config.image_height_width))
+        grid = patch_grid(inner, *config.image_height_width)
+        visible = int(grid[0] * grid[1] * (1 - inner.mask_ratio))
+        self._make_heads(inner.hidden_size, grid, visible, f" that mask_ratio {inner.mask_ratio} leaves")
         self.post_init()
         if inner.model_type == "vit_mae" and autoencoder is None:
             # transformers' initialisation of a whole model leaves both tables of positions at zero.

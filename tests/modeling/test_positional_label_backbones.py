@@ -409,6 +409,8 @@ def test_autoencoders_become_classifiers(tmp_path):
         (ViTConfig(**VIT), {"position_dropout": 1.5}, r"position_dropout must be in \[0, 1\], got 1.5"),
         (ViTConfig(**VIT), {"num_anchors": 0}, "num_anchors must be at least 1, got 0"),
         (ViTConfig(**VIT), {"num_anchors": 10, "position_label": "relative"}, "num_anchors must be at most the 9"),
+        (ViTConfig(**VIT), {"num_anchors": 5, "position_label": "relative", "scheme": "jigsaw"},
+         "num_anchors must be at most the 4 tokens of jigsaw_ratio 0.5, got 5"),
         (ViTConfig(**VIT), {"pooling": "max"}, "pooling must be one of"),
         (ViTConfig(**VIT), {"scheme": "puzzle"}, "scheme must be one of"),
         (ViTConfig(**VIT), {"scheme": "droppos", "position_label": "both"}, "'droppos' has absolute labels only"),
@@ -439,6 +441,9 @@ def test_wrong_inputs_are_refused():
     ):
         with pytest.raises(ValueError, match=message):
             model(pixels, labels=labels)
+    with pytest.raises(ValueError, match="num_anchors must be at most the 6 tokens of this pass, got 8"):
+        small = {"pixel_values": pixels[:, :, :16], "interpolate_pos_encoding": True}
+        tiny_classifier(position_label="relative", num_anchors=8).train()(**small)
     with pytest.raises(ValueError, match="pixel_values is required"):
         model()
     with pytest.raises(ValueError, match=r"position_noise must have shape \[2, 9\], got \[2, 8\]"):
