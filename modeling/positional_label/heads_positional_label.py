@@ -59,6 +59,7 @@ class _PositionHead(nn.Module):
             ids = absolute_labels(grid, tokens.device)[None]
         else:
             check_ids(ids, tokens, grid)
+            ids = ids.long()
         return ids.expand(tokens.shape[0], -1)
 
 

@@ -16,7 +16,7 @@ from transformers.utils.generic import can_return_tuple
 from .backbones_positional_label import TokenView, build_backbone
 from .configuration_positional_label import PositionalLabelConfig
 from .heads_positional_label import AbsolutePositionHead, PositionPrediction, RelativePositionHead
-from .labels_positional_label import Grid
+from .labels_positional_label import Grid, class_labels
 from .losses_positional_label import at_least_float32
 from .outputs_positional_label import PositionalLabelImageClassifierOutput
 from .parameters_positional_label import layer_groups, undecayed
@@ -421,10 +421,12 @@ class PositionalLabelForImageClassification(PositionalLabelPreTrainedModel):
             )
         if self.config.problem_type in ("regression", "multi_label_classification"):
             return self.loss_function(labels.float(), logits.float(), self.config)
-        if labels.ndim == 1 and labels.is_floating_point():
-            raise ValueError(f"labels of shape [B] must be integers, got {labels.dtype}")
         logits = at_least_float32(logits)
-        return nn.functional.cross_entropy(logits, labels if labels.ndim == 1 else labels.to(logits.dtype))
+        if labels.ndim == 1:
+            return nn.functional.cross_entropy(logits, class_labels(labels, logits.shape[1]))
+        if not labels.is_floating_point():
+            raise ValueError(f"labels of shape [B, num_labels] must be distributions (floats), got {labels.dtype}")
+        return nn.functional.cross_entropy(logits, labels.to(logits.dtype))
 
 
 def encode(model: PositionalLabelPreTrainedModel, pixel_values: torch.Tensor | None, kwargs) -> Any:

@@ -438,6 +438,10 @@ def test_wrong_inputs_are_refused():
     for labels, message in (
         (torch.zeros(3, dtype=torch.long), r"labels must have shape \[2\] or \[2, 4\], got \[3\]"),
         (torch.zeros(2), r"labels of shape \[B\] must be integers, got torch.float32"),
+        (torch.tensor([True, False]), r"labels of shape \[B\] must be integers, got torch.bool"),
+        (torch.tensor([0, 4]), r"labels must be in \[0, 4\) for 4 classes, got 4"),
+        (torch.tensor([-1, 0]), r"labels must be in \[0, 4\) for 4 classes, got -1"),
+        (torch.zeros(2, 4, dtype=torch.long), r"must be distributions \(floats\), got torch.int64"),
     ):
         with pytest.raises(ValueError, match=message):
             model(pixels, labels=labels)
@@ -464,6 +468,8 @@ def test_soft_labels_and_problem_types():
     hard = model(pixels, labels=torch.tensor([0, 3])).loss
     soft = model(pixels, labels=torch.eye(4)[[0, 3]]).loss
     torch.testing.assert_close(hard, soft)
+    for dtype in (torch.int32, torch.uint8):
+        torch.testing.assert_close(model(pixels, labels=torch.tensor([0, 3], dtype=dtype)).loss, hard)
     model.config.problem_type = "multi_label_classification"
     logits = model(pixels).logits
     expected = torch.nn.functional.binary_cross_entropy_with_logits(logits, torch.eye(4)[[0, 3]])

@@ -174,6 +174,14 @@ def test_wrong_indices_are_refused(ids, message):
         relative_head()(tokens(), ids)
 
 
+def test_indices_may_be_of_any_integer_type():
+    ids = torch.arange(15).flip(0).expand(3, -1)
+    for head in (relative_head(), AbsolutePositionHead(WIDTH, GRID).double()):
+        expected = head(tokens(), ids).loss
+        for dtype in (torch.int32, torch.uint8):
+            torch.testing.assert_close(head(tokens(), ids.to(dtype)).loss, expected)
+
+
 def test_wrong_sizes_are_refused():
     with pytest.raises(ValueError, match="hidden size 13 must be even to split tokens in halves"):
         RelativePositionHead(13, GRID)
