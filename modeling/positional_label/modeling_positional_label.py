@@ -419,9 +419,9 @@ class PositionalLabelForImageClassification(PositionalLabelPreTrainedModel):
             raise ValueError(
                 f"labels must have shape {list(logits.shape[:1])} or {list(logits.shape)}, got {list(labels.shape)}"
             )
-        if self.config.problem_type in ("regression", "multi_label_classification"):
-            return self.loss_function(labels.float(), logits.float(), self.config)
         logits = at_least_float32(logits)
+        if self.config.problem_type in ("regression", "multi_label_classification"):
+            return self.loss_function(labels.to(logits.dtype), logits, self.config)
         if labels.ndim == 1:
             return nn.functional.cross_entropy(logits, class_labels(labels, logits.shape[1]))
         if not labels.is_floating_point():

@@ -474,6 +474,9 @@ def test_soft_labels_and_problem_types():
     logits = model(pixels).logits
     expected = torch.nn.functional.binary_cross_entropy_with_logits(logits, torch.eye(4)[[0, 3]])
     torch.testing.assert_close(model(pixels, labels=torch.eye(4)[[0, 3]]).loss, expected)
+    for problem in ("multi_label_classification", "regression"):
+        model.config.problem_type = problem
+        assert model.double()(pixels.double(), labels=torch.eye(4)[[0, 3]].double()).loss.dtype == torch.float64
 
 
 @pytest.mark.parametrize("label", ["absolute", "relative"])
