@@ -265,10 +265,16 @@ class PositionalLabelForImageClassification(PositionalLabelPreTrainedModel):
             The model with a new position head, and the same logits.
 
         Raises:
-            ValueError: for other models, and as [`PositionalLabelConfig`].
+            ValueError: for other models, for settings that contradict their classifier, and as
+                [`PositionalLabelConfig`].
         """
         config, backbone, classifier = config_around(model, settings)
         wrapped = cls(config, backbone=backbone)
+        if classifier.in_features != wrapped.classifier.in_features:
+            raise ValueError(
+                f"pooling {config.pooling!r} gives the classifier {wrapped.classifier.in_features} channels, but that of "
+                f"the model, which is shared, reads {classifier.in_features}"
+            )
         wrapped.classifier = classifier
         first = next(model.parameters())
         return wrapped.to(device=first.device, dtype=first.dtype).train(model.training)

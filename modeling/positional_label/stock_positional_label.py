@@ -88,7 +88,8 @@ def config_around(
         A configuration around it, its backbone and its linear layer, both shared with it.
 
     Raises:
-        ValueError: for a model that has not the stock form of its type, and for `backbone_variant="authors"`.
+        ValueError: for a model that has not the stock form of its type, for `backbone_variant="authors"`, and for
+            another `num_labels` than that of the model.
     """
     kind = model.config.model_type
     refuse_authors(settings, kind)
@@ -103,6 +104,11 @@ def config_around(
     inner = copy.deepcopy(model.config)
     settings = {name: getattr(inner, name) for name in LABEL_FIELDS} | {"pooling": STOCK_POOLING[kind]} | settings
     config = PositionalLabelConfig(backbone_config=inner, **settings)
+    if config.num_labels != classifier.out_features:
+        raise ValueError(
+            f"num_labels must be that of the model, whose classifier is shared: {classifier.out_features}, got "
+            f"{config.num_labels}; from_pretrained of its folder makes a new classifier"
+        )
     if kind != "timm_wrapper":
         return config, model.base_model, classifier
     with torch.device("meta"):

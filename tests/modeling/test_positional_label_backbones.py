@@ -212,6 +212,14 @@ def test_authors_variant_is_not_put_around_another_network(tmp_path):
             PositionalLabelForImageClassification.from_pretrained(tmp_path / source, backbone_variant="authors")
 
 
+def test_settings_that_contradict_the_shared_classifier_are_refused():
+    model = stock("vit")
+    with pytest.raises(ValueError, match="num_labels must be that of the model, whose classifier is shared: 4, got 9"):
+        PositionalLabelForImageClassification.wrap(model, num_labels=9)
+    with pytest.raises(ValueError, match="pooling 'cls_mean' gives the classifier 32 channels, but .* reads 16"):
+        PositionalLabelForImageClassification.wrap(model, pooling="cls_mean")
+
+
 def test_backbone_alone_is_a_stock_checkpoint(tmp_path):
     model = tiny_classifier("swin")
     model.save_backbone(tmp_path)
