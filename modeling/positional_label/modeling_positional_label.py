@@ -20,7 +20,7 @@ from .labels_positional_label import Grid, class_labels
 from .losses_positional_label import at_least_float32
 from .outputs_positional_label import PositionalLabelImageClassifierOutput
 from .parameters_positional_label import layer_groups, undecayed
-from .schemes_positional_label import check_position_table, only_patches, random_rows, run_with_positions
+from .schemes_positional_label import check_dropout_grid, check_position_table, only_patches, random_rows, run_with_positions
 from .stock_positional_label import config_around, load_foreign, stock_classifier
 from .vit_positional_label import AUTHORS_VIT_STD
 
@@ -362,6 +362,7 @@ class PositionalLabelForImageClassification(PositionalLabelPreTrainedModel):
         )
         dropped = None
         if with_positions and self.config.position_dropout:
+            check_dropout_grid(self.view.grid_of(*pixel_values.shape[-2:]), self.view.grid)
             noise = self._noise(pixel_values, position_noise, generator)
             dropped = random_rows(noise, self.config.position_dropout)
         tokens, pooled, outputs = self._run(pixel_values, dropped, kwargs)

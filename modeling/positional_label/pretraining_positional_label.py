@@ -18,7 +18,7 @@ from .backbones_positional_label import patch_grid
 from .configuration_positional_label import AUTOENCODERS, PositionalLabelConfig
 from .modeling_positional_label import PositionalLabelPreTrainedModel
 from .outputs_positional_label import PositionalLabelForPreTrainingOutput
-from .schemes_positional_label import check_position_table, random_rows, run_with_positions
+from .schemes_positional_label import check_dropout_grid, check_position_table, random_rows, run_with_positions
 from .stock_positional_label import backbone_of, new_heads, settings_of, stored_config, take_config, take_settings
 
 _FIXED_TABLES = ("vit.embeddings.position_embeddings", "decoder.decoder_pos_embed")
@@ -195,6 +195,7 @@ class PositionalLabelForPreTraining(PositionalLabelPreTrainedModel):
             noise = self._draw(pixel_values, grid, generator)
         dropped, counted = None, None
         if self.config.position_dropout:
+            check_dropout_grid(grid, patch_grid(self.config.backbone_config, *self.config.image_height_width))
             dropped, counted = self._dropped(noise, position_noise, pixel_values, grid, generator, kwargs)
         outputs = self._autoencode(pixel_values, dropped, noise=noise, output_hidden_states=True, **kwargs)
         tokens = self._tokens(outputs)

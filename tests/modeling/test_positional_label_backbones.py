@@ -430,6 +430,8 @@ def test_autoencoders_become_classifiers(tmp_path):
         (SwinConfig(**SWIN), {"pooling": "cls"}, "pooling 'cls' needs a class token"),
         (SwinConfig(**SWIN), {"scheme": "jigsaw"}, "scheme 'jigsaw' needs a backbone whose embeddings add"),
         (SwinConfig(**SWIN), {"position_dropout": 0.5}, "position_dropout needs a backbone whose embeddings add"),
+        (SwinConfig(**SWIN, use_absolute_embeddings=True), {"scheme": "jigsaw"}, "SwinModel has none but at its patches"),
+        (SwinConfig(**SWIN, use_absolute_embeddings=True), {"position_dropout": 0.5}, "has none but at its patches"),
         (ResNetConfig(), {}, "a resnet has no patches of one width"),
         (ConvNextV2Config(), {}, "a convnextv2 has no patches of one width"),
         ("beit", {"backbone_variant": "authors"}, "backbone_variant 'authors' exists for"),
@@ -456,6 +458,8 @@ def test_wrong_inputs_are_refused():
     with pytest.raises(ValueError, match="num_anchors must be at most the 6 tokens of this pass, got 8"):
         small = {"pixel_values": pixels[:, :, :16], "interpolate_pos_encoding": True}
         tiny_classifier(position_label="relative", num_anchors=8).train()(**small)
+    with pytest.raises(ValueError, match="the position table away, which is one of 3x3 tokens; got images of 2x3"):
+        tiny_classifier(position_label="relative", position_dropout=0.5).train()(**small)
     with pytest.raises(ValueError, match="pixel_values is required"):
         model()
     with pytest.raises(ValueError, match=r"position_noise must have shape \[2, 9\], got \[2, 8\]"):

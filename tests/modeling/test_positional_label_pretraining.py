@@ -164,6 +164,8 @@ def test_wrong_settings_are_refused():
     with pytest.raises(ValueError, match="num_anchors must be at most the 4 tokens of this pass, got 8"):
         tiny(position_label="relative", num_anchors=8).train()(PIXELS, mask_ratio=0.75)
     model = tiny(position_dropout=0.5)
+    with pytest.raises(ValueError, match="the position table away, which is one of 4x4 tokens; got images of 3x4"):
+        tiny(position_label="relative", position_dropout=0.5)(PIXELS[:, :, :24], interpolate_pos_encoding=True)
     with pytest.raises(ValueError, match=r"bool_masked_pos does not go with position_dropout"):
         model(PIXELS, bool_masked_pos=torch.zeros(2, 16))
     with pytest.raises(ValueError, match=r"position_noise must have shape \[2, 16\], got \[2, 8\]"):
