@@ -119,7 +119,7 @@ class TokenView:
             outputs = (call or backbone)(pixel_values, **given)
         finally:
             reset_windows(backbone)
-        states = _as_sequence(outputs.last_hidden_state, self.width)
+        states = _as_sequence(outputs.last_hidden_state, self.width, backbone)
         norm = _outer_norm(backbone)
         states = states if norm is None else norm(states)
         prefix = self.num_prefix_tokens
@@ -168,20 +168,30 @@ def _strides(config: PreTrainedConfig, keep_resolution: bool) -> tuple[int, int]
 
 def _timm_strides(network: nn.Module) -> tuple[int, int]:
     patch_size = getattr(getattr(network, "patch_embed", None), "patch_size", None)
+    has_tokens = any("patch_embed" in name or "attn" in name for name, _ in network.named_modules())
+    if not has_tokens or (patch_size is None and not getattr(network, "feature_info", None)):
+        raise ValueError(f"backbone_config: timm's {type(network).__name__} has no patches, hence no tokens")
     if getattr(network, "feature_info", None):
         stride = network.feature_info[-1]["reduction"]
         return stride, stride
-    if patch_size is None:
-        raise ValueError(f"backbone_config: timm's {type(network).__name__} has no patches, hence no tokens")
     return tuple(patch_size)
 
 
-def _as_sequence(states: torch.Tensor, width: int) -> torch.Tensor:
-    """Tokens `[B, N, D]`, also of maps `[B, h, w, D]` (timm's Swin)."""
-    if states.ndim == 4 and states.shape[-1] == width:
-        return states.flatten(1, 2)
+def _as_sequence(states: torch.Tensor, width: int, backbone: PreTrainedModel) -> torch.Tensor:
+    """Tokens `[B, N, D]`, also of the maps of timm's networks: `[B, h, w, D]` (Swin), `[B, D, h, w]` (NesT)."""
+    network = getattr(backbone, "timm_model", None)
+    if states.ndim == 4:
+        # What timm's Swin says of itself; the others are told by the axis of their channels.
+        channels_last = getattr(network, "output_fmt", "NHWC" if states.shape[1] != width else "NCHW") == "NHWC"
+        if channels_last and states.shape[-1] == width:
+            return states.flatten(1, 2)
+        if not channels_last and hasattr(network, "patch_embed"):  # maps without patches are those of a CNN
+            return states.flatten(2).transpose(1, 2)
     if states.ndim != 3:
-        raise ValueError(f"backbone returned states of shape {list(states.shape)}, expected tokens [B, N, {width}]")
+        raise ValueError(
+            f"backbone returned states of shape {list(states.shape)}, expected tokens [B, N, {width}] or a map of them; "
+            "convolutional networks have no tokens"
+        )
     return states
 
 

@@ -20,7 +20,13 @@ from .labels_positional_label import Grid, class_labels
 from .losses_positional_label import at_least_float32
 from .outputs_positional_label import PositionalLabelImageClassifierOutput
 from .parameters_positional_label import layer_groups, undecayed
-from .schemes_positional_label import check_dropout_grid, check_position_table, only_patches, random_rows, run_with_positions
+from .schemes_positional_label import (
+    check_dropout_grid,
+    check_position_table,
+    only_patches,
+    random_rows,
+    run_with_positions,
+)
 from .stock_positional_label import config_around, load_foreign, stock_classifier
 from .vit_positional_label import AUTHORS_VIT_STD
 

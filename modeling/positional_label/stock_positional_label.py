@@ -114,7 +114,7 @@ def config_around(
     with torch.device("meta"):
         backbone = AutoModel.from_config(inner)
     network = _with_own_head(model.timm_model)
-    network.reset_classifier(0, network.global_pool)
+    network.reset_classifier(0, _pooling_name(network))
     backbone.timm_model = network
     return config, backbone, classifier
 
@@ -128,6 +128,12 @@ def _with_own_head(network: nn.Module) -> nn.Module:
             network._modules[name] = part = copy.copy(part)
             part._modules = dict(part._modules)
     return network
+
+
+def _pooling_name(network: nn.Module) -> str | None:
+    """How one of timm's networks pools, where it says so by name; None leaves it as it is."""
+    pooling = getattr(network, "global_pool", None)
+    return pooling if isinstance(pooling, str) else None
 
 
 def stock_classifier(model: PreTrainedModel) -> PreTrainedModel:
@@ -158,7 +164,7 @@ def _with_parts(inner: PreTrainedConfig, backbone: PreTrainedModel, classifier: 
     if is_timm(inner):
         network = _with_own_head(backbone.timm_model)
         with torch.device("meta"):
-            network.reset_classifier(inner.num_labels, network.global_pool)
+            network.reset_classifier(inner.num_labels, _pooling_name(network))
         holder = network.get_classifier()
         owner = next(module for module in network.modules() if holder in module._modules.values())
         name = next(name for name, part in owner._modules.items() if part is holder)

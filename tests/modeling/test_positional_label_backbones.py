@@ -11,6 +11,8 @@ from transformers import (
     ResNetConfig,
     ResNetForImageClassification,
     SwinConfig,
+    TimmWrapperConfig,
+    TimmWrapperForImageClassification,
     ViTConfig,
     ViTMAEConfig,
     ViTMAEForPreTraining,
@@ -27,7 +29,7 @@ from tests.modeling.tiny_positional_label import (
 )
 
 FAMILIES = list(backbone_configs())
-PREFIXES = {"deit": 2, "dinov2_with_registers": 4, "swin": 0, "swinv2": 0, "timm_swin": 0}
+PREFIXES = {"deit": 2, "dinov2_with_registers": 4, "swin": 0, "swinv2": 0, "timm_swin": 0, "timm_swinv2_cr": 0}
 POSITIONED = ["vit", "deit", "dinov2", "dinov2_with_registers", "beit_cls"]
 
 
@@ -125,7 +127,9 @@ def test_stock_checkpoints_load_with_a_configuration(family, tmp_path):
     pixels = images(loaded)
     torch.testing.assert_close(loaded(pixels).logits, model(pixels).logits, atol=1e-5, rtol=1e-5)
     other = PositionalLabelConfig(backbone_config=backbone_configs()["beit"])
-    with pytest.raises(ValueError, match="config.backbone_config must be of the checkpoint's model_type '.*', got 'bei"):
+    with pytest.raises(
+        ValueError, match="config.backbone_config must be of the checkpoint's model_type '.*', got 'bei"
+    ):
         PositionalLabelForImageClassification.from_pretrained(tmp_path, config=other)
 
 
@@ -210,6 +214,24 @@ def test_authors_variant_is_not_put_around_another_network(tmp_path):
     for source, kind in (("vit", "vit"), ("mae", "autoencoder")):
         with pytest.raises(ValueError, match=message.format(kind)):
             PositionalLabelForImageClassification.from_pretrained(tmp_path / source, backbone_variant="authors")
+
+
+def test_nest_of_timm():
+    """Its maps have their channels first, and its pooling is a layer, not a name."""
+    inner = TimmWrapperConfig(architecture="nest_tiny", model_args={"img_size": 32, "patch_size": 4, "num_levels": 3})
+    inner.num_labels = 4
+    torch.manual_seed(0)
+    model = TimmWrapperForImageClassification(inner).eval()
+    wrapped = PositionalLabelForImageClassification.wrap(model, position_label="both")
+    pixels = images(wrapped)
+    assert wrapped.view.grid == (2, 2)
+    expected = model(pixels).logits
+    torch.testing.assert_close(wrapped(pixels).logits, expected)
+    torch.testing.assert_close(wrapped.unwrap()(pixels).logits, expected)
+    tokens = wrapped.encode(pixels).last_hidden_state
+    torch.testing.assert_close(tokens[:, 1], model.timm_model.forward_features(pixels)[:, :, 0, 1])
+    wrapped.train()(pixels, labels=torch.tensor([0, 3])).loss.backward()
+    assert wrapped.backbone.timm_model.patch_embed.proj.weight.grad is not None
 
 
 def test_settings_that_contradict_the_shared_classifier_are_refused():
@@ -432,6 +454,7 @@ def test_autoencoders_become_classifiers(tmp_path):
         (SwinConfig(**SWIN), {"position_dropout": 0.5}, "position_dropout needs a backbone whose embeddings add"),
         (SwinConfig(**SWIN, use_absolute_embeddings=True), {"scheme": "jigsaw"}, "SwinModel has none but at its patches"),
         (SwinConfig(**SWIN, use_absolute_embeddings=True), {"position_dropout": 0.5}, "has none but at its patches"),
+        (TimmWrapperConfig(architecture="resnet18"), {}, "timm's ResNet has no patches, hence no tokens"),
         (ResNetConfig(), {}, "a resnet has no patches of one width"),
         (ConvNextV2Config(), {}, "a convnextv2 has no patches of one width"),
         ("beit", {"backbone_variant": "authors"}, "backbone_variant 'authors' exists for"),
