@@ -15,7 +15,7 @@ from .swin_positional_label import PositionalLabelSwinModel, reset_windows
 from .vit_positional_label import PositionalLabelViTModel
 
 # Tables of tokens in front of the patches, where the embeddings have them (class, distillation, registers).
-PREFIX_TOKENS = ("cls_token", "distillation_token", "register_tokens")
+PREFIX_TOKENS = ("cls_token", "class_embedding", "distillation_token", "register_tokens")
 
 
 def build_backbone(config: PositionalLabelConfig) -> PreTrainedModel:
@@ -103,13 +103,18 @@ class TokenView:
         pixel_values: torch.Tensor,
         kwargs: Mapping,
         call: Callable[..., Any] | None = None,
+        all_patches: bool = True,
     ) -> tuple[torch.Tensor, torch.Tensor, Any]:
         """
-        Runs the backbone on images `[B, C, H, W]`, or calls `call` in its place.
+        Runs the backbone on images `[B, C, H, W]`, or calls `call` in its place (which may leave patches out where
+        `all_patches` is false).
 
         Returns:
             Tokens of the patches after the final norm `[B, N, D]`, what the classifier reads `[B, D']`, and the output
             of the backbone.
+
+        Raises:
+            ValueError: if the backbone returns no token per cell of the grid.
         """
         given = {name: value for name, value in kwargs.items() if value is not None}
         if is_timm(self.inner):
@@ -124,6 +129,8 @@ class TokenView:
         states = states if norm is None else norm(states)
         prefix = self.num_prefix_tokens
         tokens = states[:, prefix:]
+        if all_patches:
+            self.check_tokens(tokens, self.grid_of(*pixel_values.shape[-2:]))
         if self.config.pooling == "pooler":
             pooled = outputs.pooler_output.flatten(1)
         elif self.config.pooling == "mean":
@@ -151,9 +158,10 @@ def _num_prefix_tokens(backbone: PreTrainedModel) -> int:
     network = getattr(backbone, "timm_model", None)
     if network is not None:
         return getattr(network, "num_prefix_tokens", 0)
-    embeddings = getattr(backbone, "embeddings", None)
+    embeddings = getattr(getattr(backbone, "vision_model", backbone), "embeddings", None)
     tables = (getattr(embeddings, name, None) for name in PREFIX_TOKENS)
-    return sum(table.shape[1] for table in tables if table is not None)
+    # CLIP's class token is a vector [D], the others are [1, tokens, D].
+    return sum(1 if table.ndim == 1 else table.shape[1] for table in tables if table is not None)
 
 
 def _strides(config: PreTrainedConfig, keep_resolution: bool) -> tuple[int, int]:

@@ -380,8 +380,6 @@ class PositionalLabelForImageClassification(PositionalLabelPreTrainedModel):
             options = {"counted": dropped, "return_logits": bool(return_position), "generator": generator}
             if self.config.scheme == "jigsaw":
                 tokens, options["ids"] = self._second_pass(pixel_values, position_noise, generator, kwargs)
-            else:
-                self.view.check_tokens(tokens, grid)
             predictions = self.predict_positions(tokens, grid, **options)
             position_loss = self._position_loss(predictions, mean=loss is None)
             loss = position_loss if loss is None else loss + position_loss
@@ -413,7 +411,7 @@ class PositionalLabelForImageClassification(PositionalLabelPreTrainedModel):
             with only_patches(self.backbone, ids, self.view.num_prefix_tokens):
                 return run_with_positions(self.backbone, "embeddings", None, images, **given)
 
-        return self.view.run(self.backbone, pixel_values, kwargs, call=backbone)[0], ids
+        return self.view.run(self.backbone, pixel_values, kwargs, call=backbone, all_patches=False)[0], ids
 
     def _jigsaw_tokens(self, cells: int) -> int:
         return max(1, round(self.config.jigsaw_ratio * cells))

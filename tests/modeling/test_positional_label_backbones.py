@@ -6,6 +6,7 @@ from hubmodels.modeling.positional_label import PositionalLabelConfig, Positiona
 from transformers import (
     AutoModel,
     AutoModelForImageClassification,
+    CLIPVisionConfig,
     ConvNextV2Config,
     Dinov2ForImageClassification,
     ResNetConfig,
@@ -232,6 +233,21 @@ def test_nest_of_timm():
     torch.testing.assert_close(tokens[:, 1], model.timm_model.forward_features(pixels)[:, :, 0, 1])
     wrapped.train()(pixels, labels=torch.tensor([0, 3])).loss.backward()
     assert wrapped.backbone.timm_model.patch_embed.proj.weight.grad is not None
+
+
+def test_the_class_token_of_clip_is_recognised():
+    model = tiny_classifier(CLIPVisionConfig(**VIT))
+    pixels = images(model)
+    assert model.view.num_prefix_tokens == 1
+    assert model.encode(pixels).last_hidden_state.shape == (2, 9, 16)
+    model.train()(pixels, labels=torch.tensor([0, 1])).loss.backward()
+
+
+def test_tokens_that_are_none_of_a_patch_are_noticed_in_evaluation():
+    model = tiny_classifier("dinov2_with_registers")
+    model.view.num_prefix_tokens = 1
+    with pytest.raises(ValueError, match=r"backbone returned 13 tokens, expected h\*w \+ prefix = 3\*3 \+ 1"):
+        model(images(model))
 
 
 def test_settings_that_contradict_the_shared_classifier_are_refused():
