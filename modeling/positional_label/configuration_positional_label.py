@@ -1,5 +1,6 @@
 """Configuration of Positional Label models (Zhang and Gong, arXiv 2206.04981)."""
 
+import math
 from typing import Any, ClassVar
 
 import timm
@@ -80,7 +81,7 @@ class PositionalLabelConfig(PreTrainedConfig):
             everywhere.
 
     Raises:
-        ValueError: for an unknown choice, negative weights, shares outside of [0, 1], a number of anchors that is not
+        ValueError: for an unknown choice, negative or infinite weights, shares outside of [0, 1], a number of anchors that is not
             positive, authors' variants of other backbones, and schemes that contradict the rest.
 
     Example:
@@ -193,8 +194,8 @@ class PositionalLabelConfig(PreTrainedConfig):
                 raise ValueError(f"{name} must be one of {known}, got {getattr(self, name)!r}")
         for name in ("position_loss_weight", "relative_loss_weight", "position_sigma"):
             value = getattr(self, name)
-            if value is not None and value < 0:
-                raise ValueError(f"{name} must not be negative, got {value}")
+            if value is not None and not 0 <= value < math.inf:
+                raise ValueError(f"{name} must not be negative and must be finite, got {value}")
         if not 0 <= self.position_dropout <= 1:
             raise ValueError(f"position_dropout must be in [0, 1], got {self.position_dropout}")
         if not 0 < self.jigsaw_ratio <= 1:

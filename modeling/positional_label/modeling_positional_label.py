@@ -133,8 +133,10 @@ class PositionalLabelPreTrainedModel(PreTrainedModel):
         return predictions
 
     def _position_loss(self, predictions: dict[str, PositionPrediction], mean: bool = False) -> torch.Tensor:
-        """Weighted sum of the position losses, or their weighted mean."""
+        """Weighted sum of the position losses, or their weighted mean (the plain one if all weights are 0)."""
         weights = self.config.loss_weights
+        if mean and not any(weights.values()):
+            weights = dict.fromkeys(weights, 1.0)
         total = sum(weights[label] * prediction.loss for label, prediction in predictions.items())
         return total / sum(weights.values()) if mean else total
 

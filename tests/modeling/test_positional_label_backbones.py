@@ -287,6 +287,9 @@ def test_training_without_labels_is_the_position_loss():
     single = tiny_classifier(position_loss_weight=0.1).train()
     output = single(images(single))
     torch.testing.assert_close(output.loss, output.position_loss)
+    unweighted = tiny_classifier(position_label="both", position_loss_weight=0).train()
+    output = unweighted(images(unweighted))
+    torch.testing.assert_close(output.loss, (output.position_loss + output.relative_position_loss) / 2)
 
 
 @pytest.mark.parametrize("family", POSITIONED)
@@ -450,8 +453,9 @@ def test_autoencoders_become_classifiers(tmp_path):
     ("inner", "settings", "message"),
     [
         (ViTConfig(**VIT), {"position_label": "diagonal"}, r"position_label must be one of \('absolute', "),
-        (ViTConfig(**VIT), {"position_loss_weight": -0.5}, "position_loss_weight must not be negative, got -0.5"),
-        (ViTConfig(**VIT), {"relative_loss_weight": -1}, "relative_loss_weight must not be negative, got -1"),
+        (ViTConfig(**VIT), {"position_loss_weight": -0.5}, "position_loss_weight must not be negative .*, got -0.5"),
+        (ViTConfig(**VIT), {"relative_loss_weight": -1}, "relative_loss_weight must not be negative .*, got -1"),
+        (ViTConfig(**VIT), {"position_loss_weight": float("nan")}, "position_loss_weight must .* be finite, got nan"),
         (ViTConfig(**VIT), {"position_dropout": 1.5}, r"position_dropout must be in \[0, 1\], got 1.5"),
         (ViTConfig(**VIT), {"num_anchors": 0}, "num_anchors must be at least 1, got 0"),
         (ViTConfig(**VIT), {"num_anchors": 10, "position_label": "relative"}, "num_anchors must be at most the 9"),
