@@ -47,7 +47,7 @@ class PositionalLabelConfig(PreTrainedConfig):
             in front of every block.
         keep_resolution (`bool`, *optional*):
             Authors' Swin only: the last stage has the resolution of the one before and one window over the whole grid.
-            By default with absolute labels, as in the official code.
+            By default with absolute labels, as in the official code. For square images.
         position_label (`str` or `None`, defaults to `"absolute"`):
             `"absolute"`: the cell of a token. `"relative"`: the offset of every ordered pair of tokens. `"both"`: two
             heads. `None`: no head, a plain classifier (the baseline, or what is left after training).

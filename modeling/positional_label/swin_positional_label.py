@@ -157,6 +157,11 @@ class PositionalLabelSwinEncoder(_AuthorsInitialization, SwinEncoder):
         resolution, last, stages = tuple(grid_size), len(config.depths) - 1, []
         for index, (depth, heads) in enumerate(zip(config.depths, config.num_heads, strict=True)):
             whole, widen = keep_resolution and index == last, keep_resolution and index == last - 1
+            if whole and resolution[0] != resolution[1]:
+                raise ValueError(
+                    "keep_resolution gives the last stage one square window, which needs a square grid of tokens; got "
+                    f"{resolution[0]}x{resolution[1]}; take square images or keep_resolution=False"
+                )
             downsample = index < last and not widen
             stages.append(
                 PositionalLabelSwinStage(
@@ -183,6 +188,9 @@ class PositionalLabelSwinModel(_AuthorsInitialization, SwinModel):
     Args:
         config (`SwinConfig`): configuration.
         keep_resolution (`bool`): the last stage has the map of the one before, doubled channels and one window.
+
+    Raises:
+        ValueError: for `keep_resolution` with images that are not square.
     """
 
     def __init__(self, config: SwinConfig, keep_resolution: bool = False):

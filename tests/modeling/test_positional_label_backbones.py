@@ -469,6 +469,8 @@ def test_autoencoders_become_classifiers(tmp_path):
         (ViTConfig(**VIT), {"position_head_dropout": 1.0}, r"position_head_dropout must be in \[0, 1\), got 1.0"),
         (ViTConfig(**VIT), {"keep_resolution": True}, "keep_resolution goes with the authors' Swin"),
         (ViTConfig(**(VIT | {"hidden_size": 18})), {}, "divisible by 4 for absolute position labels, got 18"),
+        (SwinConfig(**(SWIN | {"image_size": (32, 64)})), {"backbone_variant": "authors"},
+         "needs a square grid of tokens; got 8x16; take square images"),
         (SwinConfig(**SWIN), {"pooling": "cls"}, "pooling 'cls' needs a class token"),
         (SwinConfig(**SWIN), {"scheme": "jigsaw"}, "scheme 'jigsaw' needs a backbone whose embeddings add"),
         (SwinConfig(**SWIN), {"position_dropout": 0.5}, "position_dropout needs a backbone whose embeddings add"),
