@@ -140,16 +140,26 @@ class PositionalLabelForPreTraining(PositionalLabelPreTrainedModel):
         return self.mae
 
     @torch.no_grad()
-    def encode(self, pixel_values: torch.Tensor) -> BaseModelOutput:
-        """Tokens of all patches in image order `[B, L, D]`, without masking and without gradients."""
+    def encode(self, pixel_values: torch.Tensor, **kwargs) -> BaseModelOutput:
+        """
+        Tokens of all patches in image order `[B, L, D]`, without masking and without gradients.
+
+        Args:
+            pixel_values (`torch.Tensor` of shape `[B, C, H, W]`): normalised images.
+            kwargs: of the encoder (`output_hidden_states` ...); its hidden states have the class token.
+        """
         encoder, config = self.mae.base_model, self.mae.base_model.embeddings.config
         order = torch.arange(encoder.embeddings.patch_embeddings.num_patches, device=pixel_values.device)
         ratio, config.mask_ratio = config.mask_ratio, 0.0
         try:
-            states = encoder(pixel_values, noise=order.expand(len(pixel_values), -1).float()).last_hidden_state
+            outputs = encoder(pixel_values, noise=order.expand(len(pixel_values), -1).float(), **kwargs)
         finally:
             config.mask_ratio = ratio
-        return BaseModelOutput(last_hidden_state=states[:, 1:])
+        return BaseModelOutput(
+            last_hidden_state=outputs.last_hidden_state[:, 1:],
+            hidden_states=outputs.hidden_states,
+            attentions=outputs.attentions,
+        )
 
     def no_weight_decay(self) -> set[str]:
         """Those of the autoencoder."""
