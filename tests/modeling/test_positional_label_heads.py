@@ -126,6 +126,17 @@ def test_float16_gradients_survive_with_a_loss_scale():
         assert (half - exact).norm() < 1e-2 * exact.norm()
 
 
+def test_equal_logits_are_no_hits():
+    """A head that says the same of every class is right by chance only."""
+    head = relative_head()
+    torch.nn.init.zeros_(head.classifier.weight)
+    torch.nn.init.zeros_(head.classifier.bias)
+    prediction = head(tokens(), return_logits=True)
+    labels = relative_labels(GRID).flatten().expand(3, -1)
+    torch.testing.assert_close(prediction.accuracy, (prediction.logits.argmax(-1) == labels).double().mean())
+    assert prediction.accuracy < 0.05
+
+
 def test_dropout_draws_after_the_activation():
     head, states = relative_head(dropout=0.5), tokens()
     torch.manual_seed(3)
