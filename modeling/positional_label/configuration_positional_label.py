@@ -7,6 +7,9 @@ import timm
 from huggingface_hub.dataclasses import strict
 from transformers import AutoConfig, PreTrainedConfig
 from transformers.configuration_utils import SubConfigSpec
+from transformers.utils import logging
+
+logger = logging.get_logger(__name__)
 
 CHOICES = {
     "position_label": ("absolute", "relative", "both", None),
@@ -65,13 +68,13 @@ class PositionalLabelConfig(PreTrainedConfig):
             Relative labels in training: random anchors per image and step; the loss is then an unbiased estimate of
             that of all pairs, which is the default.
         position_head_dropout (`float`, defaults to 0.0): dropout in the position heads (0 in all published runs).
-        position_dropout (`float`, defaults to 0.0):
+        position_dropout (`float`, *optional*):
             Share of the tokens that get no position embedding; the position loss then counts only these (pairs with at
-            least one). Needs a backbone that adds a position table to its tokens.
+            least one). Needs a backbone that adds a position table to its tokens. 0 by default, 0.75 with `"droppos"`.
         scheme (`str`, defaults to `"plain"`):
             `"plain"`: labels of the tokens of the forward pass (published). `"jigsaw"`: of a second pass over a random
             part of the patches without any position embedding (as JigsawViT). `"droppos"`: `position_dropout` (0.75
-            unless given) with Gaussian-smoothed absolute labels (as DropPos). The last two need a position table.
+            unless given, above 0) with Gaussian-smoothed absolute labels (as DropPos). The last two need a position table.
         jigsaw_ratio (`float`, defaults to 0.5): share of the patches that the second pass of `"jigsaw"` sees.
         position_sigma (`float`, defaults to 1.0): width of the smoothing of `"droppos"`, in tokens; 0 does not smooth.
         match_authors (`bool`, defaults to `False`):
@@ -121,7 +124,7 @@ class PositionalLabelConfig(PreTrainedConfig):
     feature_split: str = "half"
     num_anchors: int | None = None
     position_head_dropout: float | int = 0.0
-    position_dropout: float | int = 0.0
+    position_dropout: float | int | None = None
     scheme: str = "plain"
     jigsaw_ratio: float | int = 0.5
     position_sigma: float | int = 1.0
@@ -129,13 +132,14 @@ class PositionalLabelConfig(PreTrainedConfig):
     initializer_range: float = 0.02
 
     def __post_init__(self, **kwargs):
+        if self.position_dropout is None:
+            self.position_dropout = DEFAULT_POSITION_DROPOUT if self.scheme == "droppos" else 0.0
         self._check()
+        self._warn_of_unused()
         if isinstance(self.backbone_config, dict) and self.backbone_config.get("model_type") == "timm_wrapper":
             # Its configuration wants a number of classes, which a backbone has no use for.
             self.backbone_config = {"num_classes": 2} | self.backbone_config
         super().__post_init__(**{"auto_map": dict(AUTO_MAP)} | kwargs)
-        if self.scheme == "droppos" and not self.position_dropout:
-            self.position_dropout = DEFAULT_POSITION_DROPOUT
         if self.keep_resolution is None:
             swin = self.backbone_variant == "authors" and self.backbone_config.model_type == "swin"
             self.keep_resolution = swin and self.position_label == "absolute"
@@ -206,10 +210,22 @@ class PositionalLabelConfig(PreTrainedConfig):
             raise ValueError(f"num_anchors must be at least 1, got {self.num_anchors}")
         if self.scheme == "droppos" and self.position_label not in ("absolute", None):
             raise ValueError(f"scheme 'droppos' has absolute labels only, got position_label {self.position_label!r}")
+        if self.scheme == "droppos" and not self.position_dropout:
+            raise ValueError(
+                "scheme 'droppos' tells the places of tokens without position; position_dropout must be above 0 "
+                f"({DEFAULT_POSITION_DROPOUT} unless given), got {self.position_dropout}"
+            )
         if self.scheme == "jigsaw" and self.position_dropout:
             raise ValueError(
                 f"scheme 'jigsaw' drops all positions already; position_dropout must be 0, got {self.position_dropout}"
             )
+
+    def _warn_of_unused(self):
+        # No contradictions: with another position_label, which a caller may set alone, they are used.
+        unused = {"num_anchors": ("absolute",), "relative_loss_weight": ("absolute", "relative")}
+        for name, labels in unused.items():
+            if getattr(self, name) is not None and self.position_label in labels:
+                logger.warning_once(f"{name} is not used with position_label {self.position_label!r}")
 
     def _check_backbone(self):
         kind = self.backbone_config.model_type

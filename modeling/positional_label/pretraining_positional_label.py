@@ -100,6 +100,9 @@ class PositionalLabelForPreTraining(PositionalLabelPreTrainedModel):
         """
         As in transformers; also from an autoencoder (`mae` or `vit_mae`), which gets new position heads. Fields of the
         configuration are keyword arguments. The tables of positions stay fixed.
+
+        Raises:
+            ValueError: for checkpoints of other models.
         """
         source = pretrained_model_name_or_path
         kind = None if source is None else stored_config(source, kwargs)[0].get("model_type")
@@ -114,6 +117,11 @@ class PositionalLabelForPreTraining(PositionalLabelPreTrainedModel):
             model = cls.wrap(autoencoder, **settings).eval()
             info["missing_keys"] = {*info["missing_keys"], *new_heads(model)}
             return (model, info) if want_info else model
+        if kind not in (None, cls.config_class.model_type):
+            raise ValueError(
+                f"{source} must be an autoencoder, of model_type {AUTOENCODERS} (or {cls.config_class.model_type!r}), got "
+                f"{kind!r}; other networks go with PositionalLabelForImageClassification"
+            )
         loaded = super().from_pretrained(pretrained_model_name_or_path, *args, **kwargs)
         (loaded[0] if isinstance(loaded, tuple) else loaded)._fix_tables()
         return loaded
@@ -201,6 +209,7 @@ class PositionalLabelForPreTraining(PositionalLabelPreTrainedModel):
                 "bool_masked_pos does not go with position_dropout and scheme 'jigsaw'; give noise instead"
             )
         grid = patch_grid(self.config.backbone_config, *pixel_values.shape[-2:])
+        self._check_noise("noise", noise, pixel_values, grid)
         if noise is None and (generator is not None or self._needs_noise):
             noise = self._draw(pixel_values, grid, generator)
         dropped, counted = None, None
@@ -250,14 +259,16 @@ class PositionalLabelForPreTraining(PositionalLabelPreTrainedModel):
         size = (len(pixel_values), grid[0] * grid[1])
         return torch.rand(size, generator=generator, device=pixel_values.device, dtype=torch.float32)
 
+    def _check_noise(self, name, noise, pixel_values, grid) -> None:
+        size = [len(pixel_values), grid[0] * grid[1]]
+        if noise is not None and list(noise.shape) != size:
+            raise ValueError(f"{name} must have shape {size}, got {list(noise.shape)}")
+
     def _dropped(self, noise, position_noise, pixel_values, grid, generator, kwargs):
         """Patches `[B, L]` that lose their positions, and the same mark for the kept ones `[B, K]`."""
         if position_noise is None:
             position_noise = self._draw(pixel_values, grid, generator)
-        for name, given in (("noise", noise), ("position_noise", position_noise)):
-            if tuple(given.shape) != (len(pixel_values), grid[0] * grid[1]):
-                size = [len(pixel_values), grid[0] * grid[1]]
-                raise ValueError(f"{name} must have shape {size}, got {list(given.shape)}")
+        self._check_noise("position_noise", position_noise, pixel_values, grid)
         ratio = kwargs.get("mask_ratio")
         ratio = self.config.backbone_config.mask_ratio if ratio is None else ratio
         ids_keep = noise.argsort(dim=1)[:, : int(noise.shape[1] * (1 - ratio))]

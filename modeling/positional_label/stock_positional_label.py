@@ -258,7 +258,12 @@ def stored_config(source: str | PathLike, kwargs: dict[str, Any]) -> tuple[dict[
     """The content of a checkpoint's config.json, and the arguments of `from_pretrained` that say where it is."""
     names = ("revision", "token", "cache_dir", "local_files_only", "subfolder", "force_download")
     hub = {name: kwargs[name] for name in names if name in kwargs}
-    return PreTrainedConfig.get_config_dict(source, **hub)[0], hub
+    try:
+        return PreTrainedConfig.get_config_dict(source, **hub)[0], hub
+    except OSError:
+        if not isinstance(kwargs.get("config"), PreTrainedConfig):
+            raise
+        return {}, hub  # weights alone, for the given configuration
 
 
 def take_settings(kwargs: dict[str, Any]) -> dict[str, Any]:
@@ -326,7 +331,7 @@ def load_foreign(model_class: type, source: str | PathLike, *args, **kwargs) -> 
     kind, nested = content.get("model_type"), content.get("backbone_config") or {}
     own = kind == PositionalLabelConfig.model_type
     pretrained = own and nested.get("model_type") in AUTOENCODERS
-    if own and not pretrained:
+    if not content or (own and not pretrained):
         return None
     given = take_config(kwargs)
     settings, want_info = take_settings(kwargs), kwargs.pop("output_loading_info", False)

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+import transformers
 from hubmodels.modeling.positional_label import PositionalLabelConfig, PositionalLabelForImageClassification
 from transformers import (
     AutoModel,
@@ -335,7 +336,7 @@ def test_jigsaw_reads_some_patches_without_positions(family):
 
 def test_droppos_smooths_labels_in_training():
     model = tiny_classifier(scheme="droppos")
-    assert model.config.position_dropout == 0.75
+    assert model.config.position_dropout == 0.75 and tiny_classifier().config.position_dropout == 0
     noise = torch.rand(2, 9)
     smoothed = model.train()(images(model), return_position=True, position_noise=noise)
     sharp = model.eval()(images(model), return_position=True, position_noise=noise)
@@ -464,6 +465,7 @@ def test_autoencoders_become_classifiers(tmp_path):
         (ViTConfig(**VIT), {"pooling": "max"}, "pooling must be one of"),
         (ViTConfig(**VIT), {"scheme": "puzzle"}, "scheme must be one of"),
         (ViTConfig(**VIT), {"scheme": "droppos", "position_label": "both"}, "'droppos' has absolute labels only"),
+        (ViTConfig(**VIT), {"scheme": "droppos", "position_dropout": 0.0}, "position_dropout must be above 0"),
         (ViTConfig(**VIT), {"scheme": "jigsaw", "position_dropout": 0.5}, "position_dropout must be 0, got 0.5"),
         (ViTConfig(**VIT), {"jigsaw_ratio": 0}, r"jigsaw_ratio must be in \(0, 1\], got 0"),
         (ViTConfig(**VIT), {"position_head_dropout": 1.0}, r"position_head_dropout must be in \[0, 1\), got 1.0"),
@@ -485,6 +487,24 @@ def test_autoencoders_become_classifiers(tmp_path):
 def test_impossible_configurations_are_refused(inner, settings, message):
     with pytest.raises(ValueError, match=message):
         tiny_classifier(inner, **settings)
+
+
+@pytest.mark.parametrize(
+    ("label", "settings", "unused"),
+    [
+        ("absolute", {"num_anchors": 4}, "num_anchors"),
+        ("relative", {"relative_loss_weight": 0.1}, "relative_loss_weight"),
+        ("both", {"num_anchors": 4, "relative_loss_weight": 0.1}, None),
+        (None, {"num_anchors": 4, "relative_loss_weight": 0.1}, None),
+    ],
+)
+def test_settings_without_effect_are_warned_about(label, settings, unused, caplog):
+    logger = transformers.logging.get_logger("hubmodels.modeling.positional_label.configuration_positional_label")
+    logger.warning_once.cache_clear()
+    logger.addHandler(caplog.handler)
+    PositionalLabelConfig(position_label=label, **settings)
+    assert (f"{unused} is not used with position_label '{label}'" in caplog.text) == bool(unused)
+    assert unused or not caplog.text
 
 
 def test_wrong_inputs_are_refused():

@@ -185,6 +185,19 @@ def test_wrong_indices_are_refused(ids, message):
         relative_head()(tokens(), ids)
 
 
+@pytest.mark.parametrize(
+    ("anchors", "message"),
+    [
+        (torch.tensor([[0], [15], [2]]), r"anchors must be in \[0, 15\) for 15 tokens, got 0 to 15"),
+        (torch.zeros(3, 2), "anchors must be integers, got torch.float32"),
+        (torch.zeros(2, 2, dtype=torch.long), r"anchors must have shape \[3, S\], got \[2, 2\]"),
+    ],
+)
+def test_wrong_anchors_are_refused(anchors, message):
+    with pytest.raises(ValueError, match=message):
+        relative_head()(tokens(), anchors=anchors)
+
+
 def test_indices_may_be_of_any_integer_type():
     ids = torch.arange(15).flip(0).expand(3, -1)
     for head in (relative_head(), AbsolutePositionHead(WIDTH, GRID).double()):

@@ -9,7 +9,7 @@ from hubmodels.modeling.positional_label import (
     relative_labels,
 )
 from torch.nn import functional
-from transformers import AutoModelForPreTraining, ViTConfig, ViTMAEConfig, ViTMAEForPreTraining
+from transformers import AutoModelForPreTraining, ViTConfig, ViTMAEConfig, ViTMAEForPreTraining, ViTModel
 
 from tests.modeling.tiny_positional_label import MAE, VIT
 
@@ -151,6 +151,18 @@ def test_other_masks_of_our_autoencoder():
     output = model(PIXELS, bool_masked_pos=masked)
     assert torch.equal(output.ids_keep, torch.arange(1, 16, 2).expand(2, -1))
     assert model(PIXELS, mask_ratio=0.75).ids_keep.shape == (2, 4)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_noise_of_the_wrong_shape_is_refused(kind):
+    with pytest.raises(ValueError, match=r"noise must have shape \[2, 16\], got \[2, 9\]"):
+        tiny(kind)(PIXELS, noise=NOISE[:, :9])
+
+
+def test_checkpoints_of_other_models_are_refused(tmp_path):
+    ViTModel(ViTConfig(**VIT)).save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match=r"must be an autoencoder, of model_type \('mae', 'vit_mae'\) .*, got 'vit'"):
+        PositionalLabelForPreTraining.from_pretrained(tmp_path)
 
 
 def test_wrong_settings_are_refused():
