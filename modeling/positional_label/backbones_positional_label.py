@@ -197,8 +197,8 @@ def _as_sequence(states: torch.Tensor, width: int, backbone: PreTrainedModel) ->
             return states.flatten(2).transpose(1, 2)
     if states.ndim != 3:
         raise ValueError(
-            f"backbone returned states of shape {list(states.shape)}, expected tokens [B, N, {width}] or a map of them; "
-            "convolutional networks have no tokens"
+            f"backbone returned states of shape {list(states.shape)}, expected tokens [B, N, {width}] or a map of "
+            "them; convolutional networks have no tokens"
         )
     return states
 

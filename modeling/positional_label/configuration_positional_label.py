@@ -74,7 +74,8 @@ class PositionalLabelConfig(PreTrainedConfig):
         scheme (`str`, defaults to `"plain"`):
             `"plain"`: labels of the tokens of the forward pass (published). `"jigsaw"`: of a second pass over a random
             part of the patches without any position embedding (as JigsawViT). `"droppos"`: `position_dropout` (0.75
-            unless given, above 0) with Gaussian-smoothed absolute labels (as DropPos). The last two need a position table.
+            unless given, above 0) with Gaussian-smoothed absolute labels (as DropPos). The last two need a position
+            table.
         jigsaw_ratio (`float`, defaults to 0.5): share of the patches that the second pass of `"jigsaw"` sees.
         position_sigma (`float`, defaults to 1.0): width of the smoothing of `"droppos"`, in tokens; 0 does not smooth.
         match_authors (`bool`, defaults to `False`):
@@ -84,8 +85,8 @@ class PositionalLabelConfig(PreTrainedConfig):
             everywhere.
 
     Raises:
-        ValueError: for an unknown choice, negative or infinite weights, shares outside of [0, 1], a number of anchors that is not
-            positive, authors' variants of other backbones, and schemes that contradict the rest.
+        ValueError: for an unknown choice, negative or infinite weights, shares outside of [0, 1], a number of anchors
+            that is not positive, authors' variants of other backbones, and schemes that contradict the rest.
 
     Example:
 

@@ -183,7 +183,8 @@ class RelativePositionHead(_PositionHead):
             return_logits (`bool`): also return the logits of all these pairs, which are many.
 
         Raises:
-            ValueError: for a larger grid, for indices that are none of it, and for anchors that are no rows of `tokens`.
+            ValueError: for a larger grid, for indices that are none of it, and for anchors that are no rows of
+                `tokens`.
         """
         grid = tuple(grid or self.grid)
         check_grid(grid, self.grid, smaller_is_fine=True)

@@ -280,8 +280,8 @@ class PositionalLabelForImageClassification(PositionalLabelPreTrainedModel):
         wrapped = cls(config, backbone=backbone)
         if classifier.in_features != wrapped.classifier.in_features:
             raise ValueError(
-                f"pooling {config.pooling!r} gives the classifier {wrapped.classifier.in_features} channels, but that of "
-                f"the model, which is shared, reads {classifier.in_features}"
+                f"pooling {config.pooling!r} gives the classifier {wrapped.classifier.in_features} channels, but that "
+                f"of the model, which is shared, reads {classifier.in_features}"
             )
         wrapped.classifier = classifier
         first = next(model.parameters())

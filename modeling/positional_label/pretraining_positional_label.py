@@ -119,8 +119,8 @@ class PositionalLabelForPreTraining(PositionalLabelPreTrainedModel):
             return (model, info) if want_info else model
         if kind not in (None, cls.config_class.model_type):
             raise ValueError(
-                f"{source} must be an autoencoder, of model_type {AUTOENCODERS} (or {cls.config_class.model_type!r}), got "
-                f"{kind!r}; other networks go with PositionalLabelForImageClassification"
+                f"{source} must be an autoencoder, of model_type {AUTOENCODERS} (or {cls.config_class.model_type!r}), "
+                f"got {kind!r}; other networks go with PositionalLabelForImageClassification"
             )
         loaded = super().from_pretrained(pretrained_model_name_or_path, *args, **kwargs)
         (loaded[0] if isinstance(loaded, tuple) else loaded)._fix_tables()

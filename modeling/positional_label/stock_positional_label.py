@@ -298,8 +298,8 @@ def backbone_of(config: PositionalLabelConfig, kind: str) -> PreTrainedConfig:
     inner = copy.deepcopy(config.backbone_config)
     if inner.model_type != kind:
         raise ValueError(
-            f"config.backbone_config must be of the checkpoint's model_type {kind!r}, got {inner.model_type!r}; without "
-            "config it is taken from the checkpoint"
+            f"config.backbone_config must be of the checkpoint's model_type {kind!r}, got {inner.model_type!r}; "
+            "without config it is taken from the checkpoint"
         )
     return inner
 

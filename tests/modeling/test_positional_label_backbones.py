@@ -130,7 +130,7 @@ def test_stock_checkpoints_load_with_a_configuration(family, tmp_path):
     torch.testing.assert_close(loaded(pixels).logits, model(pixels).logits, atol=1e-5, rtol=1e-5)
     other = PositionalLabelConfig(backbone_config=backbone_configs()["beit"])
     with pytest.raises(
-        ValueError, match="config.backbone_config must be of the checkpoint's model_type '.*', got 'bei"
+        ValueError, match=r"config.backbone_config must be of the checkpoint's model_type '.*', got 'bei"
     ):
         PositionalLabelForImageClassification.from_pretrained(tmp_path, config=other)
 
@@ -255,7 +255,7 @@ def test_settings_that_contradict_the_shared_classifier_are_refused():
     model = stock("vit")
     with pytest.raises(ValueError, match="num_labels must be that of the model, whose classifier is shared: 4, got 9"):
         PositionalLabelForImageClassification.wrap(model, num_labels=9)
-    with pytest.raises(ValueError, match="pooling 'cls_mean' gives the classifier 32 channels, but .* reads 16"):
+    with pytest.raises(ValueError, match=r"pooling 'cls_mean' gives the classifier 32 channels, but .* reads 16"):
         PositionalLabelForImageClassification.wrap(model, pooling="cls_mean")
 
 
@@ -476,7 +476,7 @@ def test_autoencoders_become_classifiers(tmp_path):
         (SwinConfig(**SWIN), {"pooling": "cls"}, "pooling 'cls' needs a class token"),
         (SwinConfig(**SWIN), {"scheme": "jigsaw"}, "scheme 'jigsaw' needs a backbone whose embeddings add"),
         (SwinConfig(**SWIN), {"position_dropout": 0.5}, "position_dropout needs a backbone whose embeddings add"),
-        (SwinConfig(**SWIN, use_absolute_embeddings=True), {"scheme": "jigsaw"}, "SwinModel has none but at its patches"),
+        (SwinConfig(**SWIN, use_absolute_embeddings=True), {"scheme": "jigsaw"}, "has none but at its patches"),
         (SwinConfig(**SWIN, use_absolute_embeddings=True), {"position_dropout": 0.5}, "has none but at its patches"),
         (TimmWrapperConfig(architecture="resnet18"), {}, "timm's ResNet has no patches, hence no tokens"),
         (ResNetConfig(), {}, "a resnet has no patches of one width"),

@@ -171,7 +171,7 @@ def test_wrong_settings_are_refused():
     blocks = MAEConfig(**MAE, mask_sampling="block")
     with pytest.raises(ValueError, match=r"need random masks, got backbone_config.mask_sampling 'block'"):
         PositionalLabelForPreTraining(PositionalLabelConfig(backbone_config=blocks, position_dropout=0.5))
-    with pytest.raises(ValueError, match="num_anchors must be at most the 8 tokens that mask_ratio 0.5 leaves, got 9"):
+    with pytest.raises(ValueError, match=r"num_anchors must be at most the 8 tokens that mask_ratio 0.5 leaves, got 9"):
         tiny(position_label="relative", num_anchors=9)
     with pytest.raises(ValueError, match="num_anchors must be at most the 4 tokens of this pass, got 8"):
         tiny(position_label="relative", num_anchors=8).train()(PIXELS, mask_ratio=0.75)
