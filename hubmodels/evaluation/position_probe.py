@@ -15,13 +15,13 @@ def position_probe(model: Any, train: torch.Tensor, test: torch.Tensor) -> list[
     must be other ones than those it is measured on.
 
     Args:
-        model: A Positional Label classifier or encoder (`encode` with hidden states).
+        model: A Positional Label classifier, encoder or autoencoder (`encode` with hidden states).
         train: Normalised images `[B, C, H, W]` to fit on; with their tokens there should be more rows than channels.
         test: Normalised images to measure on.
 
     Returns:
-        Accuracy in [0, 1] of the input of the first layer and after each layer. A Swin's stages have grids, and
-        chances, of their own.
+        Accuracy in [0, 1] of the input of the first layer and after each layer (timm's networks: after each layer or
+        stage only). A Swin's stages have grids, and chances, of their own.
 
     Raises:
         ValueError: If the model returns no hidden states of tokens.
@@ -38,10 +38,11 @@ def position_probe(model: Any, train: torch.Tensor, test: torch.Tensor) -> list[
 def _states(model: Any, images: torch.Tensor) -> list[torch.Tensor]:
     """Tokens of the patches `[B, N, D]` of every layer, float64."""
     outputs = model.encode(images.to(model.device), output_hidden_states=True)
-    states = outputs.hidden_states
+    # timm gives maps [B, D, h, w], without the tokens in front.
+    states = [state.flatten(2).transpose(1, 2) if state.ndim == 4 else state for state in outputs.hidden_states or ()]
     if not states or any(state.ndim != 3 for state in states):
         raise ValueError(f"the hidden states of a {type(model).__name__} are no tokens [B, N, D]")
-    prefix = model.view.num_prefix_tokens
+    prefix = states[-1].shape[1] - outputs.last_hidden_state.shape[1]
     return [state[:, prefix:].double().cpu() for state in states]
 
 

@@ -11,11 +11,11 @@ from transformers import AutoModel, PreTrainedConfig, PreTrainedModel
 
 from .configuration_positional_label import AUTOENCODERS, PositionalLabelConfig
 from .labels_positional_label import Grid
-from .swin_positional_label import PositionalLabelSwinModel
+from .swin_positional_label import PositionalLabelSwinModel, reset_windows
 from .vit_positional_label import PositionalLabelViTModel
 
 # Tables of tokens in front of the patches, where the embeddings have them (class, distillation, registers).
-PREFIX_TOKENS = ("cls_token", "distillation_token", "register_tokens")
+PREFIX_TOKENS = ("cls_token", "class_embedding", "distillation_token", "register_tokens")
 
 
 def build_backbone(config: PositionalLabelConfig) -> PreTrainedModel:
@@ -103,23 +103,34 @@ class TokenView:
         pixel_values: torch.Tensor,
         kwargs: Mapping,
         call: Callable[..., Any] | None = None,
+        all_patches: bool = True,
     ) -> tuple[torch.Tensor, torch.Tensor, Any]:
         """
-        Runs the backbone on images `[B, C, H, W]`, or calls `call` in its place.
+        Runs the backbone on images `[B, C, H, W]`, or calls `call` in its place (which may leave patches out where
+        `all_patches` is false).
 
         Returns:
             Tokens of the patches after the final norm `[B, N, D]`, what the classifier reads `[B, D']`, and the output
             of the backbone.
+
+        Raises:
+            ValueError: if the backbone returns no token per cell of the grid.
         """
         given = {name: value for name, value in kwargs.items() if value is not None}
         if is_timm(self.inner):
             given["do_pooling"] = self.config.pooling == "pooler"
-        outputs = (call or backbone)(pixel_values, **given)
-        states = _as_sequence(outputs.last_hidden_state, self.width)
+        reset_windows(backbone)
+        try:
+            outputs = (call or backbone)(pixel_values, **given)
+        finally:
+            reset_windows(backbone)
+        states = _as_sequence(outputs.last_hidden_state, self.width, backbone)
         norm = _outer_norm(backbone)
         states = states if norm is None else norm(states)
         prefix = self.num_prefix_tokens
         tokens = states[:, prefix:]
+        if all_patches:
+            self.check_tokens(tokens, self.grid_of(*pixel_values.shape[-2:]))
         if self.config.pooling == "pooler":
             pooled = outputs.pooler_output.flatten(1)
         elif self.config.pooling == "mean":
@@ -147,9 +158,10 @@ def _num_prefix_tokens(backbone: PreTrainedModel) -> int:
     network = getattr(backbone, "timm_model", None)
     if network is not None:
         return getattr(network, "num_prefix_tokens", 0)
-    embeddings = getattr(backbone, "embeddings", None)
+    embeddings = getattr(getattr(backbone, "vision_model", backbone), "embeddings", None)
     tables = (getattr(embeddings, name, None) for name in PREFIX_TOKENS)
-    return sum(table.shape[1] for table in tables if table is not None)
+    # CLIP's class token is a vector [D], the others are [1, tokens, D].
+    return sum(1 if table.ndim == 1 else table.shape[1] for table in tables if table is not None)
 
 
 def _strides(config: PreTrainedConfig, keep_resolution: bool) -> tuple[int, int]:
@@ -164,20 +176,30 @@ def _strides(config: PreTrainedConfig, keep_resolution: bool) -> tuple[int, int]
 
 def _timm_strides(network: nn.Module) -> tuple[int, int]:
     patch_size = getattr(getattr(network, "patch_embed", None), "patch_size", None)
+    has_tokens = any("patch_embed" in name or "attn" in name for name, _ in network.named_modules())
+    if not has_tokens or (patch_size is None and not getattr(network, "feature_info", None)):
+        raise ValueError(f"backbone_config: timm's {type(network).__name__} has no patches, hence no tokens")
     if getattr(network, "feature_info", None):
         stride = network.feature_info[-1]["reduction"]
         return stride, stride
-    if patch_size is None:
-        raise ValueError(f"backbone_config: timm's {type(network).__name__} has no patches, hence no tokens")
     return tuple(patch_size)
 
 
-def _as_sequence(states: torch.Tensor, width: int) -> torch.Tensor:
-    """Tokens `[B, N, D]`, also of maps `[B, h, w, D]` (timm's Swin)."""
-    if states.ndim == 4 and states.shape[-1] == width:
-        return states.flatten(1, 2)
+def _as_sequence(states: torch.Tensor, width: int, backbone: PreTrainedModel) -> torch.Tensor:
+    """Tokens `[B, N, D]`, also of the maps of timm's networks: `[B, h, w, D]` (Swin), `[B, D, h, w]` (NesT)."""
+    network = getattr(backbone, "timm_model", None)
+    if states.ndim == 4:
+        # What timm's Swin says of itself; the others are told by the axis of their channels.
+        channels_last = getattr(network, "output_fmt", "NHWC" if states.shape[1] != width else "NCHW") == "NHWC"
+        if channels_last and states.shape[-1] == width:
+            return states.flatten(1, 2)
+        if not channels_last and hasattr(network, "patch_embed"):  # maps without patches are those of a CNN
+            return states.flatten(2).transpose(1, 2)
     if states.ndim != 3:
-        raise ValueError(f"backbone returned states of shape {list(states.shape)}, expected tokens [B, N, {width}]")
+        raise ValueError(
+            f"backbone returned states of shape {list(states.shape)}, expected tokens [B, N, {width}] or a map of "
+            "them; convolutional networks have no tokens"
+        )
     return states
 
 

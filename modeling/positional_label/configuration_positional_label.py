@@ -1,11 +1,15 @@
 """Configuration of Positional Label models (Zhang and Gong, arXiv 2206.04981)."""
 
+import math
 from typing import Any, ClassVar
 
 import timm
 from huggingface_hub.dataclasses import strict
 from transformers import AutoConfig, PreTrainedConfig
 from transformers.configuration_utils import SubConfigSpec
+from transformers.utils import logging
+
+logger = logging.get_logger(__name__)
 
 CHOICES = {
     "position_label": ("absolute", "relative", "both", None),
@@ -46,7 +50,7 @@ class PositionalLabelConfig(PreTrainedConfig):
             in front of every block.
         keep_resolution (`bool`, *optional*):
             Authors' Swin only: the last stage has the resolution of the one before and one window over the whole grid.
-            By default with absolute labels, as in the official code.
+            By default with absolute labels, as in the official code. For square images.
         position_label (`str` or `None`, defaults to `"absolute"`):
             `"absolute"`: the cell of a token. `"relative"`: the offset of every ordered pair of tokens. `"both"`: two
             heads. `None`: no head, a plain classifier (the baseline, or what is left after training).
@@ -64,13 +68,14 @@ class PositionalLabelConfig(PreTrainedConfig):
             Relative labels in training: random anchors per image and step; the loss is then an unbiased estimate of
             that of all pairs, which is the default.
         position_head_dropout (`float`, defaults to 0.0): dropout in the position heads (0 in all published runs).
-        position_dropout (`float`, defaults to 0.0):
+        position_dropout (`float`, *optional*):
             Share of the tokens that get no position embedding; the position loss then counts only these (pairs with at
-            least one). Needs a backbone that adds a position table to its tokens.
+            least one). Needs a backbone that adds a position table to its tokens. 0 by default, 0.75 with `"droppos"`.
         scheme (`str`, defaults to `"plain"`):
             `"plain"`: labels of the tokens of the forward pass (published). `"jigsaw"`: of a second pass over a random
             part of the patches without any position embedding (as JigsawViT). `"droppos"`: `position_dropout` (0.75
-            unless given) with Gaussian-smoothed absolute labels (as DropPos). The last two need a position table.
+            unless given, above 0) with Gaussian-smoothed absolute labels (as DropPos). The last two need a position
+            table.
         jigsaw_ratio (`float`, defaults to 0.5): share of the patches that the second pass of `"jigsaw"` sees.
         position_sigma (`float`, defaults to 1.0): width of the smoothing of `"droppos"`, in tokens; 0 does not smooth.
         match_authors (`bool`, defaults to `False`):
@@ -80,8 +85,8 @@ class PositionalLabelConfig(PreTrainedConfig):
             everywhere.
 
     Raises:
-        ValueError: for an unknown choice, negative weights, shares outside of [0, 1], a number of anchors that is not
-            positive, authors' variants of other backbones, and schemes that contradict the rest.
+        ValueError: for an unknown choice, negative or infinite weights, shares outside of [0, 1], a number of anchors
+            that is not positive, authors' variants of other backbones, and schemes that contradict the rest.
 
     Example:
 
@@ -120,7 +125,7 @@ class PositionalLabelConfig(PreTrainedConfig):
     feature_split: str = "half"
     num_anchors: int | None = None
     position_head_dropout: float | int = 0.0
-    position_dropout: float | int = 0.0
+    position_dropout: float | int | None = None
     scheme: str = "plain"
     jigsaw_ratio: float | int = 0.5
     position_sigma: float | int = 1.0
@@ -128,13 +133,14 @@ class PositionalLabelConfig(PreTrainedConfig):
     initializer_range: float = 0.02
 
     def __post_init__(self, **kwargs):
+        if self.position_dropout is None:
+            self.position_dropout = DEFAULT_POSITION_DROPOUT if self.scheme == "droppos" else 0.0
         self._check()
+        self._warn_of_unused()
         if isinstance(self.backbone_config, dict) and self.backbone_config.get("model_type") == "timm_wrapper":
             # Its configuration wants a number of classes, which a backbone has no use for.
             self.backbone_config = {"num_classes": 2} | self.backbone_config
         super().__post_init__(**{"auto_map": dict(AUTO_MAP)} | kwargs)
-        if self.scheme == "droppos" and not self.position_dropout:
-            self.position_dropout = DEFAULT_POSITION_DROPOUT
         if self.keep_resolution is None:
             swin = self.backbone_variant == "authors" and self.backbone_config.model_type == "swin"
             self.keep_resolution = swin and self.position_label == "absolute"
@@ -193,8 +199,8 @@ class PositionalLabelConfig(PreTrainedConfig):
                 raise ValueError(f"{name} must be one of {known}, got {getattr(self, name)!r}")
         for name in ("position_loss_weight", "relative_loss_weight", "position_sigma"):
             value = getattr(self, name)
-            if value is not None and value < 0:
-                raise ValueError(f"{name} must not be negative, got {value}")
+            if value is not None and not 0 <= value < math.inf:
+                raise ValueError(f"{name} must not be negative and must be finite, got {value}")
         if not 0 <= self.position_dropout <= 1:
             raise ValueError(f"position_dropout must be in [0, 1], got {self.position_dropout}")
         if not 0 < self.jigsaw_ratio <= 1:
@@ -205,10 +211,22 @@ class PositionalLabelConfig(PreTrainedConfig):
             raise ValueError(f"num_anchors must be at least 1, got {self.num_anchors}")
         if self.scheme == "droppos" and self.position_label not in ("absolute", None):
             raise ValueError(f"scheme 'droppos' has absolute labels only, got position_label {self.position_label!r}")
+        if self.scheme == "droppos" and not self.position_dropout:
+            raise ValueError(
+                "scheme 'droppos' tells the places of tokens without position; position_dropout must be above 0 "
+                f"({DEFAULT_POSITION_DROPOUT} unless given), got {self.position_dropout}"
+            )
         if self.scheme == "jigsaw" and self.position_dropout:
             raise ValueError(
                 f"scheme 'jigsaw' drops all positions already; position_dropout must be 0, got {self.position_dropout}"
             )
+
+    def _warn_of_unused(self):
+        # No contradictions: with another position_label, which a caller may set alone, they are used.
+        unused = {"num_anchors": ("absolute",), "relative_loss_weight": ("absolute", "relative")}
+        for name, labels in unused.items():
+            if getattr(self, name) is not None and self.position_label in labels:
+                logger.warning_once(f"{name} is not used with position_label {self.position_label!r}")
 
     def _check_backbone(self):
         kind = self.backbone_config.model_type

@@ -10,6 +10,7 @@ from transformers.utils import logging
 from .labels_positional_label import (
     Grid,
     absolute_labels,
+    check_anchors,
     check_grid,
     check_ids,
     num_relative_labels,
@@ -59,6 +60,7 @@ class _PositionHead(nn.Module):
             ids = absolute_labels(grid, tokens.device)[None]
         else:
             check_ids(ids, tokens, grid)
+            ids = ids.long()
         return ids.expand(tokens.shape[0], -1)
 
 
@@ -181,7 +183,8 @@ class RelativePositionHead(_PositionHead):
             return_logits (`bool`): also return the logits of all these pairs, which are many.
 
         Raises:
-            ValueError: for a larger grid, and for indices that are none of it.
+            ValueError: for a larger grid, for indices that are none of it, and for anchors that are no rows of
+                `tokens`.
         """
         grid = tuple(grid or self.grid)
         check_grid(grid, self.grid, smaller_is_fine=True)
@@ -193,6 +196,8 @@ class RelativePositionHead(_PositionHead):
         ranks = token_ranks(self._ids(tokens, ids, grid), grid[1], self.grid[1])
         parts, labels = self.parts(tokens), PairLabels(ranks, ranks, relative_origin(self.grid), counted, counted)
         if anchors is not None:
+            check_anchors(anchors, tokens)
+            anchors = anchors.long()
             rows = anchors[..., None].expand(-1, -1, parts.anchors.shape[-1])
             parts = parts._replace(anchors=parts.anchors.gather(1, rows))
             labels = labels._replace(anchor_ranks=ranks.gather(1, anchors))

@@ -95,11 +95,50 @@ def check_ids(ids: torch.Tensor, tokens: torch.Tensor, grid: Grid) -> None:
         raise ValueError(f"ids of tokens must be integers, got {ids.dtype}")
     if ids.ndim != 2 or ids.shape[0] not in (1, tokens.shape[0]) or ids.shape[1] != tokens.shape[1]:
         raise ValueError(f"ids must have shape {[tokens.shape[0], tokens.shape[1]]}, got {list(ids.shape)}")
-    if ids.device.type != "cpu" or torch.compiler.is_compiling() or not ids.numel():
+    check_range("ids", ids, grid[0] * grid[1], f" for a {grid[0]}x{grid[1]} grid")
+
+
+def check_anchors(anchors: torch.Tensor, tokens: torch.Tensor) -> None:
+    """
+    Checks the rows `[B, S]` of the tokens `[B, K, D]` that are anchors.
+
+    Raises:
+        ValueError: for another shape, a type that is no integer, or rows that there are not.
+    """
+    if anchors.dtype.is_floating_point or anchors.dtype == torch.bool:
+        raise ValueError(f"anchors must be integers, got {anchors.dtype}")
+    if anchors.ndim != 2 or anchors.shape[0] != tokens.shape[0]:
+        raise ValueError(f"anchors must have shape [{tokens.shape[0]}, S], got {list(anchors.shape)}")
+    check_range("anchors", anchors, tokens.shape[1], f" for {tokens.shape[1]} tokens")
+
+
+def check_range(name: str, indices: torch.Tensor, count: int, why: str) -> None:
+    """
+    Raises:
+        ValueError: for indices outside of `[0, count)`, which are looked at on CPU only.
+    """
+    if indices.device.type != "cpu" or torch.compiler.is_compiling() or not indices.numel():
         return  # looking would cost a synchronisation
-    low, high = int(ids.min()), int(ids.max())
-    if low < 0 or high >= grid[0] * grid[1]:
-        raise ValueError(f"ids must be in [0, {grid[0] * grid[1]}) for a {grid[0]}x{grid[1]} grid, got {low} to {high}")
+    low, high = int(indices.min()), int(indices.max())
+    if low < 0 or high >= count:
+        raise ValueError(f"{name} must be in [0, {count}){why}, got {low} to {high}")
+
+
+def class_labels(labels: torch.Tensor, num_labels: int) -> torch.Tensor:
+    """
+    Classes `[B]` of images as int64. -100 marks images that do not count, as in `torch.nn.functional.cross_entropy`.
+
+    Raises:
+        ValueError: for a type that is no integer, and for classes outside of `[0, num_labels)` (looked at on CPU only).
+    """
+    if labels.is_floating_point() or labels.dtype == torch.bool:
+        raise ValueError(f"labels of shape [B] must be integers, got {labels.dtype}")
+    labels = labels.long()
+    if labels.device.type == "cpu" and not torch.compiler.is_compiling():  # elsewhere it would cost a synchronisation
+        wrong = labels[(labels < 0) & (labels != -100) | (labels >= num_labels)]
+        if len(wrong):
+            raise ValueError(f"labels must be in [0, {num_labels}) for {num_labels} classes, got {int(wrong[0])}")
+    return labels
 
 
 def smoothed_labels(grid: Grid, sigma: float, dtype: torch.dtype, device: torch.device | str) -> torch.Tensor:

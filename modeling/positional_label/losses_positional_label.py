@@ -80,7 +80,8 @@ def pair_cross_entropy(
             at least one anchor is evaluated at a time.
 
     Returns:
-        The mean over all pairs that count, and the share of them whose largest logit is that of the label.
+        The mean over all pairs that count, and the share of them whose largest logit (the first of equal ones) is that
+        of the label.
     """
     needs_gradients = torch.is_grad_enabled() and any(part.requires_grad for part in parts)
     device = parts.anchors.device.type
@@ -100,7 +101,7 @@ def pair_cross_entropy(
         loss, accuracy = sums.loss / count, sums.hits / count
         if not needs_gradients:
             return loss, accuracy
-        gradients = [(total / count).to(part.dtype) for total, part in zip(sums.gradients, parts, strict=True)]
+        gradients = [total.div_(count) for total in sums.gradients]
     return WithGradients.apply(loss, *parts, *gradients), accuracy
 
 
@@ -138,10 +139,10 @@ class _Sums:
         target = labels.anchor_ranks[images, anchors, None] - labels.other_ranks[images, None] + labels.origin
         target = target.reshape(-1, 1)
         true = logits.gather(1, target)
-        largest = logits.amax(1, keepdim=True)
+        largest, place = logits.max(1, keepdim=True)
         exponentials = logits.sub_(largest).exp_()
         total = exponentials.sum(1, keepdim=True)
-        losses, hits = total.log() + largest - true, (true == largest).to(self.exact)
+        losses, hits = total.log() + largest - true, (place == target).to(self.exact)
         counts = None
         if labels.anchors_count is not None:
             counts = labels.anchors_count[images, anchors, None] | labels.others_count[images, None]

@@ -16,11 +16,17 @@ from transformers.utils.generic import can_return_tuple
 from .backbones_positional_label import TokenView, build_backbone
 from .configuration_positional_label import PositionalLabelConfig
 from .heads_positional_label import AbsolutePositionHead, PositionPrediction, RelativePositionHead
-from .labels_positional_label import Grid
+from .labels_positional_label import Grid, class_labels
 from .losses_positional_label import at_least_float32
 from .outputs_positional_label import PositionalLabelImageClassifierOutput
 from .parameters_positional_label import layer_groups, undecayed
-from .schemes_positional_label import check_position_table, only_patches, random_rows, run_with_positions
+from .schemes_positional_label import (
+    check_dropout_grid,
+    check_position_table,
+    only_patches,
+    random_rows,
+    run_with_positions,
+)
 from .stock_positional_label import config_around, load_foreign, stock_classifier
 from .vit_positional_label import AUTHORS_VIT_STD
 
@@ -41,15 +47,23 @@ class PositionalLabelPreTrainedModel(PreTrainedModel):
     # Losses are means over the batch: `Trainer` must divide them itself when it accumulates gradients.
     accepts_loss_kwargs = False
 
-    def _make_heads(self, width: int, grid: Grid) -> None:
-        """`position_head`, and with both kinds of label `relative_position_head` for the second."""
+    def _make_heads(self, width: int, grid: Grid, tokens: int, seen_by: str = "") -> None:
+        """
+        `position_head`, and with both kinds of label `relative_position_head` for the second.
+
+        `tokens` is how many of the grid a training pass sees; `seen_by` says why it is not all of them.
+        """
         config = self.config
         kinds = {"absolute": AbsolutePositionHead, "relative": RelativePositionHead}
         for name, label in zip(("position_head", "relative_position_head"), config.labels, strict=False):
             head = kinds[label](width, grid, config.position_head_dropout, config.feature_split)
             setattr(self, name, head)
-        if "relative" in config.labels and (config.num_anchors or 0) > grid[0] * grid[1]:
-            raise ValueError(f"num_anchors must be at most the {grid[0] * grid[1]} tokens, got {config.num_anchors}")
+        if "relative" in config.labels:
+            self._check_anchors(tokens, seen_by)
+
+    def _check_anchors(self, tokens: int, seen_by: str) -> None:
+        if (self.config.num_anchors or 0) > tokens:
+            raise ValueError(f"num_anchors must be at most the {tokens} tokens{seen_by}, got {self.config.num_anchors}")
 
     @property
     def position_heads(self) -> dict[str, nn.Module]:
@@ -101,7 +115,8 @@ class PositionalLabelPreTrainedModel(PreTrainedModel):
             Loss, accuracy and logits by kind of label.
 
         Raises:
-            ValueError: for a grid that the heads were not built for, and for indices outside of it.
+            ValueError: for a grid that the heads were not built for, for indices outside of it, and for fewer tokens
+                than `config.num_anchors`.
         """
         predictions, config = {}, self.config
         for label, head in self.position_heads.items():
@@ -110,6 +125,7 @@ class PositionalLabelPreTrainedModel(PreTrainedModel):
                 options["sigma"] = config.position_sigma
             # Anchors are sampled in training only: an evaluation counts all pairs.
             if label == "relative" and config.num_anchors is not None and self.training:
+                self._check_anchors(tokens.shape[1], " of this pass")
                 size = tokens.shape[:2]
                 noise = torch.rand(size, generator=generator, device=tokens.device, dtype=torch.float32)
                 options["anchors"] = noise.argsort(dim=1)[:, : config.num_anchors]
@@ -117,8 +133,10 @@ class PositionalLabelPreTrainedModel(PreTrainedModel):
         return predictions
 
     def _position_loss(self, predictions: dict[str, PositionPrediction], mean: bool = False) -> torch.Tensor:
-        """Weighted sum of the position losses, or their weighted mean."""
+        """Weighted sum of the position losses, or their weighted mean (the plain one if all weights are 0)."""
         weights = self.config.loss_weights
+        if mean and not any(weights.values()):
+            weights = dict.fromkeys(weights, 1.0)
         total = sum(weights[label] * prediction.loss for label, prediction in predictions.items())
         return total / sum(weights.values()) if mean else total
 
@@ -221,7 +239,13 @@ class PositionalLabelForImageClassification(PositionalLabelPreTrainedModel):
         self.view = TokenView(self.backbone, config)
         if config.scheme == "jigsaw" or config.position_dropout:
             check_position_table(self.backbone, "scheme 'jigsaw'" if config.scheme == "jigsaw" else "position_dropout")
-        self._make_heads(self.view.width, self.view.grid)
+        cells = self.view.grid[0] * self.view.grid[1]
+        if config.scheme == "jigsaw":
+            self._make_heads(
+                self.view.width, self.view.grid, self._jigsaw_tokens(cells), f" of jigsaw_ratio {config.jigsaw_ratio}"
+            )
+        else:
+            self._make_heads(self.view.width, self.view.grid, cells)
         self.classifier = nn.Linear(self.view.pooled_width, config.num_labels)
         self.supports_gradient_checkpointing = self.backbone.supports_gradient_checkpointing
         self.post_init()
@@ -249,10 +273,16 @@ class PositionalLabelForImageClassification(PositionalLabelPreTrainedModel):
             The model with a new position head, and the same logits.
 
         Raises:
-            ValueError: for other models, and as [`PositionalLabelConfig`].
+            ValueError: for other models, for settings that contradict their classifier, and as
+                [`PositionalLabelConfig`].
         """
         config, backbone, classifier = config_around(model, settings)
         wrapped = cls(config, backbone=backbone)
+        if classifier.in_features != wrapped.classifier.in_features:
+            raise ValueError(
+                f"pooling {config.pooling!r} gives the classifier {wrapped.classifier.in_features} channels, but that "
+                f"of the model, which is shared, reads {classifier.in_features}"
+            )
         wrapped.classifier = classifier
         first = next(model.parameters())
         return wrapped.to(device=first.device, dtype=first.dtype).train(model.training)
@@ -340,6 +370,7 @@ class PositionalLabelForImageClassification(PositionalLabelPreTrainedModel):
         )
         dropped = None
         if with_positions and self.config.position_dropout:
+            check_dropout_grid(self.view.grid_of(*pixel_values.shape[-2:]), self.view.grid)
             noise = self._noise(pixel_values, position_noise, generator)
             dropped = random_rows(noise, self.config.position_dropout)
         tokens, pooled, outputs = self._run(pixel_values, dropped, kwargs)
@@ -351,8 +382,6 @@ class PositionalLabelForImageClassification(PositionalLabelPreTrainedModel):
             options = {"counted": dropped, "return_logits": bool(return_position), "generator": generator}
             if self.config.scheme == "jigsaw":
                 tokens, options["ids"] = self._second_pass(pixel_values, position_noise, generator, kwargs)
-            else:
-                self.view.check_tokens(tokens, grid)
             predictions = self.predict_positions(tokens, grid, **options)
             position_loss = self._position_loss(predictions, mean=loss is None)
             loss = position_loss if loss is None else loss + position_loss
@@ -378,13 +407,16 @@ class PositionalLabelForImageClassification(PositionalLabelPreTrainedModel):
     def _second_pass(self, pixel_values, noise, generator, kwargs) -> tuple[torch.Tensor, torch.Tensor]:
         """Tokens of random patches that saw no positions, and their indices (JigsawViT, arXiv 2207.11971)."""
         noise = self._noise(pixel_values, noise, generator)
-        ids = noise.argsort(dim=1)[:, : max(1, round(self.config.jigsaw_ratio * noise.shape[1]))]
+        ids = noise.argsort(dim=1)[:, : self._jigsaw_tokens(noise.shape[1])]
 
         def backbone(images, **given):
             with only_patches(self.backbone, ids, self.view.num_prefix_tokens):
                 return run_with_positions(self.backbone, "embeddings", None, images, **given)
 
-        return self.view.run(self.backbone, pixel_values, kwargs, call=backbone)[0], ids
+        return self.view.run(self.backbone, pixel_values, kwargs, call=backbone, all_patches=False)[0], ids
+
+    def _jigsaw_tokens(self, cells: int) -> int:
+        return max(1, round(self.config.jigsaw_ratio * cells))
 
     def _noise(self, pixel_values, noise, generator) -> torch.Tensor:
         rows, columns = self.view.grid_of(*pixel_values.shape[-2:])
@@ -400,12 +432,14 @@ class PositionalLabelForImageClassification(PositionalLabelPreTrainedModel):
             raise ValueError(
                 f"labels must have shape {list(logits.shape[:1])} or {list(logits.shape)}, got {list(labels.shape)}"
             )
-        if self.config.problem_type in ("regression", "multi_label_classification"):
-            return self.loss_function(labels.float(), logits.float(), self.config)
-        if labels.ndim == 1 and labels.is_floating_point():
-            raise ValueError(f"labels of shape [B] must be integers, got {labels.dtype}")
         logits = at_least_float32(logits)
-        return nn.functional.cross_entropy(logits, labels if labels.ndim == 1 else labels.to(logits.dtype))
+        if self.config.problem_type in ("regression", "multi_label_classification"):
+            return self.loss_function(labels.to(logits.dtype), logits, self.config)
+        if labels.ndim == 1:
+            return nn.functional.cross_entropy(logits, class_labels(labels, logits.shape[1]))
+        if not labels.is_floating_point():
+            raise ValueError(f"labels of shape [B, num_labels] must be distributions (floats), got {labels.dtype}")
+        return nn.functional.cross_entropy(logits, labels.to(logits.dtype))
 
 
 def encode(model: PositionalLabelPreTrainedModel, pixel_values: torch.Tensor | None, kwargs) -> Any:

@@ -18,8 +18,8 @@ from .backbones_positional_label import patch_grid
 from .configuration_positional_label import AUTOENCODERS, PositionalLabelConfig
 from .modeling_positional_label import PositionalLabelPreTrainedModel
 from .outputs_positional_label import PositionalLabelForPreTrainingOutput
-from .schemes_positional_label import check_position_table, random_rows, run_with_positions
-from .stock_positional_label import new_heads, stored_config, take_settings
+from .schemes_positional_label import check_dropout_grid, check_position_table, random_rows, run_with_positions
+from .stock_positional_label import backbone_of, new_heads, settings_of, stored_config, take_config, take_settings
 
 _FIXED_TABLES = ("vit.embeddings.position_embeddings", "decoder.decoder_pos_embed")
 
@@ -75,7 +75,9 @@ class PositionalLabelForPreTraining(PositionalLabelPreTrainedModel):
         self.mae = AutoModelForPreTraining.from_config(inner) if autoencoder is None else autoencoder
         if self._needs_noise:
             check_position_table(self.mae.base_model, "position_dropout or scheme 'jigsaw'")
-        self._make_heads(inner.hidden_size, patch_grid(inner, *config.image_height_width))
+        grid = patch_grid(inner, *config.image_height_width)
+        visible = int(grid[0] * grid[1] * (1 - inner.mask_ratio))
+        self._make_heads(inner.hidden_size, grid, visible, f" that mask_ratio {inner.mask_ratio} leaves")
         self.post_init()
         if inner.model_type == "vit_mae" and autoencoder is None:
             # transformers' initialisation of a whole model leaves both tables of positions at zero.
@@ -98,16 +100,28 @@ class PositionalLabelForPreTraining(PositionalLabelPreTrainedModel):
         """
         As in transformers; also from an autoencoder (`mae` or `vit_mae`), which gets new position heads. Fields of the
         configuration are keyword arguments. The tables of positions stay fixed.
+
+        Raises:
+            ValueError: for checkpoints of other models.
         """
-        source, configured = pretrained_model_name_or_path, isinstance(kwargs.get("config"), PositionalLabelConfig)
-        if source is not None and not configured and stored_config(source, kwargs)[0].get("model_type") in AUTOENCODERS:
-            settings, want_info = take_settings(kwargs), kwargs.pop("output_loading_info", False)
+        source = pretrained_model_name_or_path
+        kind = None if source is None else stored_config(source, kwargs)[0].get("model_type")
+        if kind in AUTOENCODERS:
+            given, settings = take_config(kwargs), take_settings(kwargs)
+            want_info = kwargs.pop("output_loading_info", False)
+            if given is not None:
+                settings, kwargs["config"] = settings_of(given) | settings, backbone_of(given, kind)
             autoencoder, info = AutoModelForPreTraining.from_pretrained(
-                pretrained_model_name_or_path, *args, output_loading_info=True, **kwargs
+                source, *args, output_loading_info=True, **kwargs
             )
             model = cls.wrap(autoencoder, **settings).eval()
             info["missing_keys"] = {*info["missing_keys"], *new_heads(model)}
             return (model, info) if want_info else model
+        if kind not in (None, cls.config_class.model_type):
+            raise ValueError(
+                f"{source} must be an autoencoder, of model_type {AUTOENCODERS} (or {cls.config_class.model_type!r}), "
+                f"got {kind!r}; other networks go with PositionalLabelForImageClassification"
+            )
         loaded = super().from_pretrained(pretrained_model_name_or_path, *args, **kwargs)
         (loaded[0] if isinstance(loaded, tuple) else loaded)._fix_tables()
         return loaded
@@ -134,16 +148,26 @@ class PositionalLabelForPreTraining(PositionalLabelPreTrainedModel):
         return self.mae
 
     @torch.no_grad()
-    def encode(self, pixel_values: torch.Tensor) -> BaseModelOutput:
-        """Tokens of all patches in image order `[B, L, D]`, without masking and without gradients."""
+    def encode(self, pixel_values: torch.Tensor, **kwargs) -> BaseModelOutput:
+        """
+        Tokens of all patches in image order `[B, L, D]`, without masking and without gradients.
+
+        Args:
+            pixel_values (`torch.Tensor` of shape `[B, C, H, W]`): normalised images.
+            kwargs: of the encoder (`output_hidden_states` ...); its hidden states have the class token.
+        """
         encoder, config = self.mae.base_model, self.mae.base_model.embeddings.config
         order = torch.arange(encoder.embeddings.patch_embeddings.num_patches, device=pixel_values.device)
         ratio, config.mask_ratio = config.mask_ratio, 0.0
         try:
-            states = encoder(pixel_values, noise=order.expand(len(pixel_values), -1).float()).last_hidden_state
+            outputs = encoder(pixel_values, noise=order.expand(len(pixel_values), -1).float(), **kwargs)
         finally:
             config.mask_ratio = ratio
-        return BaseModelOutput(last_hidden_state=states[:, 1:])
+        return BaseModelOutput(
+            last_hidden_state=outputs.last_hidden_state[:, 1:],
+            hidden_states=outputs.hidden_states,
+            attentions=outputs.attentions,
+        )
 
     def no_weight_decay(self) -> set[str]:
         """Those of the autoencoder."""
@@ -185,10 +209,12 @@ class PositionalLabelForPreTraining(PositionalLabelPreTrainedModel):
                 "bool_masked_pos does not go with position_dropout and scheme 'jigsaw'; give noise instead"
             )
         grid = patch_grid(self.config.backbone_config, *pixel_values.shape[-2:])
+        self._check_noise("noise", noise, pixel_values, grid)
         if noise is None and (generator is not None or self._needs_noise):
             noise = self._draw(pixel_values, grid, generator)
         dropped, counted = None, None
         if self.config.position_dropout:
+            check_dropout_grid(grid, patch_grid(self.config.backbone_config, *self.config.image_height_width))
             dropped, counted = self._dropped(noise, position_noise, pixel_values, grid, generator, kwargs)
         outputs = self._autoencode(pixel_values, dropped, noise=noise, output_hidden_states=True, **kwargs)
         tokens = self._tokens(outputs)
@@ -233,14 +259,16 @@ class PositionalLabelForPreTraining(PositionalLabelPreTrainedModel):
         size = (len(pixel_values), grid[0] * grid[1])
         return torch.rand(size, generator=generator, device=pixel_values.device, dtype=torch.float32)
 
+    def _check_noise(self, name, noise, pixel_values, grid) -> None:
+        size = [len(pixel_values), grid[0] * grid[1]]
+        if noise is not None and list(noise.shape) != size:
+            raise ValueError(f"{name} must have shape {size}, got {list(noise.shape)}")
+
     def _dropped(self, noise, position_noise, pixel_values, grid, generator, kwargs):
         """Patches `[B, L]` that lose their positions, and the same mark for the kept ones `[B, K]`."""
         if position_noise is None:
             position_noise = self._draw(pixel_values, grid, generator)
-        for name, given in (("noise", noise), ("position_noise", position_noise)):
-            if tuple(given.shape) != (len(pixel_values), grid[0] * grid[1]):
-                size = [len(pixel_values), grid[0] * grid[1]]
-                raise ValueError(f"{name} must have shape {size}, got {list(given.shape)}")
+        self._check_noise("position_noise", position_noise, pixel_values, grid)
         ratio = kwargs.get("mask_ratio")
         ratio = self.config.backbone_config.mask_ratio if ratio is None else ratio
         ids_keep = noise.argsort(dim=1)[:, : int(noise.shape[1] * (1 - ratio))]

@@ -7,6 +7,8 @@ import torch
 from torch import nn
 from torch.func import functional_call
 
+from .labels_positional_label import Grid
+
 TABLE = "position_embeddings"
 
 
@@ -15,10 +17,25 @@ def check_position_table(backbone: nn.Module, purpose: str) -> None:
     Raises:
         ValueError: if the backbone adds no learned or fixed table of positions to its tokens.
     """
-    if getattr(getattr(backbone, "embeddings", None), TABLE, None) is None:
+    table = getattr(getattr(backbone, "embeddings", None), TABLE, None)
+    # The absolute table of a Swin is that of its patches, of which several become one token.
+    if table is None or hasattr(backbone.config, "depths"):
         raise ValueError(
-            f"{purpose} needs a backbone whose embeddings add a position table (ViT, DeiT, DINOv2, MAE); "
-            f"{type(backbone).__name__} has none"
+            f"{purpose} needs a backbone whose embeddings add a position table to its tokens (ViT, DeiT, DINOv2, MAE); "
+            f"{type(backbone).__name__} has none" + ("" if table is None else " but at its patches")
+        )
+
+
+def check_dropout_grid(grid: Grid, configured: Grid) -> None:
+    """
+    Raises:
+        ValueError: for images of another size than the position table is made for, which rows of it could not be
+            dropped from.
+    """
+    if tuple(grid) != tuple(configured):
+        raise ValueError(
+            f"position_dropout takes rows of the position table away, which is one of {configured[0]}x{configured[1]} "
+            f"tokens; got images of {grid[0]}x{grid[1]}"
         )
 
 

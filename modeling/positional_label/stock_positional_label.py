@@ -61,6 +61,19 @@ _VIT_FIELDS = (
 )
 
 
+def refuse_authors(settings: dict[str, Any], kind: str) -> None:
+    """
+    Raises:
+        ValueError: for the authors' variant, whose weights are others, around an existing network.
+    """
+    if settings.get("backbone_variant") == "authors":
+        raise ValueError(
+            f"backbone_variant 'authors' is another network than the {kind} that is given; build it with "
+            "PositionalLabelForImageClassification(PositionalLabelConfig(backbone_config=..., "
+            "backbone_variant='authors')), or keep backbone_variant 'stock'"
+        )
+
+
 def config_around(
     model: PreTrainedModel, settings: dict[str, Any]
 ) -> tuple[PositionalLabelConfig, PreTrainedModel, nn.Linear]:
@@ -75,9 +88,11 @@ def config_around(
         A configuration around it, its backbone and its linear layer, both shared with it.
 
     Raises:
-        ValueError: for a model that has not the stock form of its type.
+        ValueError: for a model that has not the stock form of its type, for `backbone_variant="authors"`, and for
+            another `num_labels` than that of the model.
     """
     kind = model.config.model_type
+    refuse_authors(settings, kind)
     classifier = getattr(model, "classifier", None)
     if kind == "timm_wrapper":
         classifier = model.timm_model.get_classifier()
@@ -89,12 +104,17 @@ def config_around(
     inner = copy.deepcopy(model.config)
     settings = {name: getattr(inner, name) for name in LABEL_FIELDS} | {"pooling": STOCK_POOLING[kind]} | settings
     config = PositionalLabelConfig(backbone_config=inner, **settings)
+    if config.num_labels != classifier.out_features:
+        raise ValueError(
+            f"num_labels must be that of the model, whose classifier is shared: {classifier.out_features}, got "
+            f"{config.num_labels}; from_pretrained of its folder makes a new classifier"
+        )
     if kind != "timm_wrapper":
         return config, model.base_model, classifier
     with torch.device("meta"):
         backbone = AutoModel.from_config(inner)
     network = _with_own_head(model.timm_model)
-    network.reset_classifier(0, network.global_pool)
+    network.reset_classifier(0, _pooling_name(network))
     backbone.timm_model = network
     return config, backbone, classifier
 
@@ -108,6 +128,12 @@ def _with_own_head(network: nn.Module) -> nn.Module:
             network._modules[name] = part = copy.copy(part)
             part._modules = dict(part._modules)
     return network
+
+
+def _pooling_name(network: nn.Module) -> str | None:
+    """How one of timm's networks pools, where it says so by name; None leaves it as it is."""
+    pooling = getattr(network, "global_pool", None)
+    return pooling if isinstance(pooling, str) else None
 
 
 def stock_classifier(model: PreTrainedModel) -> PreTrainedModel:
@@ -138,7 +164,7 @@ def _with_parts(inner: PreTrainedConfig, backbone: PreTrainedModel, classifier: 
     if is_timm(inner):
         network = _with_own_head(backbone.timm_model)
         with torch.device("meta"):
-            network.reset_classifier(inner.num_labels, network.global_pool)
+            network.reset_classifier(inner.num_labels, _pooling_name(network))
         holder = network.get_classifier()
         owner = next(module for module in network.modules() if holder in module._modules.values())
         name = next(name for name, part in owner._modules.items() if part is holder)
@@ -147,6 +173,7 @@ def _with_parts(inner: PreTrainedConfig, backbone: PreTrainedModel, classifier: 
     else:
         if getattr(stock.base_model, "pooler", None) is not None and backbone.pooler is None:
             backbone = copy.copy(backbone)  # Swin's pooler has no weights
+            backbone.__dict__.pop("pooler", None)  # the None of a network without pooler would hide the module
             backbone._modules = backbone._modules | {"pooler": nn.AdaptiveAvgPool1d(1)}
         setattr(stock, stock.base_model_prefix, backbone)
         stock.classifier = classifier
@@ -162,6 +189,12 @@ def _as_dinov2(inner: PreTrainedConfig, model: PreTrainedModel, pooling: str) ->
     weights = model.backbone.state_dict()
     config = inner
     if inner.model_type == "vit":
+        rows, columns = model.view.grid
+        if rows != columns:
+            raise ValueError(
+                f"DINOv2 takes its table of positions for a square, got a grid of {rows}x{columns}; see "
+                "without_position_head()"
+            )
         config = Dinov2Config(
             **{name: getattr(inner, name) for name in _VIT_FIELDS if name != "intermediate_size"},
             mlp_ratio=inner.intermediate_size // inner.hidden_size,
@@ -225,13 +258,50 @@ def stored_config(source: str | PathLike, kwargs: dict[str, Any]) -> tuple[dict[
     """The content of a checkpoint's config.json, and the arguments of `from_pretrained` that say where it is."""
     names = ("revision", "token", "cache_dir", "local_files_only", "subfolder", "force_download")
     hub = {name: kwargs[name] for name in names if name in kwargs}
-    return PreTrainedConfig.get_config_dict(source, **hub)[0], hub
+    try:
+        return PreTrainedConfig.get_config_dict(source, **hub)[0], hub
+    except OSError:
+        if not isinstance(kwargs.get("config"), PreTrainedConfig):
+            raise
+        return {}, hub  # weights alone, for the given configuration
 
 
 def take_settings(kwargs: dict[str, Any]) -> dict[str, Any]:
     """Takes the fields of [`PositionalLabelConfig`] out of the arguments of `from_pretrained`."""
     fields = set(PositionalLabelConfig.__dataclass_fields__) - set(PreTrainedConfig.__dataclass_fields__)
     return {name: kwargs.pop(name) for name in fields if name in kwargs}
+
+
+def take_config(kwargs: dict[str, Any]) -> PositionalLabelConfig | None:
+    """
+    Takes the `config` out of the arguments of `from_pretrained`.
+
+    An automatic class passes the one that it read from the folder; a user may give one for a foreign checkpoint.
+    """
+    return kwargs.pop("config") if isinstance(kwargs.get("config"), PositionalLabelConfig) else None
+
+
+def settings_of(config: PositionalLabelConfig) -> dict[str, Any]:
+    """All fields of a configuration but its backbone, as arguments of `wrap`."""
+    fields = set(PositionalLabelConfig.__dataclass_fields__) - set(PreTrainedConfig.__dataclass_fields__)
+    names = (*sorted(fields - {"backbone_config"}), *LABEL_FIELDS)
+    return {name: getattr(config, name) for name in names}
+
+
+def backbone_of(config: PositionalLabelConfig, kind: str) -> PreTrainedConfig:
+    """
+    A copy of the backbone's configuration.
+
+    Raises:
+        ValueError: if it is of another type than the checkpoint that is loaded with it.
+    """
+    inner = copy.deepcopy(config.backbone_config)
+    if inner.model_type != kind:
+        raise ValueError(
+            f"config.backbone_config must be of the checkpoint's model_type {kind!r}, got {inner.model_type!r}; "
+            "without config it is taken from the checkpoint"
+        )
+    return inner
 
 
 def new_heads(model: nn.Module) -> set[str]:
@@ -246,37 +316,51 @@ def load_foreign(model_class: type, source: str | PathLike, *args, **kwargs) -> 
     Args:
         model_class: the class to build, with `wrap`.
         source: folder or Hub id.
-        args, kwargs: of `from_pretrained`; fields of the configuration are taken out.
+        args, kwargs: of `from_pretrained`; fields of the configuration are taken out. What a given `config` says holds
+            around the checkpoint's network too.
 
     Returns:
         What `from_pretrained` would, or None if `source` is one of the method's own classifiers.
+
+    Raises:
+        ValueError: for a given `config` whose backbone is of another type than the checkpoint.
     """
-    given = kwargs.get("config")
     if source is None or "state_dict" in kwargs:
         return None
-    if isinstance(given, PositionalLabelConfig):
-        content, hub = given.to_dict(), {}
-    else:
-        content, hub = stored_config(source, kwargs)
+    content, hub = stored_config(source, kwargs)
     kind, nested = content.get("model_type"), content.get("backbone_config") or {}
     own = kind == PositionalLabelConfig.model_type
     pretrained = own and nested.get("model_type") in AUTOENCODERS
-    if own and not pretrained:
+    if not content or (own and not pretrained):
         return None
+    given = take_config(kwargs)
     settings, want_info = take_settings(kwargs), kwargs.pop("output_loading_info", False)
+    if given is not None:
+        wanted = settings_of(given)
+        if given.backbone_config.model_type in AUTOENCODERS:  # that of the pre-training, from an automatic class
+            wanted = {name: value for name, value in wanted.items() if name in _INHERITED}
+        settings = wanted | settings
     if pretrained or kind in AUTOENCODERS:
         kwargs.setdefault("dtype", content.get("dtype") or "auto")
         if pretrained:
-            kwargs.pop("config", None)
             stored = {name: content[name] for name in _INHERITED if content.get(name) is not None}
             settings = stored | settings
             same_heads = all(stored.get(name) == settings.get(name) for name in ("position_label", "feature_split"))
         keep_heads = pretrained and same_heads
-        inner = nested if pretrained else content
+        inner = vit_inside(AutoConfig.for_model(**(nested if pretrained else content)))
+        if given is not None and given.backbone_config.model_type not in AUTOENCODERS:
+            inner = backbone_of(given, "vit")
         model, info = _from_autoencoder(model_class, source, inner, settings, keep_heads, args, kwargs)
     else:
         labels = {name: kwargs.pop(name) for name in _LABEL_ARGUMENTS if name in kwargs}
-        inner = AutoConfig.from_pretrained(source, **hub, **labels)
+        if given is None:
+            inner = AutoConfig.from_pretrained(source, **hub, **labels)
+        else:
+            labels = {name: settings.pop(name) for name in LABEL_FIELDS} | labels
+            inner = backbone_of(given, kind)
+            inner.architectures = content.get("architectures")
+            for name, value in labels.items():
+                setattr(inner, name, value)
         stock, info = AutoModelForImageClassification.from_pretrained(
             source, *args, config=inner, output_loading_info=True, **kwargs
         )
@@ -297,10 +381,10 @@ def _renamed(names: Any, prefix: str) -> Any:
     )
 
 
-def _from_autoencoder(model_class, source, content, settings, keep_heads, args, kwargs) -> tuple[Any, Any]:
+def _from_autoencoder(model_class, source, inner, settings, keep_heads, args, kwargs) -> tuple[Any, Any]:
     """The encoder of a pre-trained autoencoder; classifier and position heads are new, but for heads that it has."""
     labels = {name: kwargs.pop(name) for name in _LABEL_ARGUMENTS if name in kwargs}
-    inner = vit_inside(AutoConfig.for_model(**content))
+    refuse_authors(settings, "autoencoder")
     config = PositionalLabelConfig(backbone_config=inner, **(settings | labels))
     names = {
         r"^mae\.vit\.": "backbone.",

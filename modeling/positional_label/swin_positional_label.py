@@ -17,6 +17,20 @@ from transformers.models.swin.modeling_swin import (
 )
 
 
+def reset_windows(backbone: nn.Module) -> None:
+    """
+    Gives the windows of a stock Swin their configured sizes and shifts.
+
+    transformers stores what it shrinks for a small map on the layer, so that one small image changes the outputs for
+    all later ones. Windows are also shrunk after a pass, when gradient checkpointing computes it again.
+    """
+    for stage in backbone.modules():
+        if isinstance(stage, SwinStage) and not isinstance(stage, PositionalLabelSwinStage):
+            size = stage.config.window_size
+            for index, block in enumerate(stage.blocks):
+                block.window_size, block.shift_size = size, size // 2 * (index % 2)
+
+
 class PositionalLabelSwinNoBias(nn.Module):
     """Stands where attention asks for its relative position bias, and gives zeros `[1, 1, L, L]`."""
 
@@ -143,6 +157,11 @@ class PositionalLabelSwinEncoder(_AuthorsInitialization, SwinEncoder):
         resolution, last, stages = tuple(grid_size), len(config.depths) - 1, []
         for index, (depth, heads) in enumerate(zip(config.depths, config.num_heads, strict=True)):
             whole, widen = keep_resolution and index == last, keep_resolution and index == last - 1
+            if whole and resolution[0] != resolution[1]:
+                raise ValueError(
+                    "keep_resolution gives the last stage one square window, which needs a square grid of tokens; got "
+                    f"{resolution[0]}x{resolution[1]}; take square images or keep_resolution=False"
+                )
             downsample = index < last and not widen
             stages.append(
                 PositionalLabelSwinStage(
@@ -169,6 +188,9 @@ class PositionalLabelSwinModel(_AuthorsInitialization, SwinModel):
     Args:
         config (`SwinConfig`): configuration.
         keep_resolution (`bool`): the last stage has the map of the one before, doubled channels and one window.
+
+    Raises:
+        ValueError: for `keep_resolution` with images that are not square.
     """
 
     def __init__(self, config: SwinConfig, keep_resolution: bool = False):

@@ -2,16 +2,22 @@
 
 import pytest
 import torch
+import transformers
 from hubmodels.modeling.positional_label import PositionalLabelConfig, PositionalLabelForImageClassification
 from transformers import (
     AutoModel,
     AutoModelForImageClassification,
+    CLIPVisionConfig,
     ConvNextV2Config,
     Dinov2ForImageClassification,
     ResNetConfig,
     ResNetForImageClassification,
     SwinConfig,
+    TimmWrapperConfig,
+    TimmWrapperForImageClassification,
     ViTConfig,
+    ViTMAEConfig,
+    ViTMAEForPreTraining,
 )
 
 from tests.modeling.tiny_positional_label import (
@@ -25,7 +31,7 @@ from tests.modeling.tiny_positional_label import (
 )
 
 FAMILIES = list(backbone_configs())
-PREFIXES = {"deit": 2, "dinov2_with_registers": 4, "swin": 0, "swinv2": 0, "timm_swin": 0}
+PREFIXES = {"deit": 2, "dinov2_with_registers": 4, "swin": 0, "swinv2": 0, "timm_swin": 0, "timm_swinv2_cr": 0}
 POSITIONED = ["vit", "deit", "dinov2", "dinov2_with_registers", "beit_cls"]
 
 
@@ -101,6 +107,43 @@ def test_stock_checkpoints_load(family, tmp_path):
     assert all(torch.equal(ours[name], theirs[name]) for name in ours)
 
 
+@pytest.mark.parametrize("family", ["vit", "deit", "swin", "timm_vit"])
+def test_stock_checkpoints_load_with_a_configuration(family, tmp_path):
+    """The stored file says what a checkpoint is, not the configuration that it shall have."""
+    model = stock(family)
+    model.save_pretrained(tmp_path)
+    pooling = {"swin": "mean", "timm_vit": "pooler"}.get(family, "cls")
+    config = PositionalLabelConfig(
+        backbone_config=backbone_configs()[family],
+        position_label="relative",
+        position_loss_weight=0.25,
+        pooling=pooling,
+        id2label=dict(enumerate("abcd")),
+        label2id={name: index for index, name in enumerate("abcd")},
+    )
+    loaded, info = PositionalLabelForImageClassification.from_pretrained(
+        tmp_path, config=config, output_loading_info=True
+    )
+    assert all(name.startswith("position_head.") for name in info["missing_keys"]) and not info["unexpected_keys"]
+    assert loaded.config.loss_weights == {"relative": 0.25} and loaded.config.id2label[2] == "c"
+    pixels = images(loaded)
+    torch.testing.assert_close(loaded(pixels).logits, model(pixels).logits, atol=1e-5, rtol=1e-5)
+    other = PositionalLabelConfig(backbone_config=backbone_configs()["beit"])
+    with pytest.raises(
+        ValueError, match=r"config.backbone_config must be of the checkpoint's model_type '.*', got 'bei"
+    ):
+        PositionalLabelForImageClassification.from_pretrained(tmp_path, config=other)
+
+
+def test_autoencoders_load_into_a_classifier_with_a_configuration(tmp_path):
+    mae = ViTMAEForPreTraining(ViTMAEConfig(**MAE)).eval()
+    mae.save_pretrained(tmp_path)
+    config = PositionalLabelConfig(backbone_config=ViTConfig(**(VIT | {"image_size": 32})), num_labels=3)
+    model = PositionalLabelForImageClassification.from_pretrained(tmp_path, config=config)
+    assert model.num_labels == 3
+    torch.testing.assert_close(model.backbone.layers[0].mlp.fc1.weight, mae.vit.layers[0].mlp.fc1.weight)
+
+
 @pytest.mark.parametrize("pooling", ["mean", "cls"])
 @pytest.mark.parametrize("family", ["vit", "dinov2"])
 @torch.no_grad()
@@ -121,6 +164,20 @@ def test_other_poolings_become_a_dinov2_classifier(family, pooling, tmp_path):
     assert not {id(p) for p in plain.parameters()} & {id(p) for p in model.parameters()}
 
 
+@pytest.mark.parametrize("family", ["swin", "swinv2"])
+@torch.no_grad()
+def test_models_that_never_were_stock_become_so(family, tmp_path):
+    """Built from a configuration and loaded from an own folder, which have no pooler."""
+    built = tiny_classifier(family)
+    built.save_pretrained(tmp_path)
+    pixels = images(built)
+    expected = built(pixels).logits
+    for model in (built, PositionalLabelForImageClassification.from_pretrained(tmp_path)):
+        for plain in (model.unwrap(), model.to_backbone_classifier()):
+            torch.testing.assert_close(plain(pixels).logits, expected, atol=1e-5, rtol=1e-5)
+        assert model.backbone.pooler is None
+
+
 @pytest.mark.parametrize(
     ("backbone", "settings", "message"),
     [
@@ -128,13 +185,15 @@ def test_other_poolings_become_a_dinov2_classifier(family, pooling, tmp_path):
         (SwinConfig(**SWIN), {"backbone_variant": "authors"}, "no stock class has the network"),
         ("deit", {}, "no stock class of a deit pools by 'mean'"),
         (ViTConfig(**VIT), {}, "DINOv2 has no intermediate_size 36"),
+        (ViTConfig(**(WIDE_VIT | {"image_size": (16, 64)})), {}, "got a grid of 2x8"),
     ],
-    ids=["authors' vit", "authors' swin", "deit mean", "odd width"],
+    ids=["authors' vit", "authors' swin", "deit mean", "odd width", "oblong grid"],
 )
 def test_what_no_stock_class_has_keeps_its_class(backbone, settings, message):
     if message.startswith("DINOv2"):
         backbone = ViTConfig(**(VIT | {"intermediate_size": 36}))
     model = tiny_classifier(backbone, **settings)
+    torch.nn.init.normal_(model.classifier.weight)
     with pytest.raises(ValueError, match=message):
         model.unwrap()
     if model.config.backbone_variant == "authors":
@@ -145,6 +204,59 @@ def test_what_no_stock_class_has_keeps_its_class(backbone, settings, message):
     assert not any("position_head" in name for name in plain.state_dict())
     pixels = images(model)
     torch.testing.assert_close(plain(pixels).logits, model(pixels).logits)
+
+
+def test_authors_variant_is_not_put_around_another_network(tmp_path):
+    model = stock("vit")
+    model.save_pretrained(tmp_path / "vit")
+    ViTMAEForPreTraining(ViTMAEConfig(**MAE)).save_pretrained(tmp_path / "mae")
+    message = "backbone_variant 'authors' is another network than the {} that is given"
+    with pytest.raises(ValueError, match=message.format("vit")):
+        PositionalLabelForImageClassification.wrap(model, backbone_variant="authors")
+    for source, kind in (("vit", "vit"), ("mae", "autoencoder")):
+        with pytest.raises(ValueError, match=message.format(kind)):
+            PositionalLabelForImageClassification.from_pretrained(tmp_path / source, backbone_variant="authors")
+
+
+def test_nest_of_timm():
+    """Its maps have their channels first, and its pooling is a layer, not a name."""
+    inner = TimmWrapperConfig(architecture="nest_tiny", model_args={"img_size": 32, "patch_size": 4, "num_levels": 3})
+    inner.num_labels = 4
+    torch.manual_seed(0)
+    model = TimmWrapperForImageClassification(inner).eval()
+    wrapped = PositionalLabelForImageClassification.wrap(model, position_label="both")
+    pixels = images(wrapped)
+    assert wrapped.view.grid == (2, 2)
+    expected = model(pixels).logits
+    torch.testing.assert_close(wrapped(pixels).logits, expected)
+    torch.testing.assert_close(wrapped.unwrap()(pixels).logits, expected)
+    tokens = wrapped.encode(pixels).last_hidden_state
+    torch.testing.assert_close(tokens[:, 1], model.timm_model.forward_features(pixels)[:, :, 0, 1])
+    wrapped.train()(pixels, labels=torch.tensor([0, 3])).loss.backward()
+    assert wrapped.backbone.timm_model.patch_embed.proj.weight.grad is not None
+
+
+def test_the_class_token_of_clip_is_recognised():
+    model = tiny_classifier(CLIPVisionConfig(**VIT))
+    pixels = images(model)
+    assert model.view.num_prefix_tokens == 1
+    assert model.encode(pixels).last_hidden_state.shape == (2, 9, 16)
+    model.train()(pixels, labels=torch.tensor([0, 1])).loss.backward()
+
+
+def test_tokens_that_are_none_of_a_patch_are_noticed_in_evaluation():
+    model = tiny_classifier("dinov2_with_registers")
+    model.view.num_prefix_tokens = 1
+    with pytest.raises(ValueError, match=r"backbone returned 13 tokens, expected h\*w \+ prefix = 3\*3 \+ 1"):
+        model(images(model))
+
+
+def test_settings_that_contradict_the_shared_classifier_are_refused():
+    model = stock("vit")
+    with pytest.raises(ValueError, match="num_labels must be that of the model, whose classifier is shared: 4, got 9"):
+        PositionalLabelForImageClassification.wrap(model, num_labels=9)
+    with pytest.raises(ValueError, match=r"pooling 'cls_mean' gives the classifier 32 channels, but .* reads 16"):
+        PositionalLabelForImageClassification.wrap(model, pooling="cls_mean")
 
 
 def test_backbone_alone_is_a_stock_checkpoint(tmp_path):
@@ -176,6 +288,9 @@ def test_training_without_labels_is_the_position_loss():
     single = tiny_classifier(position_loss_weight=0.1).train()
     output = single(images(single))
     torch.testing.assert_close(output.loss, output.position_loss)
+    unweighted = tiny_classifier(position_label="both", position_loss_weight=0).train()
+    output = unweighted(images(unweighted))
+    torch.testing.assert_close(output.loss, (output.position_loss + output.relative_position_loss) / 2)
 
 
 @pytest.mark.parametrize("family", POSITIONED)
@@ -221,7 +336,7 @@ def test_jigsaw_reads_some_patches_without_positions(family):
 
 def test_droppos_smooths_labels_in_training():
     model = tiny_classifier(scheme="droppos")
-    assert model.config.position_dropout == 0.75
+    assert model.config.position_dropout == 0.75 and tiny_classifier().config.position_dropout == 0
     noise = torch.rand(2, 9)
     smoothed = model.train()(images(model), return_position=True, position_noise=noise)
     sharp = model.eval()(images(model), return_position=True, position_noise=noise)
@@ -271,6 +386,33 @@ def test_relative_labels_allow_smaller_images():
         absolute(small, return_position=True)
 
 
+@pytest.mark.parametrize("family", ["swin", "swinv2"])
+@torch.no_grad()
+def test_a_small_image_does_not_change_what_follows(family):
+    """transformers' Swin keeps the windows that it shrinks for a small map."""
+    inner = backbone_configs()[family]
+    inner.image_size, inner.depths = 64, [2, 2]
+    model = tiny_classifier(inner, position_label="relative")
+    for parameter in model.parameters():
+        torch.nn.init.normal_(parameter, std=0.2)
+    pixels = images(model)
+    expected = model(pixels).logits
+    model(pixels[..., :32, :32])
+    torch.testing.assert_close(model(pixels).logits, expected)
+    torch.testing.assert_close(model.unwrap()(pixels).logits, expected, atol=1e-5, rtol=1e-5)
+
+
+def test_windows_survive_gradient_checkpointing():
+    inner = SwinConfig(**(SWIN | {"image_size": 64, "depths": [2, 2]}), drop_path_rate=0.0)
+    model = tiny_classifier(inner, position_label="relative")
+    torch.nn.init.normal_(model.classifier.weight)
+    pixels = images(model)
+    expected = model(pixels).logits
+    model.train().gradient_checkpointing_enable()
+    model(pixels[..., :32, :32], labels=torch.tensor([0, 1])).loss.backward()
+    torch.testing.assert_close(model.eval()(pixels).logits, expected)
+
+
 def test_autoencoders_become_classifiers(tmp_path):
     from hubmodels.modeling.mae import MAEConfig, MAEForPreTraining
     from hubmodels.modeling.positional_label import PositionalLabelForPreTraining
@@ -278,7 +420,7 @@ def test_autoencoders_become_classifiers(tmp_path):
     mae = MAEForPreTraining(MAEConfig(**MAE)).eval()
     mae.save_pretrained(tmp_path / "mae")
     names = {"id2label": {0: "a", 1: "b"}, "label2id": {"a": 0, "b": 1}}
-    both = PositionalLabelForPreTraining.wrap(mae, position_label="relative", **names)
+    both = PositionalLabelForPreTraining.wrap(mae, position_label="relative", position_dropout=0.5, **names)
     both.save_pretrained(tmp_path / "both")
     pixels = torch.randn(2, 3, 32, 32)
     expected = mae.vit(pixels, mask_ratio=0).last_hidden_state[:, 1:]
@@ -304,7 +446,7 @@ def test_autoencoders_become_classifiers(tmp_path):
             torch.testing.assert_close(both.encode(pixels).last_hidden_state, expected, atol=1e-5, rtol=1e-5)
             by_auto = AutoModelForImageClassification.from_pretrained(tmp_path / source, num_labels=5)
             assert torch.equal(by_auto.backbone.layernorm.weight, model.backbone.layernorm.weight)
-            assert by_auto.num_labels == 5
+            assert by_auto.num_labels == 5 and by_auto.config.position_dropout == 0
             assert torch.equal(model.position_head.fc1.weight, both.position_head.fc1.weight)
 
 
@@ -312,22 +454,31 @@ def test_autoencoders_become_classifiers(tmp_path):
     ("inner", "settings", "message"),
     [
         (ViTConfig(**VIT), {"position_label": "diagonal"}, r"position_label must be one of \('absolute', "),
-        (ViTConfig(**VIT), {"position_loss_weight": -0.5}, "position_loss_weight must not be negative, got -0.5"),
-        (ViTConfig(**VIT), {"relative_loss_weight": -1}, "relative_loss_weight must not be negative, got -1"),
+        (ViTConfig(**VIT), {"position_loss_weight": -0.5}, "position_loss_weight must not be negative .*, got -0.5"),
+        (ViTConfig(**VIT), {"relative_loss_weight": -1}, "relative_loss_weight must not be negative .*, got -1"),
+        (ViTConfig(**VIT), {"position_loss_weight": float("nan")}, "position_loss_weight must .* be finite, got nan"),
         (ViTConfig(**VIT), {"position_dropout": 1.5}, r"position_dropout must be in \[0, 1\], got 1.5"),
         (ViTConfig(**VIT), {"num_anchors": 0}, "num_anchors must be at least 1, got 0"),
         (ViTConfig(**VIT), {"num_anchors": 10, "position_label": "relative"}, "num_anchors must be at most the 9"),
+        (ViTConfig(**VIT), {"num_anchors": 5, "position_label": "relative", "scheme": "jigsaw"},
+         "num_anchors must be at most the 4 tokens of jigsaw_ratio 0.5, got 5"),
         (ViTConfig(**VIT), {"pooling": "max"}, "pooling must be one of"),
         (ViTConfig(**VIT), {"scheme": "puzzle"}, "scheme must be one of"),
         (ViTConfig(**VIT), {"scheme": "droppos", "position_label": "both"}, "'droppos' has absolute labels only"),
+        (ViTConfig(**VIT), {"scheme": "droppos", "position_dropout": 0.0}, "position_dropout must be above 0"),
         (ViTConfig(**VIT), {"scheme": "jigsaw", "position_dropout": 0.5}, "position_dropout must be 0, got 0.5"),
         (ViTConfig(**VIT), {"jigsaw_ratio": 0}, r"jigsaw_ratio must be in \(0, 1\], got 0"),
         (ViTConfig(**VIT), {"position_head_dropout": 1.0}, r"position_head_dropout must be in \[0, 1\), got 1.0"),
         (ViTConfig(**VIT), {"keep_resolution": True}, "keep_resolution goes with the authors' Swin"),
         (ViTConfig(**(VIT | {"hidden_size": 18})), {}, "divisible by 4 for absolute position labels, got 18"),
+        (SwinConfig(**(SWIN | {"image_size": (32, 64)})), {"backbone_variant": "authors"},
+         "needs a square grid of tokens; got 8x16; take square images"),
         (SwinConfig(**SWIN), {"pooling": "cls"}, "pooling 'cls' needs a class token"),
         (SwinConfig(**SWIN), {"scheme": "jigsaw"}, "scheme 'jigsaw' needs a backbone whose embeddings add"),
         (SwinConfig(**SWIN), {"position_dropout": 0.5}, "position_dropout needs a backbone whose embeddings add"),
+        (SwinConfig(**SWIN, use_absolute_embeddings=True), {"scheme": "jigsaw"}, "has none but at its patches"),
+        (SwinConfig(**SWIN, use_absolute_embeddings=True), {"position_dropout": 0.5}, "has none but at its patches"),
+        (TimmWrapperConfig(architecture="resnet18"), {}, "timm's ResNet has no patches, hence no tokens"),
         (ResNetConfig(), {}, "a resnet has no patches of one width"),
         (ConvNextV2Config(), {}, "a convnextv2 has no patches of one width"),
         ("beit", {"backbone_variant": "authors"}, "backbone_variant 'authors' exists for"),
@@ -338,15 +489,42 @@ def test_impossible_configurations_are_refused(inner, settings, message):
         tiny_classifier(inner, **settings)
 
 
+@pytest.mark.parametrize(
+    ("label", "settings", "unused"),
+    [
+        ("absolute", {"num_anchors": 4}, "num_anchors"),
+        ("relative", {"relative_loss_weight": 0.1}, "relative_loss_weight"),
+        ("both", {"num_anchors": 4, "relative_loss_weight": 0.1}, None),
+        (None, {"num_anchors": 4, "relative_loss_weight": 0.1}, None),
+    ],
+)
+def test_settings_without_effect_are_warned_about(label, settings, unused, caplog):
+    logger = transformers.logging.get_logger("hubmodels.modeling.positional_label.configuration_positional_label")
+    logger.warning_once.cache_clear()
+    logger.addHandler(caplog.handler)
+    PositionalLabelConfig(position_label=label, **settings)
+    assert (f"{unused} is not used with position_label '{label}'" in caplog.text) == bool(unused)
+    assert unused or not caplog.text
+
+
 def test_wrong_inputs_are_refused():
     model = tiny_classifier()
     pixels = images(model)
     for labels, message in (
         (torch.zeros(3, dtype=torch.long), r"labels must have shape \[2\] or \[2, 4\], got \[3\]"),
         (torch.zeros(2), r"labels of shape \[B\] must be integers, got torch.float32"),
+        (torch.tensor([True, False]), r"labels of shape \[B\] must be integers, got torch.bool"),
+        (torch.tensor([0, 4]), r"labels must be in \[0, 4\) for 4 classes, got 4"),
+        (torch.tensor([-1, 0]), r"labels must be in \[0, 4\) for 4 classes, got -1"),
+        (torch.zeros(2, 4, dtype=torch.long), r"must be distributions \(floats\), got torch.int64"),
     ):
         with pytest.raises(ValueError, match=message):
             model(pixels, labels=labels)
+    with pytest.raises(ValueError, match="num_anchors must be at most the 6 tokens of this pass, got 8"):
+        small = {"pixel_values": pixels[:, :, :16], "interpolate_pos_encoding": True}
+        tiny_classifier(position_label="relative", num_anchors=8).train()(**small)
+    with pytest.raises(ValueError, match="the position table away, which is one of 3x3 tokens; got images of 2x3"):
+        tiny_classifier(position_label="relative", position_dropout=0.5).train()(**small)
     with pytest.raises(ValueError, match="pixel_values is required"):
         model()
     with pytest.raises(ValueError, match=r"position_noise must have shape \[2, 9\], got \[2, 8\]"):
@@ -367,10 +545,15 @@ def test_soft_labels_and_problem_types():
     hard = model(pixels, labels=torch.tensor([0, 3])).loss
     soft = model(pixels, labels=torch.eye(4)[[0, 3]]).loss
     torch.testing.assert_close(hard, soft)
+    for dtype in (torch.int32, torch.uint8):
+        torch.testing.assert_close(model(pixels, labels=torch.tensor([0, 3], dtype=dtype)).loss, hard)
     model.config.problem_type = "multi_label_classification"
     logits = model(pixels).logits
     expected = torch.nn.functional.binary_cross_entropy_with_logits(logits, torch.eye(4)[[0, 3]])
     torch.testing.assert_close(model(pixels, labels=torch.eye(4)[[0, 3]]).loss, expected)
+    for problem in ("multi_label_classification", "regression"):
+        model.config.problem_type = problem
+        assert model.double()(pixels.double(), labels=torch.eye(4)[[0, 3]].double()).loss.dtype == torch.float64
 
 
 @pytest.mark.parametrize("label", ["absolute", "relative"])

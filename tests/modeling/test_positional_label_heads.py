@@ -109,6 +109,34 @@ def test_half_precision_computes_the_loss_in_float32():
     assert abs(mixed.loss.item() - exact.item()) < 0.03 * exact.item()
 
 
+def test_float16_gradients_survive_with_a_loss_scale():
+    """A pair's share of the mean is too small for float16; the loss scale must reach it before it is rounded."""
+    scale, (side, images) = 65536.0, (6, 16)
+    torch.manual_seed(0)
+    head = RelativePositionHead(32, (side, side))
+    for parameter in head.parameters():
+        torch.nn.init.normal_(parameter, std=0.02 if parameter.ndim > 1 else 0.0)
+    states = torch.randn(images, side * side, 32, requires_grad=True)
+    found = []
+    for mixed in (False, True):
+        with torch.autocast("cpu", torch.float16, enabled=mixed):
+            loss = head(states).loss
+        found.append(torch.autograd.grad(loss * scale, [states, head.fc1.weight, head.classifier.weight]))
+    for exact, half in zip(*found, strict=True):
+        assert (half - exact).norm() < 1e-2 * exact.norm()
+
+
+def test_equal_logits_are_no_hits():
+    """A head that says the same of every class is right by chance only."""
+    head = relative_head()
+    torch.nn.init.zeros_(head.classifier.weight)
+    torch.nn.init.zeros_(head.classifier.bias)
+    prediction = head(tokens(), return_logits=True)
+    labels = relative_labels(GRID).flatten().expand(3, -1)
+    torch.testing.assert_close(prediction.accuracy, (prediction.logits.argmax(-1) == labels).double().mean())
+    assert prediction.accuracy < 0.05
+
+
 def test_dropout_draws_after_the_activation():
     head, states = relative_head(dropout=0.5), tokens()
     torch.manual_seed(3)
@@ -155,6 +183,27 @@ def test_smoothed_labels():
 def test_wrong_indices_are_refused(ids, message):
     with pytest.raises(ValueError, match=message):
         relative_head()(tokens(), ids)
+
+
+@pytest.mark.parametrize(
+    ("anchors", "message"),
+    [
+        (torch.tensor([[0], [15], [2]]), r"anchors must be in \[0, 15\) for 15 tokens, got 0 to 15"),
+        (torch.zeros(3, 2), "anchors must be integers, got torch.float32"),
+        (torch.zeros(2, 2, dtype=torch.long), r"anchors must have shape \[3, S\], got \[2, 2\]"),
+    ],
+)
+def test_wrong_anchors_are_refused(anchors, message):
+    with pytest.raises(ValueError, match=message):
+        relative_head()(tokens(), anchors=anchors)
+
+
+def test_indices_may_be_of_any_integer_type():
+    ids = torch.arange(15).flip(0).expand(3, -1)
+    for head in (relative_head(), AbsolutePositionHead(WIDTH, GRID).double()):
+        expected = head(tokens(), ids).loss
+        for dtype in (torch.int32, torch.uint8):
+            torch.testing.assert_close(head(tokens(), ids.to(dtype)).loss, expected)
 
 
 def test_wrong_sizes_are_refused():

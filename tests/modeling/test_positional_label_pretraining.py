@@ -9,7 +9,7 @@ from hubmodels.modeling.positional_label import (
     relative_labels,
 )
 from torch.nn import functional
-from transformers import AutoModelForPreTraining, ViTConfig, ViTMAEConfig, ViTMAEForPreTraining
+from transformers import AutoModelForPreTraining, ViTConfig, ViTMAEConfig, ViTMAEForPreTraining, ViTModel
 
 from tests.modeling.tiny_positional_label import MAE, VIT
 
@@ -85,6 +85,19 @@ def test_from_an_autoencoder_and_back(kind, tmp_path):
 
 
 @pytest.mark.parametrize("kind", KINDS)
+def test_from_an_autoencoder_with_a_configuration(kind, tmp_path):
+    plain = tiny(kind).unwrap()
+    plain.save_pretrained(tmp_path)
+    config = PositionalLabelConfig(backbone_config={"model_type": kind, **MAE}, position_label="both")
+    model = PositionalLabelForPreTraining.from_pretrained(tmp_path, config=config)
+    assert len(model.position_heads) == 2
+    torch.testing.assert_close(model.unwrap().state_dict(), plain.state_dict())
+    other = PositionalLabelConfig(backbone_config={"model_type": {"mae": "vit_mae", "vit_mae": "mae"}[kind], **MAE})
+    with pytest.raises(ValueError, match=f"must be of the checkpoint's model_type '{kind}', got"):
+        PositionalLabelForPreTraining.from_pretrained(tmp_path, config=other)
+
+
+@pytest.mark.parametrize("kind", KINDS)
 def test_position_dropout_counts_only_patches_without_position(kind):
     model = tiny(kind, position_dropout=0.5).eval()
     seen = []
@@ -140,13 +153,31 @@ def test_other_masks_of_our_autoencoder():
     assert model(PIXELS, mask_ratio=0.75).ids_keep.shape == (2, 4)
 
 
+@pytest.mark.parametrize("kind", KINDS)
+def test_noise_of_the_wrong_shape_is_refused(kind):
+    with pytest.raises(ValueError, match=r"noise must have shape \[2, 16\], got \[2, 9\]"):
+        tiny(kind)(PIXELS, noise=NOISE[:, :9])
+
+
+def test_checkpoints_of_other_models_are_refused(tmp_path):
+    ViTModel(ViTConfig(**VIT)).save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match=r"must be an autoencoder, of model_type \('mae', 'vit_mae'\) .*, got 'vit'"):
+        PositionalLabelForPreTraining.from_pretrained(tmp_path)
+
+
 def test_wrong_settings_are_refused():
     with pytest.raises(ValueError, match=r"backbone_config must be an autoencoder's, .* got 'vit'"):
         PositionalLabelForPreTraining(PositionalLabelConfig(backbone_config=ViTConfig(**VIT)))
     blocks = MAEConfig(**MAE, mask_sampling="block")
     with pytest.raises(ValueError, match=r"need random masks, got backbone_config.mask_sampling 'block'"):
         PositionalLabelForPreTraining(PositionalLabelConfig(backbone_config=blocks, position_dropout=0.5))
+    with pytest.raises(ValueError, match=r"num_anchors must be at most the 8 tokens that mask_ratio 0.5 leaves, got 9"):
+        tiny(position_label="relative", num_anchors=9)
+    with pytest.raises(ValueError, match="num_anchors must be at most the 4 tokens of this pass, got 8"):
+        tiny(position_label="relative", num_anchors=8).train()(PIXELS, mask_ratio=0.75)
     model = tiny(position_dropout=0.5)
+    with pytest.raises(ValueError, match="the position table away, which is one of 4x4 tokens; got images of 3x4"):
+        tiny(position_label="relative", position_dropout=0.5)(PIXELS[:, :, :24], interpolate_pos_encoding=True)
     with pytest.raises(ValueError, match=r"bool_masked_pos does not go with position_dropout"):
         model(PIXELS, bool_masked_pos=torch.zeros(2, 16))
     with pytest.raises(ValueError, match=r"position_noise must have shape \[2, 16\], got \[2, 8\]"):

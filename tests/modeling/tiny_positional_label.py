@@ -60,6 +60,7 @@ def backbone_configs() -> dict[str, PreTrainedConfig]:
             architecture="vit_tiny_patch16_224", model_args=TIMM_VIT | {"global_pool": "avg"}
         ),
         "timm_swin": TimmWrapperConfig(architecture="swin_tiny_patch4_window7_224", model_args=TIMM_SWIN),
+        "timm_swinv2_cr": TimmWrapperConfig(architecture="swinv2_cr_tiny_224", model_args=TIMM_SWIN),
     }
 
 

@@ -84,3 +84,16 @@ def test_probe_reads_positions_from_layers(family, tmp_path):
         assert position_probe(model, train, test)[0] < 0.4
     position_probe_curves({family: accuracies}, tmp_path / "probe.png")
     assert Image.open(tmp_path / "probe.png").size[0] > 300
+
+
+@pytest.mark.parametrize("family", ["timm_vit", "timm_swin", "mae", "vit_mae"])
+def test_probe_takes_timm_networks_and_autoencoders(family):
+    if family.startswith("timm"):
+        model, layers = tiny_classifier(family), 2
+    else:
+        model, layers = tiny_autoencoder(family), 3
+    pixels = 0.05 * torch.randn(32, 3, *model.config.image_height_width)
+    accuracies = position_probe(model, pixels[:16], pixels[16:])
+    assert len(accuracies) == layers
+    if layers == 3:
+        assert accuracies[0] > 0.5  # the table of positions
