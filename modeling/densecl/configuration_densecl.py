@@ -135,7 +135,7 @@ class DenseCLConfig(BackboneConfigMixin, PreTrainedConfig):
     @classmethod
     def from_dict(cls, config_dict, **kwargs):
         """As in transformers; changed fields are checked, and the stages follow them."""
-        fields = {field.name for field in dataclasses.fields(cls)} - {"backbone_config"}
+        fields = {field.name for field in dataclasses.fields(cls)} - {"backbone_config", "dtype"}
         changes = {name: kwargs.pop(name) for name in list(kwargs) if name in fields}
         selection = {name: kwargs.pop(name) for name in ("out_features", "out_indices") if name in kwargs}
         if selection or "num_stages" in changes:

@@ -338,6 +338,13 @@ def test_impossible_configurations_are_refused(inner, settings, message):
         tiny_classifier(inner, **settings)
 
 
+def test_changes_while_loading_are_checked():
+    stored = PositionalLabelConfig(backbone_config=ViTConfig(**VIT)).to_dict()
+    with pytest.raises(ValueError, match="scheme must be one of"):
+        PositionalLabelConfig.from_dict(stored, scheme="puzzle")
+    assert PositionalLabelConfig.from_dict(stored, scheme="droppos").position_dropout > 0
+
+
 def test_wrong_inputs_are_refused():
     model = tiny_classifier()
     pixels = images(model)
