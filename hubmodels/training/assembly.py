@@ -156,7 +156,7 @@ def build_model(recipe: Recipe, class_names: list[str]) -> PreTrainedModel:
     if recipe.init_from is None:
         model = model_class(method_class(recipe.method, "AutoConfig")(**settings))
     else:
-        model = method_parts.load_model(recipe, settings) or _load_model(model_class, recipe.init_from, settings)
+        model = method_parts.load_model(recipe, settings) or _load_model(recipe, model_class, settings)
     if recipe.task == "linear_probe":
         model.freeze_encoder()
     elif recipe.task == "partial_finetune":
@@ -172,12 +172,16 @@ def _checked_settings(recipe: Recipe) -> dict[str, Any]:
     return dict(recipe.model)
 
 
-def _load_model(model_class: Any, source: str, settings: dict[str, Any]) -> PreTrainedModel:
-    size = settings.pop("image_size", None)
-    model, report = model_class.from_pretrained(
-        source, ignore_mismatched_sizes=True, output_loading_info=True, **settings
-    )
-    lacking = [key for key in report["missing_keys"] if key.startswith(f"{model.base_model_prefix}.")]
+def _load_model(recipe: Recipe, model_class: Any, settings: dict[str, Any]) -> PreTrainedModel:
+    source, size = recipe.init_from, settings.pop("image_size", None)
+    try:
+        model, report = model_class.from_pretrained(
+            source, ignore_mismatched_sizes=True, output_loading_info=True, **settings
+        )
+    except ValueError as error:
+        raise RecipeError(f"init_from = {source}: {error}") from error
+    encoder = method_training(recipe.method).encoder_prefixes or (f"{model.base_model_prefix}.",)
+    lacking = [key for key in report["missing_keys"] if key.startswith(encoder)]
     lacking += [str(key) for key in report["mismatched_keys"] if "classifier" not in str(key)]
     if lacking:
         raise RecipeError(f"init_from = {source} holds no encoder that fits: {', '.join(sorted(lacking)[:6])}")

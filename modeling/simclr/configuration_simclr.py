@@ -176,6 +176,9 @@ class SimCLRConfig(BackboneConfigMixin, PreTrainedConfig):
     @classmethod
     def from_dict(cls, config_dict, **kwargs):
         """As in transformers; changed fields are checked, and `resnet_depth` and the stages follow them."""
+        model_type = config_dict.get("model_type", cls.model_type)
+        if model_type != cls.model_type:
+            raise ValueError(f"model_type of the configuration must be {cls.model_type!r}, got {model_type!r}")
         fields = {field.name for field in dataclasses.fields(cls)} - {"backbone_config", "dtype"}
         changes = {name: kwargs.pop(name) for name in list(kwargs) if name in fields}
         selection = {name: kwargs.pop(name) for name in ("out_features", "out_indices") if name in kwargs}

@@ -2,16 +2,17 @@
 
 import pytest
 import torch
-from hubmodels.modeling.simclr import SimCLRImageProcessor
+from hubmodels.modeling.simclr import SimCLRConfig, SimCLRForPreTraining, SimCLRImageProcessor
 from PIL import Image
 from stopping import assert_same_bits, stopped_at_step_5, weights
-from transformers import AutoImageProcessor, AutoModel, AutoModelForPreTraining
+from transformers import AutoImageProcessor, AutoModel, AutoModelForPreTraining, ResNetConfig
 
 from hubmodels.catalog import packaged_path
 from hubmodels.data import load_image_dataset
 from hubmodels.evaluation import evaluate
 from hubmodels.training import Recipe, RecipeError, read_jsonl, train
 from hubmodels.training import run as run_module
+from hubmodels.training.assembly import build_model
 from hubmodels.training.methods import method_class, method_training
 from hubmodels.training.methods.contrastive import ViewsCollator
 
@@ -114,6 +115,24 @@ def test_a_packaged_checkpoint_keeps_its_stages_and_heads(method, name, pictures
     assert {key: value.shape for key, value in start.state_dict().items()} == {
         key: value.shape for key, value in end.state_dict().items()
     }
+
+
+@pytest.mark.parametrize(("method", "other"), [("simclr", "densecl-small-64"), ("densecl", "simclr-small-32")])
+def test_runs_do_not_start_from_an_encoder_that_does_not_fit(method, other):
+    recipe = Recipe.load(f"{method}/small_pretrain", [f"init_from={packaged_path(other)}"])
+    with pytest.raises(RecipeError, match=r"init_from = .*(lacks backbone weights|model_type .* got 'densecl')"):
+        build_model(recipe, [])
+
+
+def test_runs_do_not_start_from_a_part_of_another_backbone(tmp_path):
+    """The official ResNets check themselves; other backbones are checked here, without a prefix of transformers."""
+    resnet = ResNetConfig(embedding_size=4, hidden_sizes=[4, 8], depths=[1, 1], layer_type="basic")
+    model = SimCLRForPreTraining(SimCLRConfig(backbone_config=resnet, proj_out_dim=8))
+    state = {name: tensor for name, tensor in model.state_dict().items() if "stages.1" not in name}
+    model.save_pretrained(tmp_path, state_dict=state)
+    recipe = Recipe.from_dict({"method": "simclr", "task": "finetune", "init_from": str(tmp_path)})
+    with pytest.raises(RecipeError, match=r"holds no encoder that fits: backbone\.encoder\.stages\.1"):
+        build_model(recipe, ["a", "b"])
 
 
 def test_convolutional_models_need_a_size(pictures, tmp_path):

@@ -20,6 +20,8 @@ class MethodTraining:
 
     Attributes:
         shape_keys: Keys of the config that a run which starts from another model takes from that model.
+        encoder_prefixes: How the names of the encoder's weights begin; empty where transformers' `base_model_prefix` of
+            the model says it.
         divides_steps: Whether an optimiser step may be divided into micro-batches without changing the result. False
             for losses that compare the images of a batch with each other.
         has_test_loss: Whether the pre-training loss of the test images says something, so that it is worth its time.
@@ -27,6 +29,7 @@ class MethodTraining:
     """
 
     shape_keys: tuple[str, ...] = ("image_size", "num_channels")
+    encoder_prefixes: tuple[str, ...] = ()
     divides_steps = True
     has_test_loss = True
     sheet_file: str

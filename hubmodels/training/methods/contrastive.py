@@ -66,6 +66,7 @@ class ContrastiveTraining(MethodTraining):
     """See [`MethodTraining`]. The recipe's `transform.options` are arguments of the method's image processor."""
 
     shape_keys = (*ENCODER_KEYS, *HEAD_KEYS)
+    encoder_prefixes = ("backbone.", "encoder.backbone.")  # of SimCLR, of DenseCL
     divides_steps = False
     has_test_loss = False
     sheet_file = "views.png"
