@@ -157,6 +157,7 @@ def build_model(recipe: Recipe, class_names: list[str]) -> PreTrainedModel:
         model = model_class(method_class(recipe.method, "AutoConfig")(**settings))
     else:
         model = method_parts.load_model(recipe, settings) or _load_model(recipe, model_class, settings)
+        method_parts.prepare_loaded(recipe, model)
     if recipe.task == "linear_probe":
         model.freeze_encoder()
     elif recipe.task == "partial_finetune":

@@ -2,7 +2,12 @@
 
 import pytest
 import torch
-from hubmodels.modeling.simclr import SimCLRConfig, SimCLRForPreTraining, SimCLRImageProcessor
+from hubmodels.modeling.simclr import (
+    SimCLRConfig,
+    SimCLRForImageClassification,
+    SimCLRForPreTraining,
+    SimCLRImageProcessor,
+)
 from PIL import Image
 from stopping import assert_same_bits, stopped_at_step_5, weights
 from transformers import AutoImageProcessor, AutoModel, AutoModelForPreTraining, ResNetConfig
@@ -25,6 +30,7 @@ COMMON = [
     "probe.linear_epochs=2",
     "run.tensorboard=false",
 ]
+SIZES = {"image_size": 16, "stem_width": 4, "depths": [1, 1], "proj_out_dim": 8, "num_proj_layers": 2}
 TINY = {
     "simclr": [*COMMON, "model.stem_width=2", "model.image_size=18"],
     "densecl": [
@@ -133,6 +139,18 @@ def test_runs_do_not_start_from_a_part_of_another_backbone(tmp_path):
     recipe = Recipe.from_dict({"method": "simclr", "task": "finetune", "init_from": str(tmp_path)})
     with pytest.raises(RecipeError, match=r"holds no encoder that fits: backbone\.encoder\.stages\.1"):
         build_model(recipe, ["a", "b"])
+
+
+def test_fine_tuning_starts_with_the_classifier_that_the_recipe_says(tmp_path):
+    """Official files carry one of a thousand classes; plain loading keeps it."""
+    SimCLRForImageClassification(SimCLRConfig(**SIZES, num_labels=2)).save_pretrained(tmp_path)
+    for zero in (True, False):
+        settings = {"task": "linear_probe", "init_from": str(tmp_path), "model": {"zero_init_logits_layer": zero}}
+        model = build_model(Recipe.from_dict({"method": "simclr", **settings}), ["a", "b"])
+        assert bool(model.classifier.weight.any()) != zero
+        assert not model.classifier.bias.any()
+    loaded = SimCLRForImageClassification.from_pretrained(tmp_path, zero_init_logits_layer=True)
+    assert loaded.classifier.weight.any()
 
 
 def test_convolutional_models_need_a_size(pictures, tmp_path):

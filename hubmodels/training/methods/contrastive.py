@@ -87,6 +87,12 @@ class ContrastiveTraining(MethodTraining):
             f"epochs count as negatives; better is at most {images // 2}, in multiples of schedule.batch_size"
         )
 
+    def prepare_loaded(self, recipe, model):
+        """The classifier of the official SimCLR checkpoints, which fine-tuning does not start from, becomes zero."""
+        if recipe.task != "pretrain" and recipe.model.get("zero_init_logits_layer"):
+            torch.nn.init.zeros_(model.classifier.weight)
+            torch.nn.init.zeros_(model.classifier.bias)
+
     def processor(self, recipe, config, evaluation):
         """The method's own processor; it makes views for training and plain crops for evaluation."""
         return method_class(self.name, "AutoImageProcessor")(
