@@ -186,8 +186,9 @@ def _load_model(recipe: Recipe, model_class: Any, settings: dict[str, Any]) -> P
     lacking += [str(key) for key in report["mismatched_keys"] if "classifier" not in str(key)]
     if lacking:
         raise RecipeError(f"init_from = {source} holds no encoder that fits: {', '.join(sorted(lacking)[:6])}")
+    size = tuple(size) if isinstance(size, list) else size
     if size is not None and size != model.config.image_size:
-        model.resize_position_embeddings(size)
+        method_training(recipe.method).resize(model, size)
     return model.float()
 
 

@@ -153,6 +153,20 @@ def test_fine_tuning_starts_with_the_classifier_that_the_recipe_says(tmp_path):
     assert loaded.classifier.weight.any()
 
 
+def test_a_loaded_encoder_takes_images_of_another_size(tmp_path):
+    SimCLRForPreTraining(SimCLRConfig(**SIZES)).save_pretrained(tmp_path)
+
+    def built(**model):
+        values = {"method": "simclr", "task": "finetune", "init_from": str(tmp_path), "model": model}
+        return build_model(Recipe.from_dict(values), ["a", "b"]).config
+
+    assert built(image_size=20).image_size == 20
+    assert built(image_size=[20, 24]).image_height_width == (20, 24)
+    with pytest.raises(RecipeError, match=r"model.image_size = 64 .* model.cifar_stem must be true to keep it"):
+        built(image_size=64)
+    assert built(image_size=64, cifar_stem=True).uses_cifar_stem
+
+
 def test_convolutional_models_need_a_size(pictures, tmp_path):
     with pytest.raises(RecipeError, match=r"transform.size must be the size of the images in pixels, got None"):
         train("densecl", pictures, tmp_path, recipe="densecl/small_pretrain", overrides=["transform.size=null"])

@@ -123,6 +123,23 @@ class MethodTraining:
         """
         return None
 
+    def resize(self, model: PreTrainedModel, image_size: int | tuple[int, int]) -> None:
+        """Make a loaded model take images of another size.
+
+        Args:
+            model: The model, changed in place.
+            image_size: Pixels, one number or (height, width).
+
+        Raises:
+            RecipeError: If it cannot.
+        """
+        try:
+            model.resize_position_embeddings(image_size)  # type: ignore[arg-type]
+        except NotImplementedError as error:
+            raise RecipeError(
+                f"model.image_size must be that of init_from, {model.config.image_size}, got {image_size}"
+            ) from error
+
     def prepare_loaded(self, recipe: Recipe, model: PreTrainedModel) -> None:
         """Do to a loaded model what a recipe asks for besides its config; by default nothing.
 

@@ -8,6 +8,7 @@ import torch
 from hubmodels.data.collators import EpochCollator
 from hubmodels.data.randomness import uniforms
 from hubmodels.training.methods.base import MethodTraining, method_class
+from hubmodels.training.recipe import RecipeError
 
 _AUGMENTATION_STREAM = 0
 VIEWS = 2
@@ -86,6 +87,22 @@ class ContrastiveTraining(MethodTraining):
             f"model.queue_length = {length} is more than the {images} images: views of the same image of earlier "
             f"epochs count as negatives; better is at most {images // 2}, in multiples of schedule.batch_size"
         )
+
+    def resize(self, model, image_size):
+        """ResNets take any size; but where the size chooses the stem, it must stay the one that was loaded."""
+        config = model.config
+        if hasattr(config.backbone_config, "image_size"):
+            raise RecipeError(
+                f"model.image_size must be {config.image_size}, as in init_from, whose backbone_config has an image "
+                f"size of its own, got {image_size}"
+            )
+        loaded_stem = config.uses_cifar_stem
+        config.image_size = image_size
+        if config.backbone_config is None and config.uses_cifar_stem != loaded_stem:
+            raise RecipeError(
+                f"model.image_size = {image_size} would choose another stem than that of init_from; model.cifar_stem "
+                f"must be {str(loaded_stem).lower()} to keep it"
+            )
 
     def prepare_loaded(self, recipe, model):
         """The classifier of the official SimCLR checkpoints, which fine-tuning does not start from, becomes zero."""
