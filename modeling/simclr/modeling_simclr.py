@@ -87,6 +87,8 @@ class SimCLRPreTrainedModel(PreTrainedModel):
                 "ignore_mismatched_sizes=True starts these anew"
             )
         model._complete_loading()
+        if "proj_head_mode" not in kwargs:
+            model._warn_of_missing_head(pretrained_model_name_or_path)
         return (model, info) if output_loading_info else model
 
     def _required_head_layers(self, from_head: bool | None) -> int:
@@ -106,6 +108,9 @@ class SimCLRPreTrainedModel(PreTrainedModel):
 
     def _complete_loading(self) -> None:
         """What remains to be done after weights were loaded."""
+
+    def _warn_of_missing_head(self, source) -> None:
+        """Says so if the configuration of the file leaves out a projection head that the model should have."""
 
     @torch.no_grad()
     def _init_weights(self, module):
@@ -276,6 +281,14 @@ class SimCLRForPreTraining(SimCLRPreTrainedModel):
         else:
             self._keys_to_ignore_on_load_unexpected = [r"^classifier\."]
         self.post_init()
+
+    def _warn_of_missing_head(self, source) -> None:
+        if self.config.proj_head_mode == "none":
+            logger.warning(
+                f"{source} has no projection head (proj_head_mode 'none', as converted checkpoints of v1): the loss "
+                "compares the representations themselves. For a new head, as in the papers, give from_pretrained "
+                'proj_head_mode="nonlinear", num_proj_layers=2 (v1) or 3 (v2).'
+            )
 
     @can_return_tuple
     def forward(

@@ -77,3 +77,18 @@ def test_from_head_needs_a_head(folder):
         SimCLRModel.from_pretrained(folder, from_head=True)
     with pytest.raises(ValueError, match="from_head=True needs a projection head, got proj_head_mode 'none'"):
         SimCLRForPreTraining.from_pretrained(folder, from_head=True, proj_head_mode="none")
+
+
+def test_pre_training_without_a_head_is_announced(folder, monkeypatch):
+    messages = []
+    monkeypatch.setattr("hubmodels.modeling.simclr.modeling_simclr.logger.warning", messages.append)
+    SimCLRForPreTraining.from_pretrained(folder)
+    SimCLRForPreTraining.from_pretrained(folder, proj_head_mode="none")  # asked for
+    SimCLRForImageClassification(tiny_config(proj_head_mode="none")).save_pretrained(folder)
+    SimCLRModel.from_pretrained(folder)
+    assert not messages
+    SimCLRForPreTraining.from_pretrained(folder)
+    (message,) = messages
+    assert 'give from_pretrained proj_head_mode="nonlinear", num_proj_layers=2' in message
+    model = SimCLRForPreTraining.from_pretrained(folder, proj_head_mode="nonlinear", num_proj_layers=2)
+    assert len(model.projection_head.layers) == 2
