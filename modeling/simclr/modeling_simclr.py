@@ -134,9 +134,19 @@ class SimCLRPreTrainedModel(PreTrainedModel):
             init.ones_(module.running_var)
             init.zeros_(module.num_batches_tracked)
 
-    def no_weight_decay(self) -> set[str]:
+    def no_layer_adaptation(self) -> set[str]:
         """Matrices that LARS neither decays nor adapts: the supervised head's (official `LARSOptimizer`)."""
         return {"classifier.weight"} if isinstance(getattr(self, "classifier", None), nn.Linear) else set()
+
+    def decayed_vectors(self) -> set[str]:
+        """Vectors that optimisers other than LARS decay, as official: biases, but nothing of a normalisation."""
+        return {
+            f"{name}.bias"
+            for name, module in self.named_modules()
+            if isinstance(module, (nn.Linear, nn.Conv2d))
+            and module.bias is not None
+            and (self.config.backbone_config is None or not name.startswith("backbone."))
+        }
 
     def get_input_embeddings(self) -> nn.Module:
         """The first convolution, or the input layer of `backbone_config`'s model."""

@@ -4,6 +4,7 @@ import math
 
 import pytest
 import torch
+from hubmodels.modeling.simclr import SimCLRConfig, SimCLRForImageClassification
 from timm.optim import list_optimizers
 from timm.scheduler import CosineLRScheduler
 from tiny_run import tiny_classifier, tiny_pretraining_model
@@ -120,6 +121,28 @@ def test_adaptation_groups_leave_out_vectors_and_named_parameters():
     assert adapted == {"0.weight"}
     assert left_out == {"0.bias", "1.weight", "1.bias"}
     assert create_optimizer("lars", groups, 0.1, options={"momentum_style": "classic"}).param_groups[1]["adapt"] is True
+
+
+def test_the_classifier_of_simclr_is_left_out_by_lars_alone():
+    """Other optimisers decay all but normalisation: the biases too (official rule)."""
+    sizes = {"image_size": 16, "stem_width": 4, "depths": [1, 1], "se_ratio": 0.25, "num_labels": 3}
+    model = SimCLRForImageClassification(SimCLRConfig(**sizes))
+
+    def left_out(**options):
+        plain, _ = parameter_groups(model, 0.1, 0.01, **options)
+        return names_of(model, plain)
+
+    norms = {name for name, p in model.named_parameters() if ".normalization." in name and p.requires_grad}
+    biases = {name for name, p in model.named_parameters() if name.endswith(".bias") and p.requires_grad} - norms
+    assert {"classifier.bias", "backbone.encoder.stages.0.layers.0.se.reduce.bias"} <= biases
+    assert left_out() == norms
+    assert left_out(for_lars=True) == norms | biases | {"classifier.weight"}
+    groups = layer_adaptation_groups(model, parameter_groups(model, 0.1, 0.01, for_lars=True))
+    adapted = [group for group in groups if group["adapt"]]
+    assert not any("classifier" in name for group in adapted for name in names_of(model, group))
+    model.freeze_encoder()
+    (group,) = parameter_groups(model, 0.1, 0.01)
+    assert (names_of(model, group), group["weight_decay"]) == ({"classifier.weight", "classifier.bias"}, 0.01)
 
 
 def test_simclr_schedule_counts_steps_as_the_official_code():
