@@ -18,7 +18,9 @@ from hubmodels.data import (
     ImageTransform,
     LinearProbeTransform,
     inject_label_noise,
+    listed_indices,
     load_image_dataset,
+    subset_indices,
 )
 from hubmodels.data.label_noise import load_noisy_labels
 from hubmodels.data.splits import MissingSplitError
@@ -91,6 +93,8 @@ def load_data(recipe: Recipe) -> RunData:
     if recipe.task != "pretrain" and not train.class_names:
         raise RecipeError(f"the task {recipe.task} needs labels, and {data.source} has none: one folder per class")
     train = _with_noise(recipe, train, columns)
+    if data.list is not None:
+        train = train.select(listed_indices(train, data.list))
     test, note = _test_split(recipe, columns), "test split"
     if data.streaming:
         assert isinstance(data.size, int)  # Recipe has checked it
@@ -100,6 +104,10 @@ def load_data(recipe: Recipe) -> RunData:
         note = f"{HELD_OUT_FRACTION:.0%} of the training images, held out"
     if data.size is not None:
         train = train.subset(data.size, recipe.run.seed)
+    elif data.fraction is not None and data.list is None:
+        if train.labels is None:
+            raise RecipeError(f"data.fraction needs labelled data, one folder per class, got {data.source}")
+        train = train.select(subset_indices(train.labels, data.fraction, recipe.run.seed))
     return RunData(train, test, len(train), note if test is not None else "none")
 
 

@@ -38,7 +38,7 @@ LINEAR_PROBE = {
     "optimizer.name": "lars",
     "optimizer.base_learning_rate": 0.1,
     "optimizer.weight_decay": 0,
-    "optimizer.options": {"momentum": 0.9, "trust_coefficient": 0.001},
+    "optimizer.options": {"momentum": 0.9, "trust_coefficient": 0.001, "momentum_style": "plain"},
     "schedule.batch_size": 16384,
     "schedule.warmup_epochs": 10,
     "schedule.min_learning_rate": 0,
