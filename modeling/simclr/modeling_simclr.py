@@ -278,6 +278,9 @@ class SimCLRForPreTraining(SimCLRPreTrainedModel):
     ```
     """
 
+    # Scalars of the output that tell how training goes, for a trainer that logs them.
+    logged_outputs = ("contrastive_loss", "supervised_loss", "contrast_accuracy", "contrast_entropy")
+
     def __init__(self, config: SimCLRConfig):
         if config.fine_tune_after_block > -1:
             raise ValueError(

@@ -60,6 +60,10 @@ def test_a_run_ends_with_a_loadable_folder_a_picture_and_probes(finished, pictur
     assert processor(image, mode="pretrain", return_tensors="pt")["pixel_values"].shape[:3] == (1, 2, 3)
     assert Image.open(run.folder / "views.png").size[0] > 100
     log = read_jsonl(run.folder / "log.jsonl")
+    if method == "simclr":
+        losses = [line for line in log if "loss" in line]
+        assert all({"contrastive_loss", "contrast_accuracy", "contrast_entropy"} <= set(line) for line in losses)
+        assert "supervised_loss" not in losses[0]
     assert [line["epoch"] for line in log if "knn_accuracy" in line] == [1, 2, 3]
     assert not any("eval_loss" in line for line in log)
     backbone = method_class(method, "AutoBackbone").from_pretrained(run.folder)
@@ -181,3 +185,10 @@ def test_queues_fit_the_number_of_images(pictures):
     assert "model.queue_length = 32 is more than the 24 images" in training.advice(recipe, 24)
     assert "65536" in training.advice(Recipe.load("densecl/paper_pretrain_coco"), 5000)
     assert method_training("simclr").advice(Recipe.load("simclr/small_pretrain"), 10) is None
+
+
+def test_small_batches_of_simclr_are_announced():
+    training = method_training("simclr")
+    recipe = Recipe.load("simclr/small_pretrain", ["schedule.batch_size=64"])
+    assert "schedule.batch_size = 64 leaves every view 126 negatives" in training.advice(recipe, 1000)
+    assert training.advice(Recipe.load("simclr/small_finetune", ["schedule.batch_size=64"]), 1000) is None

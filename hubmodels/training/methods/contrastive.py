@@ -12,6 +12,7 @@ from hubmodels.training.recipe import RecipeError
 
 _AUGMENTATION_STREAM = 0
 VIEWS = 2
+SMALL_BATCH = 256  # the smallest batch of the paper's comparison (figure 9)
 DEFAULT_QUEUE_LENGTH = 65536  # of DenseCLConfig
 ENCODER_KEYS = (
     "image_size",
@@ -79,7 +80,14 @@ class ContrastiveTraining(MethodTraining):
             recipe.model["queue_length"] = max(1, images // 2 // batch) * batch
 
     def advice(self, recipe, images):
-        """About queues that are longer than the data."""
+        """About queues that are longer than the data, and about few negatives."""
+        batch = recipe.schedule.batch_size
+        if self.name == "simclr" and recipe.task == "pretrain" and batch < SMALL_BATCH:
+            return (
+                f"schedule.batch_size = {batch} leaves every view {2 * batch - 2} negatives; SimCLR learns better with "
+                f"at least {SMALL_BATCH} images, and smaller batches need more epochs and a higher model.temperature "
+                "(0.5)"
+            )
         length = recipe.model.get("queue_length", DEFAULT_QUEUE_LENGTH) if self.name == "densecl" else 0
         if recipe.task != "pretrain" or length <= images:
             return None
