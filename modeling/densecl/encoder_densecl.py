@@ -89,6 +89,11 @@ class DenseCLEncoder(nn.Module):
             hidden_states=hidden_states,
         )
 
+    def with_dense_embedding(self, encoding: DenseCLEncoding) -> DenseCLEncoding:
+        """Adds the dense embedding to the encoding of a `forward` without it."""
+        grid = pool_to_grid(encoding.feature_map, self.num_grid)
+        return encoding._replace(dense_embedding=self.dense_head(grid))
+
     def feature_maps(self, pixel_values: torch.Tensor) -> tuple[torch.Tensor, ...]:
         """All maps of the ResNet, or the chosen ones of another backbone; arguments and errors as `forward`."""
         if pixel_values.ndim != 4:
