@@ -101,6 +101,7 @@ class DenseCLEncoder(nn.Module):
                 "pixel_values: expected 4 dimensions (batch, channels, height, width), "
                 f"got shape {tuple(pixel_values.shape)}"
             )
+        check_pixels(pixel_values)
         if isinstance(self.backbone, DenseCLResNet):
             return self.backbone(pixel_values)
         feature_maps = tuple(self.backbone(pixel_values).feature_maps)
@@ -113,6 +114,17 @@ class DenseCLEncoder(nn.Module):
                 f"with two spatial dimensions, (batch, {channels} channels, height, width)"
             )
         return feature_maps
+
+
+def check_pixels(pixel_values: torch.Tensor) -> None:
+    """
+    Raises:
+        ValueError: for pixels that are integers.
+    """
+    if not pixel_values.is_floating_point():
+        raise ValueError(
+            f"pixel_values must be normalised floats, as the image processor makes them, got {pixel_values.dtype}"
+        )
 
 
 def pool_to_grid(feature_map: torch.Tensor, num_grid: int | None) -> torch.Tensor:
@@ -134,4 +146,4 @@ def pool_to_grid(feature_map: torch.Tensor, num_grid: int | None) -> torch.Tenso
     return functional.adaptive_avg_pool2d(feature_map, num_grid)
 
 
-__all__ = ["DenseCLEncoder", "DenseCLEncoding", "pool_to_grid"]
+__all__ = ["DenseCLEncoder", "DenseCLEncoding", "check_pixels", "pool_to_grid"]

@@ -16,11 +16,12 @@ from transformers.utils import TransformersKwargs, logging
 from transformers.utils.generic import can_return_tuple
 
 from .configuration_densecl import DenseCLConfig
-from .encoder_densecl import DenseCLEncoder, DenseCLEncoding, pool_to_grid
+from .encoder_densecl import DenseCLEncoder, DenseCLEncoding, check_pixels, pool_to_grid
 from .loading_densecl import check_backbone, check_shapes
 from .losses_densecl import info_nce
 from .matching_densecl import (
     at_least_float32,
+    check_boxes,
     check_matches,
     distinct_matches,
     match_accuracy,
@@ -331,6 +332,7 @@ class DenseCLForPreTraining(DenseCLPreTrainedModel):
             RuntimeError: in training under `DataParallel`, which would lose the queues.
         """
         batch = self._check_views(pixel_values)
+        check_boxes(crop_boxes, flips, batch)
         if self.config.matching == "geometry" and crop_boxes is None and match_index is None:
             raise ValueError("matching='geometry' needs crop_boxes, which the image processor returns with the views")
         begins_step = False
@@ -366,6 +368,7 @@ class DenseCLForPreTraining(DenseCLPreTrainedModel):
                 "pixel_values: expected 5 dimensions (batch, 2 views, channels, height, width), "
                 f"got shape {tuple(pixel_values.shape)}"
             )
+        check_pixels(pixel_values)
         return len(pixel_values)
 
     @torch.compiler.disable

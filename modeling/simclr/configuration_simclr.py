@@ -273,6 +273,11 @@ class SimCLRConfig(BackboneConfigMixin, PreTrainedConfig):
                 f"sk_ratio must be 0 with layer_type 'basic' (selective kernels need bottleneck blocks), "
                 f"got {self.sk_ratio}"
             )
+        if self.sk_ratio > 0 and self.embedding_size < 2:
+            raise ValueError(
+                "stem_width * width_multiplier must be at least 2 with sk_ratio (the stem's first convolutions have "
+                f"half as many channels), got {self.embedding_size}"
+            )
         if not -self.num_head_layers - 1 <= self.ft_proj_selector <= self.num_head_layers:
             raise ValueError(
                 f"ft_proj_selector must be in [{-self.num_head_layers - 1}, {self.num_head_layers}] (0 is h, negative "

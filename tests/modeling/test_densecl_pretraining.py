@@ -261,7 +261,26 @@ def test_compiled_steps_equal_plain_ones_and_are_compiled_once():
         ((1, 2, 3, 8, 8), {}, {}, "batch normalisation needs more than one value per channel.*1x1"),
         ((4, 2, 3, 32, 32), {}, {"shuffle_index": torch.tensor([0, 1, 2, 2])}, "permutation of the 4 images"),
         ((4, 2, 3, 32, 32), {}, {"shuffle_index": torch.arange(8)}, "permutation of the 4 images"),
+        (
+            (4, 2, 3, 32, 32),
+            {},
+            {"shuffle_index": torch.arange(4.0)},
+            "must be integers, got torch.float32",
+        ),
         ((4, 2, 3, 32, 32), {}, {"match_index": torch.zeros(4, 15, dtype=torch.int64)}, r"\(4, 16\) \(batch, cells\)"),
+        ((4, 2, 3, 32, 32), {}, {"match_index": torch.full((4, 16), 16)}, r"name cells in \[0, 16\), got 16 to 16"),
+        (
+            (4, 2, 3, 32, 32),
+            {},
+            {"crop_boxes": torch.zeros(4, 4)},
+            r"crop_boxes must have shape \(4, 2, 4\), ",
+        ),
+        (
+            (4, 2, 3, 32, 32),
+            {},
+            {"crop_boxes": torch.ones(4, 2, 4), "flips": torch.zeros(4)},
+            r"flips must have shape \(4, 2\), .*\(4,\)",
+        ),
     ],
 )
 def test_bad_inputs_are_refused_before_anything_changes(views, changes, inputs, message):
@@ -271,6 +290,14 @@ def test_bad_inputs_are_refused_before_anything_changes(views, changes, inputs, 
         model(torch.zeros(views), **inputs)
     for name in ("queue", "queue2", "queue_ptr", "queue2_ptr"):
         assert torch.equal(getattr(model, name), before[name])
+
+
+def test_pixels_that_are_integers_are_refused():
+    model = tiny_model(dtype=torch.float32)
+    with pytest.raises(ValueError, match=r"pixel_values must be normalised floats.*got torch\.uint8"):
+        model(torch.zeros(4, 2, 3, 32, 32, dtype=torch.uint8))
+    with pytest.raises(ValueError, match=r"pixel_values must be normalised floats.*got torch\.int64"):
+        model.encode(torch.zeros(4, 3, 32, 32, dtype=torch.int64))
 
 
 def test_copies_of_data_parallel_are_refused():

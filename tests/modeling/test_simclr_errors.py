@@ -2,7 +2,13 @@
 
 import pytest
 import torch
-from hubmodels.modeling.simclr import SimCLRConfig, SimCLRForImageClassification, SimCLRForPreTraining, SimCLRModel
+from hubmodels.modeling.simclr import (
+    SimCLRConfig,
+    SimCLRForImageClassification,
+    SimCLRForPreTraining,
+    SimCLRImageProcessor,
+    SimCLRModel,
+)
 from transformers import Dinov2Config
 
 from tests.modeling.tiny_simclr import images, tiny_config
@@ -35,6 +41,7 @@ from tests.modeling.tiny_simclr import images, tiny_config
         ({"depths": [1, 0]}, "depths must be at least one positive number per group"),
         ({"sk_ratio": 0.0625, "layer_type": "basic"}, "sk_ratio must be 0 with layer_type 'basic'"),
         ({"sk_ratio": -0.1}, "sk_ratio must be at least 0, got -0.1"),
+        ({"sk_ratio": 0.0625, "stem_width": 1}, r"stem_width \* width_multiplier must be at least 2 with sk_ratio"),
         ({"encoder_chunk_size": 0}, "encoder_chunk_size must be at least 1, got 0"),
         ({"width_multiplier": 0}, "width_multiplier must be at least 1, got 0"),
         ({"image_size": 0}, "image_size must be a positive number"),
@@ -114,7 +121,7 @@ def test_images(model_class):
 
 def test_encoder_takes_images_not_views():
     for model in (SimCLRModel(tiny_config()), SimCLRForImageClassification(tiny_config())):
-        with pytest.raises(ValueError, match=r"pixel_values must have shape \[B, C, H, W\], got shape \(2, 2, 3"):
+        with pytest.raises(ValueError, match=r"shape \[B, C, H, W\], at least one image, got shape \(2, 2, 3"):
             model(images(2, 2))
 
 
@@ -142,6 +149,30 @@ def test_label_shapes():
     model = SimCLRForImageClassification(tiny_config(num_labels=3))
     with pytest.raises(ValueError, match=r"labels must have shape \(2,\) or \(2, 3\), got \(2, 1\)"):
         model(images(2), labels=torch.tensor([[0], [1]]))
+
+
+def test_classes_that_are_none_are_refused():
+    model = SimCLRForImageClassification(tiny_config(num_labels=3))
+    for labels, message in (
+        (torch.tensor([0, 3]), r"labels must be in \[0, 3\) \(config.num_labels\), got 0 to 3"),
+        (torch.tensor([-1, 2]), r"got -1 to 2"),
+        (torch.tensor([0.0, 1.0]), r"labels of shape \[B\] must be integers \(classes\), got torch.float32"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            model(images(2), labels=labels)
+    expected = model(images(2), labels=torch.tensor([0, 2])).loss
+    torch.testing.assert_close(model(images(2), labels=torch.tensor([0, 2], dtype=torch.int32)).loss, expected)
+
+
+def test_empty_batches_are_refused():
+    for model_class, shape in ((SimCLRModel, (0,)), (SimCLRForPreTraining, (0, 2))):
+        with pytest.raises(ValueError, match="at least one image, got shape"):
+            model_class(tiny_config())(images(*shape))
+
+
+def test_processors_are_checked_when_they_are_made():
+    with pytest.raises(ValueError, match=r"crop_proportion must be in \(0, 1\], got 0"):
+        SimCLRImageProcessor(crop_proportion=0)
 
 
 def test_one_value_per_channel_cannot_be_normalised():
