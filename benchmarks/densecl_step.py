@@ -5,9 +5,9 @@ python -m benchmarks.densecl_step [--rounds 8] [--steps 1] [--batch 4] [--queue 
 ResNet-50 at 224 pixels, forward + backward + SGD in float32 with two threads, the same weights, queues and views for
 all. The official code needs CUDA and a process group; its arithmetic is written down in plain torch around a
 torchvision ResNet-50, with cloned queues and stored logits. MoCo-v2 is DenseCL with a weight of 0 of the dense loss,
-which computes nothing dense: what it saves is what DenseCL costs. Every contender lives in a process of its own (so
-that peak memory is its own) and they take turns: a ratio compares neighbours in time. The losses of the first step are
-compared before anything is timed.
+which computes the dense branch forwards only: what it saves is the branch's backward pass. Every contender lives in a
+process of its own (so that peak memory is its own) and they take turns: a ratio compares neighbours in time. The
+losses of the first step are compared before anything is timed.
 """
 
 import argparse

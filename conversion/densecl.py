@@ -26,6 +26,7 @@ from hubmodels.modeling.densecl import (
     DenseCLImageProcessor,
     DenseCLModel,
 )
+from huggingface_hub.errors import StrictDataclassError
 from transformers import PreTrainedModel
 from transformers.utils import logging
 
@@ -115,7 +116,7 @@ def convert(
     fields = _config_fields(official) | {name: value for name, value in options.items() if value is not None}
     try:
         config = DenseCLConfig(**fields)
-    except ValueError as error:
+    except (ValueError, StrictDataclassError) as error:
         raise ConversionError(f"the checkpoint and the options describe an impossible model: {error}") from error
     model, notes = _build(_model_class(official), config, official)
     processors = (DenseCLImageProcessor(),) if config.num_channels == 3 else ()
@@ -188,8 +189,9 @@ def _config_fields(official: Mapping[str, torch.Tensor]) -> dict[str, Any]:
     if any(not name.startswith(QUERY) for name in official):
         fields["projection_hidden_size"] = _shape(official, "encoder_q.1.mlp.0.weight", 2)[0]
         fields["projection_size"] = _shape(official, "encoder_q.1.mlp.2.weight", 2)[0]
-    if "queue" in official:
-        fields["queue_length"] = _shape(official, "queue", 2)[1]
+    queue = next((name for name in ("queue", "queue2") if name in official), None)
+    if queue is not None:
+        fields["queue_length"] = _shape(official, queue, 2)[1]
     return fields
 
 
@@ -210,11 +212,8 @@ def _build(
     with torch.device("meta"):
         model = model_class(config)
     expected = KEY_MAP.to_official(model.state_dict())
-    if model_class is DenseCLForPreTraining and not any(name.startswith("queue2") for name in official):
-        notes.append("The file has no queue of dense keys (`queue2`): it starts with random ones.")
-        logger.warning(notes[-1])
-        fresh = torch.nn.functional.normalize(torch.randn(official["queue"].shape), dim=0)
-        official = official | {"queue2": fresh.to(official["queue"]), "queue2_ptr": torch.zeros(1, dtype=torch.int64)}
+    if model_class is DenseCLForPreTraining:
+        official = official | _fresh_queues(config, official, notes)
     check_keys(expected, official)
     ours = KEY_MAP.to_ours(official)
     check_identical(official, KEY_MAP.to_official(ours))
@@ -222,6 +221,23 @@ def _build(
     if isinstance(model, DenseCLForPreTraining):
         model.momentum_encoder.requires_grad_(False)
     return model.eval(), notes
+
+
+def _fresh_queues(
+    config: DenseCLConfig, official: Mapping[str, torch.Tensor], notes: list[str]
+) -> dict[str, torch.Tensor]:
+    """Random keys for the queues that a training run does not have; an old one has the first queue only."""
+    dtype = official.get("queue", official["encoder_q.1.mlp.2.weight"]).dtype
+    fresh = {}
+    for name, content in (("queue", "image"), ("queue2", "dense")):
+        if any(key in official for key in (name, f"{name}_ptr")):
+            continue
+        notes.append(f"The file has no queue of {content} keys (`{name}`): it starts with random ones.")
+        logger.warning(notes[-1])
+        keys = torch.randn(config.projection_size, config.queue_length)
+        fresh[name] = torch.nn.functional.normalize(keys, dim=0).to(dtype)
+        fresh[f"{name}_ptr"] = torch.zeros(1, dtype=torch.int64)
+    return fresh
 
 
 def _card(model: PreTrainedModel, source: Path, notes: list[str]) -> str:

@@ -492,6 +492,9 @@ def _notes(model: PreTrainedModel, network: Network, use_ema: bool) -> Iterator[
             "and fine-tuning can start from its first layer with `ft_proj_selector=1`."
         )
     if not network.head_layers:
-        yield "The checkpoint has no projection head: continued pre-training starts with a new one."
+        yield (
+            "The checkpoint has no projection head. Continued pre-training adds a new one if it is asked for: "
+            '`SimCLRForPreTraining.from_pretrained(FOLDER, proj_head_mode="nonlinear", num_proj_layers=2)`.'
+        )
     if use_ema:
         yield "These are the moving averages of the weights (`ema_model` in the checkpoint)."

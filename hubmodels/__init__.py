@@ -25,6 +25,7 @@ _EXPORTS = {
     "publish": "hubmodels.publishing",
     "convert": "hubmodels.conversion",
     "load_image_dataset": "hubmodels.data",
+    "subset_indices": "hubmodels.data",
     "inject_label_noise": "hubmodels.data",
     "load_cifar_n_labels": "hubmodels.data",
     "NoisyLabelReport": "hubmodels.evaluation",

@@ -9,6 +9,7 @@ from hubmodels.data.label_noise import (
     noise_cache_path,
     save_noisy_labels,
 )
+from hubmodels.data.subsets import listed_indices, subset_indices
 from hubmodels.data.transforms import (
     EvalTransform,
     FinetuneTransform,
@@ -27,9 +28,11 @@ __all__ = [
     "PretrainTransform",
     "StreamingImageDataset",
     "inject_label_noise",
+    "listed_indices",
     "load_cifar_n_labels",
     "load_image_dataset",
     "load_noisy_labels",
     "noise_cache_path",
     "save_noisy_labels",
+    "subset_indices",
 ]

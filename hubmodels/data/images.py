@@ -172,6 +172,23 @@ class ImageDataset(Dataset):
             raise ValueError(f"size={size} leaves nothing of {len(self)} images for the second part")
         return chosen, rest
 
+    def select(self, positions: np.ndarray | Sequence[int]) -> "ImageDataset":
+        """The images at some positions, in the order of the data set.
+
+        Args:
+            positions: Positions in this data set.
+
+        Returns:
+            The subset.
+
+        Raises:
+            ValueError: No positions, or some that are out of range.
+        """
+        chosen = np.asarray(positions, dtype=np.int64)
+        if not len(chosen) or chosen.min() < 0 or chosen.max() >= len(self):
+            raise ValueError(f"positions must be in [0, {len(self)}), at least one of them, got {chosen.tolist()[:5]}")
+        return self._view(chosen)
+
     def _partition(self, size: float | int, seed: int, stratified: bool) -> tuple["ImageDataset", "ImageDataset"]:
         if isinstance(size, float):
             if not 0.0 < size <= 1.0:

@@ -89,7 +89,13 @@ def train_head(
         The head, in evaluation mode.
     """
     batch_size = min(batch_size, len(features))
-    optimizer = LARS(head.parameters(), lr=lr, weight_decay=weight_decay, trust_coefficient=trust_coefficient)
+    optimizer = LARS(
+        head.parameters(),
+        lr=lr,
+        weight_decay=weight_decay,
+        trust_coefficient=trust_coefficient,
+        momentum_style="plain",
+    )
     steps = len(features) // batch_size
     head.train()
     for epoch in range(epochs):

@@ -19,7 +19,9 @@ from hubmodels.data import (
     ImageTransform,
     LinearProbeTransform,
     inject_label_noise,
+    listed_indices,
     load_image_dataset,
+    subset_indices,
 )
 from hubmodels.data.label_noise import load_cifar_n_labels, load_noisy_labels
 from hubmodels.data.splits import MissingSplitError
@@ -94,6 +96,8 @@ def load_data(recipe: Recipe) -> RunData:
     if recipe.task != "pretrain" and not train.class_names:
         raise RecipeError(f"the task {recipe.task} needs labels, and {data.source} has none: one folder per class")
     train = _with_noise(recipe, train, columns)
+    if data.list is not None:
+        train = train.select(listed_indices(train, data.list))
     test, note = _test_split(recipe, columns), "test split"
     if data.streaming:
         assert isinstance(data.size, int)  # Recipe has checked it
@@ -103,6 +107,10 @@ def load_data(recipe: Recipe) -> RunData:
         note = f"{HELD_OUT_FRACTION:.0%} of the training images, held out"
     if data.size is not None:
         train = train.subset(data.size, recipe.run.seed)
+    elif data.fraction is not None and data.list is None:
+        if train.labels is None:
+            raise RecipeError(f"data.fraction needs labelled data, one folder per class, got {data.source}")
+        train = train.select(subset_indices(train.labels, data.fraction, recipe.run.seed))
     return RunData(train, test, len(train), note if test is not None else "none")
 
 
@@ -185,7 +193,8 @@ def build_model(recipe: Recipe, class_names: list[str]) -> PreTrainedModel:
     if recipe.init_from is None:
         model = model_class(method_class(recipe.method, "AutoConfig")(**settings))
     else:
-        model = method_parts.load_model(recipe, settings) or _load_model(model_class, recipe.init_from, settings)
+        model = method_parts.load_model(recipe, settings) or _load_model(recipe, model_class, settings)
+        method_parts.prepare_loaded(recipe, model)
     if recipe.task == "linear_probe":
         model.freeze_encoder()
     elif recipe.task == "partial_finetune":
@@ -201,17 +210,22 @@ def _checked_settings(recipe: Recipe) -> dict[str, Any]:
     return dict(recipe.model)
 
 
-def _load_model(model_class: Any, source: str, settings: dict[str, Any]) -> PreTrainedModel:
-    size = settings.pop("image_size", None)
-    model, report = model_class.from_pretrained(
-        source, ignore_mismatched_sizes=True, output_loading_info=True, **settings
-    )
-    lacking = [key for key in report["missing_keys"] if key.startswith(f"{model.base_model_prefix}.")]
+def _load_model(recipe: Recipe, model_class: Any, settings: dict[str, Any]) -> PreTrainedModel:
+    source, size = recipe.init_from, settings.pop("image_size", None)
+    try:
+        model, report = model_class.from_pretrained(
+            source, ignore_mismatched_sizes=True, output_loading_info=True, **settings
+        )
+    except ValueError as error:
+        raise RecipeError(f"init_from = {source}: {error}") from error
+    encoder = method_training(recipe.method).encoder_prefixes or (f"{model.base_model_prefix}.",)
+    lacking = [key for key in report["missing_keys"] if key.startswith(encoder)]
     lacking += [str(key) for key in report["mismatched_keys"] if "classifier" not in str(key)]
     if lacking:
         raise RecipeError(f"init_from = {source} holds no encoder that fits: {', '.join(sorted(lacking)[:6])}")
+    size = tuple(size) if isinstance(size, list) else size
     if size is not None and size != model.config.image_size:
-        model.resize_position_embeddings(size)
+        method_training(recipe.method).resize(model, size)
     return model.float()
 
 

@@ -1,6 +1,7 @@
 """LARS (You et al., 2017, arXiv 1708.03888): the optimiser of SimCLR and of the published linear probes."""
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+import re
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from itertools import chain
 from typing import Any, Literal
 
@@ -28,12 +29,15 @@ class LARS(Optimizer):
 
     Which parameters are decayed and adapted is a key of the parameter groups, `adapt`: None decides by the number of
     dimensions (matrices and kernels are decayed and adapted, biases and normalisation neither); True or False says it
-    for the whole group, which is then decayed by its `weight_decay`.
+    for the whole group, which is then decayed by its `weight_decay`. Or the names decide, as in the official code of
+    SimCLR: then `params` are `model.named_parameters()`, or groups of such pairs. transformers' `Trainer` takes them as
+    `optimizer_cls_and_kwargs=(LARS, {"params": list(model.named_parameters()), "lr": 0.3,
+    "exclude_from_weight_decay": ["normalization", "bias", "classifier"]})`.
 
     Norms and buffers of half-precision parameters are float32.
 
     Args:
-        params: Parameters, or parameter groups.
+        params: Parameters, named parameters, or parameter groups.
         lr: Learning rate.
         weight_decay: Decay added to the gradient of decayed parameters.
         momentum: Momentum factor, in [0, 1).
@@ -41,16 +45,20 @@ class LARS(Optimizer):
         momentum_style: "plain", "classic" or "popular".
         nesterov: Use Nesterov momentum.
         adapt: Default of the groups' `adapt`.
+        exclude_from_weight_decay: Regular expressions; parameters whose name contains one are neither decayed nor,
+            without the next argument, adapted. The others are, whatever their dimensions.
+        exclude_from_layer_adaptation: The same for the adaptation alone; None and an empty list stand for the list
+            above.
 
     Raises:
-        ValueError: If an argument lies outside its range.
+        ValueError: If an argument lies outside its range, or names are excluded and the parameters have none.
 
     Example:
 
         >>> import torch
         >>> from hubmodels.training import LARS
         >>> layer = torch.nn.Linear(4, 2)
-        >>> optimizer = LARS(layer.parameters(), lr=0.1, momentum_style="classic")
+        >>> optimizer = LARS(layer.named_parameters(), lr=0.1, exclude_from_weight_decay=["bias"])
     """
 
     def __init__(
@@ -60,9 +68,11 @@ class LARS(Optimizer):
         weight_decay: float = 0.0,
         momentum: float = 0.9,
         trust_coefficient: float = 0.001,
-        momentum_style: Literal["plain", "classic", "popular"] = "plain",
+        momentum_style: Literal["plain", "classic", "popular"] = "classic",
         nesterov: bool = False,
         adapt: bool | None = None,
+        exclude_from_weight_decay: Sequence[str] | None = None,
+        exclude_from_layer_adaptation: Sequence[str] | None = None,
     ):
         if lr < 0:
             raise ValueError(f"lr must be at least 0, got {lr}")
@@ -83,6 +93,9 @@ class LARS(Optimizer):
             "nesterov": nesterov,
             "adapt": adapt,
         }
+        params = list(params)
+        if exclude_from_weight_decay is not None or exclude_from_layer_adaptation:
+            params = _groups_by_name(params, weight_decay, exclude_from_weight_decay, exclude_from_layer_adaptation)
         super().__init__(params, defaults)
 
     @torch.no_grad()
@@ -144,6 +157,36 @@ class LARS(Optimizer):
         if "momentum_buffer" not in state:
             state["momentum_buffer"] = torch.zeros_like(_at_least_float32(parameter))
         return state["momentum_buffer"]
+
+
+def _groups_by_name(
+    params: list[Any],
+    weight_decay: float,
+    undecayed: Sequence[str] | None,
+    unadapted: Sequence[str] | None,
+) -> list[dict[str, Any]]:
+    """Split named parameters by whether they are decayed and adapted; lists that are None go by the dimensions."""
+    split = []
+    for group in params if isinstance(params[0], dict) else [{"params": params}]:
+        members = list(group["params"])
+        if not all(isinstance(member, tuple) for member in members):
+            raise ValueError(
+                "exclude_from_weight_decay and exclude_from_layer_adaptation need names: give params as "
+                "model.named_parameters(), got parameters without names"
+            )
+        parts: dict[tuple[bool, bool], list[Any]] = {}
+        for name, parameter in members:
+            decayed = parameter.ndim > 1 if undecayed is None else not _is_named(name, undecayed)
+            adapted = not _is_named(name, unadapted) if unadapted else decayed
+            parts.setdefault((decayed, adapted), []).append((name, parameter))
+        decay = group.get("weight_decay", weight_decay)
+        for (decayed, adapted), pairs in parts.items():
+            split.append({**group, "params": pairs, "weight_decay": decay if decayed else 0.0, "adapt": adapted})
+    return split
+
+
+def _is_named(name: str, patterns: Sequence[str]) -> bool:
+    return any(re.search(pattern, name) for pattern in patterns)
 
 
 def _by_treatment(group: Mapping[str, Any]) -> Iterator[tuple[list[torch.Tensor], float, bool]]:

@@ -19,10 +19,13 @@ def parameter_groups(
     weight_decay: float,
     layer_decay: float | None = None,
     decay_vectors: bool = False,
+    for_lars: bool = False,
 ) -> list[dict[str, Any]]:
     """Groups of trainable parameters with their weight decay and learning rate.
 
-    One-dimensional parameters and the names of `model.no_weight_decay()` are not decayed, unless asked to. With
+    One-dimensional parameters and the names of `model.no_weight_decay()` are not decayed, unless asked to; LARS leaves
+    out those of `model.no_layer_adaptation()` too, and other optimisers decay the vectors that
+    `model.decayed_vectors()` names (both are methods of SimCLR's models). With
     `layer_decay` the learning rate of layer `i` of `n` is `learning_rate * layer_decay ** (n - i)`, where
     `model.group_matcher()` (timm's convention) says which layer a parameter belongs to. Frozen parameters are in no
     group.
@@ -33,6 +36,7 @@ def parameter_groups(
         weight_decay: Weight decay of the decayed groups.
         layer_decay: Factor from a layer to the one before it, in (0, 1]; None or 1 gives every layer the same rate.
         decay_vectors: Decay all parameters alike.
+        for_lars: Whether the groups are for [`LARS`].
 
     Returns:
         Groups with the keys `params`, `lr`, `weight_decay` and, with `layer_decay`, `lr_scale`.
@@ -44,13 +48,17 @@ def parameter_groups(
         raise ValueError(f"layer_decay must be in (0, 1], got {layer_decay}")
     if decay_vectors and layer_decay not in (None, 1):
         raise ValueError(f"decay_vectors goes without layer_decay, got layer_decay = {layer_decay}")
-    excluded: set[str] = getattr(model, "no_weight_decay", set)()
+    excluded = _names(model, "no_weight_decay")
+    if for_lars:
+        excluded |= _names(model, "no_layer_adaptation")
     groups: list[dict[str, Any]]
     if decay_vectors:
         trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
         groups = [{"params": trained, "weight_decay": weight_decay}] if trained else []
     elif layer_decay is None or layer_decay == 1:
         groups = timm_weight_decay_groups(model, weight_decay, no_weight_decay_list=excluded)
+        if weight_decay and not for_lars:
+            groups = _with_decayed(groups, model, weight_decay)
     elif not hasattr(model, "group_matcher"):
         raise ValueError(
             f"layer_decay = {layer_decay} needs a model with a group_matcher() method that names its layers; "
@@ -68,17 +76,17 @@ def parameter_groups(
 def layer_adaptation_groups(model: nn.Module, groups: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """Split groups into what LARS scales layer by layer and what it does not.
 
-    Vectors and the names of `model.no_weight_decay()` are neither decayed nor adapted (SimCLR: biases, normalisation
-    and the supervised head). The rest is adapted, also where the weight decay is 0.
+    Vectors and the names of `model.no_weight_decay()` and `model.no_layer_adaptation()` are neither decayed nor adapted
+    (SimCLR: biases, normalisation and the supervised head). The rest is adapted, also where the weight decay is 0.
 
     Args:
         model: The model to train.
-        groups: Groups of `parameter_groups`.
+        groups: Groups of `parameter_groups` with `for_lars`.
 
     Returns:
         Groups with the further key `adapt` of [`LARS`].
     """
-    named: set[str] = getattr(model, "no_weight_decay", set)()
+    named = _names(model, "no_weight_decay") | _names(model, "no_layer_adaptation")
     excluded = {id(parameter) for name, parameter in model.named_parameters() if parameter.ndim <= 1 or name in named}
     split = []
     for group in groups:
@@ -87,6 +95,23 @@ def layer_adaptation_groups(model: nn.Module, groups: list[dict[str, Any]]) -> l
             if members:
                 split.append({**group, "params": members, "adapt": adapt})
     return split
+
+
+def _names(model: nn.Module, method: str) -> set[str]:
+    return set(getattr(model, method, set)())
+
+
+def _with_decayed(groups: list[dict[str, Any]], model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
+    """Move the vectors that a model wants decayed to the decayed group."""
+    named = _names(model, "decayed_vectors")
+    chosen = {id(parameter): parameter for name, parameter in model.named_parameters() if name in named}
+    plain: list[Any] = []
+    decayed: list[Any] = []
+    for group in groups:
+        for parameter in group["params"]:
+            (decayed if group["weight_decay"] or id(parameter) in chosen else plain).append(parameter)
+    both = [{"params": plain, "weight_decay": 0.0}, {"params": decayed, "weight_decay": weight_decay}]
+    return [group for group in both if group["params"]]
 
 
 def create_optimizer(

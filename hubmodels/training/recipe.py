@@ -30,6 +30,8 @@ class DataSection:
         train_split: Split to train on; None takes "train", or the only one.
         test_split: Labelled split to measure on; None takes "test" or "validation" if there is one.
         size: A part of the training split: a fraction (0.1) or a number of images (500); None takes all.
+        fraction: A part with as many images of every class, see `subset_indices`; labelled data only.
+        list: Text file with the names of the training images to take from a folder, one a line, in place of `fraction`.
         streaming: Read the images one after the other; `size` then says how many make an epoch.
         image_column: Column of the images, where its name does not tell.
         label_column: Column of the labels, likewise.
@@ -48,6 +50,8 @@ class DataSection:
     train_split: str | None = None
     test_split: str | None = None
     size: int | float | None = None
+    fraction: float | None = None
+    list: str | None = None
     streaming: bool = False
     image_column: str | None = None
     label_column: str | None = None
@@ -280,6 +284,9 @@ class Recipe:
             raise RecipeError("trainable_blocks goes with the task partial_finetune, and only with it")
         if self.data.streaming and not isinstance(self.data.size, int):
             raise RecipeError(f"data.streaming needs the number of images in data.size, got {self.data.size!r}")
+        parts = [name for name in ("size", "fraction", "list") if getattr(self.data, name) is not None]
+        if len(parts) > 1 and (parts[0] == "size" or self.data.streaming):
+            raise RecipeError(f"only one of data.size and data.fraction or data.list can be given, got {parts}")
         noises = [name for name in NOISES if getattr(self.data, name) is not None]
         if len(noises) > 1 or (noises and self.data.streaming):
             raise RecipeError(

@@ -185,10 +185,11 @@ class HubTrainer(Trainer):
         if self.optimizer is None:
             args = self.args
             model = self.model if model is None else model
+            lars = args.optimizer == "lars"
             groups = parameter_groups(
-                model, args.learning_rate, args.weight_decay, args.layer_decay, args.decay_vectors
+                model, args.learning_rate, args.weight_decay, args.layer_decay, args.decay_vectors, lars
             )
-            if args.optimizer == "lars":
+            if lars:
                 groups = layer_adaptation_groups(model, groups)
             self.optimizer = create_optimizer(
                 args.optimizer, groups, args.learning_rate, args.weight_decay, args.optimizer_kwargs

@@ -64,7 +64,8 @@ class DenseCLConfig(BackboneConfigMixin, PreTrainedConfig):
         momentum (`float`, defaults to 0.999): share of the momentum encoder that stays at an update.
         temperature (`float`, defaults to 0.2): temperature of both contrastive losses.
         loss_lambda (`float`, defaults to 0.5):
-            Weight of the dense loss, in [0, 1]; the global one has the rest. 0 is MoCo-v2 and computes nothing dense.
+            Weight of the dense loss, in [0, 1]; the global one has the rest. 0 is MoCo-v2: the dense branch
+            then gives no gradients, but fills its queue and is measured.
         loss_lambda_warmup_steps (`int`, defaults to 0):
             For so many optimiser steps the weight is 0, then `loss_lambda` at once (no ramp).
         matching (`str`, defaults to `"backbone"`):
@@ -135,7 +136,7 @@ class DenseCLConfig(BackboneConfigMixin, PreTrainedConfig):
     @classmethod
     def from_dict(cls, config_dict, **kwargs):
         """As in transformers; changed fields are checked, and the stages follow them."""
-        fields = {field.name for field in dataclasses.fields(cls)} - {"backbone_config"}
+        fields = {field.name for field in dataclasses.fields(cls)} - {"backbone_config", "dtype"}
         changes = {name: kwargs.pop(name) for name in list(kwargs) if name in fields}
         selection = {name: kwargs.pop(name) for name in ("out_features", "out_indices") if name in kwargs}
         if selection or "num_stages" in changes:

@@ -89,6 +89,11 @@ class DenseCLEncoder(nn.Module):
             hidden_states=hidden_states,
         )
 
+    def with_dense_embedding(self, encoding: DenseCLEncoding) -> DenseCLEncoding:
+        """Adds the dense embedding to the encoding of a `forward` without it."""
+        grid = pool_to_grid(encoding.feature_map, self.num_grid)
+        return encoding._replace(dense_embedding=self.dense_head(grid))
+
     def feature_maps(self, pixel_values: torch.Tensor) -> tuple[torch.Tensor, ...]:
         """All maps of the ResNet, or the chosen ones of another backbone; arguments and errors as `forward`."""
         if pixel_values.ndim != 4:
@@ -96,6 +101,7 @@ class DenseCLEncoder(nn.Module):
                 "pixel_values: expected 4 dimensions (batch, channels, height, width), "
                 f"got shape {tuple(pixel_values.shape)}"
             )
+        check_pixels(pixel_values)
         if isinstance(self.backbone, DenseCLResNet):
             return self.backbone(pixel_values)
         feature_maps = tuple(self.backbone(pixel_values).feature_maps)
@@ -108,6 +114,17 @@ class DenseCLEncoder(nn.Module):
                 f"with two spatial dimensions, (batch, {channels} channels, height, width)"
             )
         return feature_maps
+
+
+def check_pixels(pixel_values: torch.Tensor) -> None:
+    """
+    Raises:
+        ValueError: for pixels that are integers.
+    """
+    if not pixel_values.is_floating_point():
+        raise ValueError(
+            f"pixel_values must be normalised floats, as the image processor makes them, got {pixel_values.dtype}"
+        )
 
 
 def pool_to_grid(feature_map: torch.Tensor, num_grid: int | None) -> torch.Tensor:
@@ -129,4 +146,4 @@ def pool_to_grid(feature_map: torch.Tensor, num_grid: int | None) -> torch.Tenso
     return functional.adaptive_avg_pool2d(feature_map, num_grid)
 
 
-__all__ = ["DenseCLEncoder", "DenseCLEncoding", "pool_to_grid"]
+__all__ = ["DenseCLEncoder", "DenseCLEncoding", "check_pixels", "pool_to_grid"]

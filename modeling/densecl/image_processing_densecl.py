@@ -115,6 +115,8 @@ class DenseCLImageProcessor(TorchvisionBackend):
 
     def __init__(self, **kwargs: Unpack[DenseCLImageProcessorKwargs]):
         super().__init__(**kwargs)
+        _check_settings(self.mode, self.engine, self.views, self.crop_pct)
+        ViewSettings(**{name: getattr(self, name) for name in ViewSettings.__dataclass_fields__})
 
     def preprocess(
         self,
@@ -151,8 +153,8 @@ class DenseCLImageProcessor(TorchvisionBackend):
         if any(value is not None and value is not False for value in random.values()):
             kwargs.setdefault("mode", "pretrain")
         drawn = uniforms if uniforms is not None else (params or {}).get("flip")
-        if drawn is not None and drawn.ndim > 1:
-            kwargs.setdefault("views", drawn.shape[1])
+        if np.ndim(drawn) > 1:
+            kwargs.setdefault("views", np.shape(drawn)[1])
         return super().preprocess(images, *args, image_like_kwargs=random, **kwargs)
 
     def _standardize_kwargs(self, **kwargs) -> dict:
@@ -161,16 +163,7 @@ class DenseCLImageProcessor(TorchvisionBackend):
 
     def _validate_preprocess_kwargs(self, mode: str = "eval", engine: str = "tensor", views: int = 2, **kwargs):
         super()._validate_preprocess_kwargs(**kwargs)
-        for name, value, accepted in (
-            ("mode", mode, ("eval", "pretrain", "finetune")),
-            ("engine", engine, ("tensor", "pil")),
-        ):
-            if value not in accepted:
-                raise ValueError(f"{name} must be one of {', '.join(accepted)}, got {value!r}")
-        if views < 1:
-            raise ValueError(f"views must be at least 1, got {views}")
-        if not 0 < kwargs["crop_pct"] <= 1:
-            raise ValueError(f"crop_pct must be in (0, 1], got {kwargs['crop_pct']}")
+        _check_settings(mode, engine, views, kwargs["crop_pct"])
 
     def _preprocess_image_like_inputs(self, images: ImageInput, *args, mode: str, **kwargs) -> BatchFeature:
         if mode == "eval":
@@ -287,6 +280,19 @@ class DenseCLImageProcessor(TorchvisionBackend):
         views = augment_exactly(images, drawn, size).flatten(0, 1)
         views = self.rescale_and_normalize(views, do_rescale, rescale_factor, do_normalize, image_mean, image_std)
         return views.view(*drawn.flip.shape, 3, *size)
+
+
+def _check_settings(mode: str, engine: str, views: int, crop_pct: float) -> None:
+    for name, value, accepted in (
+        ("mode", mode, ("eval", "pretrain", "finetune")),
+        ("engine", engine, ("tensor", "pil")),
+    ):
+        if value not in accepted:
+            raise ValueError(f"{name} must be one of {', '.join(accepted)}, got {value!r}")
+    if views < 1:
+        raise ValueError(f"views must be at least 1, got {views}")
+    if not 0 < crop_pct <= 1:
+        raise ValueError(f"crop_pct must be in (0, 1], got {crop_pct}")
 
 
 def _height_and_width(size: SizeDict) -> tuple[int, int]:

@@ -61,11 +61,24 @@ def check_matches(match_index: torch.Tensor, batch: int, cells: int) -> None:
     Raises:
         ValueError: if `match_index` does not name one of `cells` key cells for each query cell of `batch` images.
     """
-    if match_index.shape != (batch, cells) or match_index.is_floating_point():
+    if match_index.shape != (batch, cells) or match_index.dtype != torch.int64:
         raise ValueError(
-            f"match_index must be integers of shape {(batch, cells)} (batch, cells), got {match_index.dtype} of shape "
+            f"match_index must be int64 of shape {(batch, cells)} (batch, cells), got {match_index.dtype} of shape "
             f"{tuple(match_index.shape)}"
         )
+    low, high = (int(value) for value in match_index.aminmax())
+    if low < 0 or high >= cells:
+        raise ValueError(f"match_index must name cells in [0, {cells}), got {low} to {high}")
+
+
+def check_boxes(crop_boxes: torch.Tensor | None, flips: torch.Tensor | None, batch: int) -> None:
+    """
+    Raises:
+        ValueError: if the boxes or flips of the two views of `batch` images have another shape.
+    """
+    for name, given, shape in (("crop_boxes", crop_boxes, (batch, 2, 4)), ("flips", flips, (batch, 2))):
+        if given is not None and tuple(given.shape) != shape:
+            raise ValueError(f"{name} must have shape {shape}, as from the image processor, got {tuple(given.shape)}")
 
 
 @torch.no_grad()
@@ -136,6 +149,7 @@ def _places_in_key_view(
 __all__ = [
     "at_least_float32",
     "chance_accuracy",
+    "check_boxes",
     "check_matches",
     "distinct_matches",
     "match_accuracy",

@@ -16,11 +16,12 @@ from transformers.utils import TransformersKwargs, logging
 from transformers.utils.generic import can_return_tuple
 
 from .configuration_densecl import DenseCLConfig
-from .encoder_densecl import DenseCLEncoder, DenseCLEncoding, pool_to_grid
+from .encoder_densecl import DenseCLEncoder, DenseCLEncoding, check_pixels, pool_to_grid
 from .loading_densecl import check_backbone, check_shapes
 from .losses_densecl import info_nce
 from .matching_densecl import (
     at_least_float32,
+    check_boxes,
     check_matches,
     distinct_matches,
     match_accuracy,
@@ -331,6 +332,7 @@ class DenseCLForPreTraining(DenseCLPreTrainedModel):
             RuntimeError: in training under `DataParallel`, which would lose the queues.
         """
         batch = self._check_views(pixel_values)
+        check_boxes(crop_boxes, flips, batch)
         if self.config.matching == "geometry" and crop_boxes is None and match_index is None:
             raise ValueError("matching='geometry' needs crop_boxes, which the image processor returns with the views")
         begins_step = False
@@ -342,15 +344,14 @@ class DenseCLForPreTraining(DenseCLPreTrainedModel):
         if begins_step:
             update_momentum_encoder(self.momentum_encoder, self.encoder, self.config.momentum)
         with torch.no_grad():
-            # queue2 is filled during the warm-up of the dense loss as well.
-            key = self._encode_keys(pixel_values[:, 1], self.config.loss_lambda > 0, shuffle_index)
+            key = self._encode_keys(pixel_values[:, 1], shuffle_index)
+            if not weight:  # measured, without gradients
+                query = self.encoder.with_dense_embedding(query)
         with torch.autocast(pixel_values.device.type, enabled=False):
             parts = self._global_branch(query, key, weight)
-            if weight > 0:
+            with torch.set_grad_enabled(torch.is_grad_enabled() and weight > 0):
                 parts |= self._dense_branch(query, key, weight, match_index, crop_boxes, flips, generator)
-                loss = parts["contra_single"] + parts["contra_dense"]
-            else:
-                loss = parts["contra_single"] + self._idle_dense_head()
+            loss = parts["contra_single"] + (parts["contra_dense"] if weight else self._idle_dense_head())
             if self.training:
                 self._enqueue(parts["key_features"], parts["key_pooled_features"])
         if output_hidden_states is None:
@@ -367,6 +368,7 @@ class DenseCLForPreTraining(DenseCLPreTrainedModel):
                 "pixel_values: expected 5 dimensions (batch, 2 views, channels, height, width), "
                 f"got shape {tuple(pixel_values.shape)}"
             )
+        check_pixels(pixel_values)
         return len(pixel_values)
 
     @torch.compiler.disable
@@ -414,16 +416,14 @@ class DenseCLForPreTraining(DenseCLPreTrainedModel):
             return 0.0
         return float(self.config.loss_lambda)
 
-    def _encode_keys(
-        self, pixel_values: torch.Tensor, dense: bool, shuffle_index: torch.Tensor | None
-    ) -> DenseCLEncoding:
+    def _encode_keys(self, pixel_values: torch.Tensor, shuffle_index: torch.Tensor | None) -> DenseCLEncoding:
         """Momentum encoding of the keys (paper, section 3.1), with the feature map pooled to the grid."""
         shuffles = self.training and self.config.shuffle_bn and world_size() > 1
         if shuffles:
             shuffle = BatchShuffle(len(pixel_values), shuffle_index, pixel_values.device)
             pixel_values = shuffle.scatter(pixel_values)
-        key = self.momentum_encoder(pixel_values, dense=dense)
-        needs_map = dense and self.config.matching == "backbone"
+        key = self.momentum_encoder(pixel_values)
+        needs_map = self.config.matching == "backbone"
         parts = {
             "feature_map": pool_to_grid(key.feature_map, self.config.num_grid) if needs_map else None,
             "global_embedding": key.global_embedding,
@@ -438,9 +438,7 @@ class DenseCLForPreTraining(DenseCLPreTrainedModel):
         queries = functional.normalize(at_least_float32(query.global_embedding), dim=1)
         keys = functional.normalize(at_least_float32(key.global_embedding), dim=1)
         loss, accuracy = info_nce(queries, keys, self.queue, self.config.temperature)
-        pooled = None
-        if key.dense_embedding is not None:
-            pooled = functional.normalize(at_least_float32(key.dense_embedding).mean(dim=(2, 3)), dim=1)
+        pooled = functional.normalize(at_least_float32(key.dense_embedding).mean(dim=(2, 3)), dim=1)
         return {
             "loss_global": loss,
             "contra_single": (1 - weight) * loss,
@@ -501,11 +499,8 @@ class DenseCLForPreTraining(DenseCLPreTrainedModel):
         return 0.0 * sum(parameter.sum() for parameter in self.encoder.dense_head.parameters())
 
     @torch.compiler.disable
-    def _enqueue(self, keys: torch.Tensor, pooled_keys: torch.Tensor | None) -> None:
-        """The keys of all processes replace the oldest ones; without a dense branch `queue2` stays as it is."""
-        if pooled_keys is None:
-            enqueue(self.queue, self.queue_ptr, gather_rows(keys))
-            return
+    def _enqueue(self, keys: torch.Tensor, pooled_keys: torch.Tensor) -> None:
+        """The keys of all processes replace the oldest ones."""
         keys, pooled_keys = gather_rows(torch.stack([keys, pooled_keys], dim=1)).unbind(dim=1)
         enqueue(self.queue, self.queue_ptr, keys)
         enqueue(self.queue2, self.queue2_ptr, pooled_keys)

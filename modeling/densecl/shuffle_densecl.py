@@ -84,8 +84,10 @@ class BatchShuffle:
 def check_permutation(permutation: torch.Tensor, rows: int) -> None:
     """
     Raises:
-        ValueError: if `permutation` does not hold every number from 0 to `rows - 1` once.
+        ValueError: if `permutation` does not hold every number from 0 to `rows - 1` once, as an integer.
     """
+    if permutation.dtype not in (torch.int32, torch.int64):
+        raise ValueError(f"shuffle_index must be integers, got {permutation.dtype}")
     if permutation.shape != (rows,) or permutation.sort().values.tolist() != list(range(rows)):
         raise ValueError(
             f"shuffle_index must be a permutation of the {rows} images of all processes, got {permutation.tolist()}"

@@ -1,5 +1,7 @@
 """Configuration of MAE models (He et al., "Masked Autoencoders Are Scalable Vision Learners", arXiv 2111.06377)."""
 
+import dataclasses
+
 from huggingface_hub.dataclasses import strict
 from transformers import ViTMAEConfig
 from transformers.backbone_utils import BackboneConfigMixin
@@ -90,6 +92,15 @@ class MAEConfig(BackboneConfigMixin, ViTMAEConfig):
             out_features=kwargs.pop("out_features", None), out_indices=kwargs.pop("out_indices", None)
         )
         super().__post_init__(**{"auto_map": dict(AUTO_MAP)} | kwargs)
+
+    @classmethod
+    def from_dict(cls, config_dict, **kwargs):
+        """As in transformers; changed fields are checked like those of a new configuration, and the stages follow."""
+        fields = {field.name for field in dataclasses.fields(cls)} - {"dtype"}
+        changes = {name: kwargs.pop(name) for name in list(kwargs) if name in fields}
+        if "num_hidden_layers" in changes:  # the stored selection may name stages that are gone
+            config_dict = {k: v for k, v in config_dict.items() if k not in ("out_features", "out_indices")}
+        return super().from_dict(config_dict | changes, **kwargs)
 
     @classmethod
     def get_config_dict(cls, pretrained_model_name_or_path, **kwargs):

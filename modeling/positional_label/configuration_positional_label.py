@@ -1,5 +1,6 @@
 """Configuration of Positional Label models (Zhang and Gong, arXiv 2206.04981)."""
 
+import dataclasses
 import math
 from typing import Any, ClassVar
 
@@ -145,6 +146,15 @@ class PositionalLabelConfig(PreTrainedConfig):
             swin = self.backbone_variant == "authors" and self.backbone_config.model_type == "swin"
             self.keep_resolution = swin and self.position_label == "absolute"
         self._check_backbone()
+
+    @classmethod
+    def from_dict(cls, config_dict, **kwargs):
+        """As in transformers; changed fields are checked like those of a new configuration."""
+        fields = {field.name for field in dataclasses.fields(cls)} - {"backbone_config", "dtype"}
+        changes = {name: kwargs.pop(name) for name in list(kwargs) if name in fields}
+        if "scheme" in changes:  # each has a position dropout of its own
+            changes.setdefault("position_dropout", None)
+        return super().from_dict(config_dict | changes, **kwargs)
 
     @property
     def labels(self) -> tuple[str, ...]:

@@ -1,5 +1,6 @@
 """Configuration of SANM models (Tu et al., CVPR 2023, arXiv 2302.06805)."""
 
+import dataclasses
 from collections.abc import Sequence
 from typing import ClassVar
 
@@ -158,6 +159,15 @@ class SANMConfig(BackboneConfigMixin, PreTrainedConfig):
             self.set_output_features_output_indices(out_features=out_features, out_indices=out_indices)
         else:
             self._set_stages_of_backbone(out_features, out_indices)
+
+    @classmethod
+    def from_dict(cls, config_dict, **kwargs):
+        """As in transformers; changed fields are checked like those of a new configuration, and the stages follow."""
+        fields = {field.name for field in dataclasses.fields(cls)} - {"backbone_config", "dtype"}
+        changes = {name: kwargs.pop(name) for name in list(kwargs) if name in fields}
+        if "depths" in changes:  # the stored selection may name stages that are gone
+            config_dict = {k: v for k, v in config_dict.items() if k not in ("out_features", "out_indices")}
+        return super().from_dict(config_dict | changes, **kwargs)
 
     @property
     def image_height_width(self) -> tuple[int, int]:

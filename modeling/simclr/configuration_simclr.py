@@ -1,5 +1,7 @@
 """Configuration of SimCLR models (Chen et al., arXiv 2002.05709 "v1" and arXiv 2006.10029 "v2")."""
 
+import dataclasses
+import math
 from typing import ClassVar
 
 from huggingface_hub.dataclasses import strict
@@ -171,6 +173,25 @@ class SimCLRConfig(BackboneConfigMixin, PreTrainedConfig):
         else:
             self._set_stages_of_backbone(out_features, out_indices)
 
+    @classmethod
+    def from_dict(cls, config_dict, **kwargs):
+        """As in transformers; changed fields are checked, and `resnet_depth` and the stages follow them."""
+        model_type = config_dict.get("model_type", cls.model_type)
+        if model_type != cls.model_type:
+            raise ValueError(f"model_type of the configuration must be {cls.model_type!r}, got {model_type!r}")
+        fields = {field.name for field in dataclasses.fields(cls)} - {"backbone_config", "dtype"}
+        changes = {name: kwargs.pop(name) for name in list(kwargs) if name in fields}
+        selection = {name: kwargs.pop(name) for name in ("out_features", "out_indices") if name in kwargs}
+        replaced = set()
+        if selection or {"resnet_depth", "depths"} & set(changes):
+            replaced |= {"out_features", "out_indices"}
+        if changes.get("resnet_depth") is not None:
+            replaced |= {"depths", "layer_type"}
+        elif {"depths", "layer_type"} & set(changes):
+            replaced.add("resnet_depth")
+        stored = {name: value for name, value in config_dict.items() if name not in replaced}
+        return super().from_dict(stored | changes | selection, **kwargs)
+
     @property
     def image_height_width(self) -> tuple[int, int]:
         """Image size as `(height, width)` in pixels."""
@@ -245,17 +266,23 @@ class SimCLRConfig(BackboneConfigMixin, PreTrainedConfig):
             raise ValueError(f"depths must be at least one positive number per group, got {self.depths}")
         if len(self.image_height_width) != 2 or min(self.image_height_width) < 1:
             raise ValueError(f"image_size must be a positive number or (height, width), got {self.image_size}")
-        if self.temperature <= 0:
-            raise ValueError(f"temperature must be positive, got {self.temperature}")
+        if not 0 < self.temperature < math.inf:
+            raise ValueError(f"temperature must be positive and finite, got {self.temperature}")
         if self.sk_ratio > 0 and self.layer_type == "basic":
             raise ValueError(
                 f"sk_ratio must be 0 with layer_type 'basic' (selective kernels need bottleneck blocks), "
                 f"got {self.sk_ratio}"
             )
+        if self.sk_ratio > 0 and self.embedding_size < 2:
+            raise ValueError(
+                "stem_width * width_multiplier must be at least 2 with sk_ratio (the stem's first convolutions have "
+                f"half as many channels), got {self.embedding_size}"
+            )
         if not -self.num_head_layers - 1 <= self.ft_proj_selector <= self.num_head_layers:
             raise ValueError(
-                f"ft_proj_selector must be in [-1, {self.num_head_layers}] for a {self.proj_head_mode} projection head "
-                f"of {self.num_head_layers} layers, got {self.ft_proj_selector}"
+                f"ft_proj_selector must be in [{-self.num_head_layers - 1}, {self.num_head_layers}] (0 is h, negative "
+                f"numbers count from the end) for a {self.proj_head_mode} projection head of {self.num_head_layers} "
+                f"layers, got {self.ft_proj_selector}"
             )
         self._check_freezing()
 

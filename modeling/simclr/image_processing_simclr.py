@@ -119,6 +119,7 @@ class SimCLRImageProcessor(TorchvisionBackend):
             setattr(self, name, list(getattr(self, name)))  # as JSON brings them back
         _settings({name: getattr(self, name) for name in self._valid_kwargs_names})
         _check_mode(self.mode)
+        _check_proportion(self.crop_proportion)
 
     @property
     def draws(self) -> int:
@@ -223,6 +224,11 @@ def _check_mode(mode: str) -> None:
         raise ValueError(f"mode must be one of {MODES}, got {mode!r}")
 
 
+def _check_proportion(proportion: float | None) -> None:
+    if proportion is not None and not 0 < proportion <= 1:
+        raise ValueError(f"crop_proportion must be in (0, 1], got {proportion}")
+
+
 def _check_pixels(image: torch.Tensor) -> None:
     if image.dtype == torch.uint8:
         return
@@ -257,8 +263,7 @@ def _heights_and_widths(images: Images) -> tuple[np.ndarray, np.ndarray]:
 
 def _central_params(images: Images, size: tuple[int, int], proportion: float | None) -> dict[str, torch.Tensor]:
     """The crops of the evaluation."""
-    if proportion is not None and not 0 < proportion <= 1:
-        raise ValueError(f"crop_proportion must be in (0, 1], got {proportion}")
+    _check_proportion(proportion)
     boxes = []
     for height, width in zip(*(sides.tolist() for sides in _heights_and_widths(images)), strict=True):
         if proportion is not None or size[0] > 32:

@@ -2,7 +2,6 @@
 
 import torch
 from torch import nn
-from torch.nn import functional
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.checkpoint import checkpoint
 from transformers import PreTrainedModel
@@ -14,8 +13,10 @@ from transformers.utils import TransformersKwargs, logging
 from transformers.utils.generic import can_return_tuple
 
 from .backbones_simclr import build_backbone, channels_first, class_token, pool
+from .classifier_simclr import classification_loss, kernel_decay, make_classifier
 from .configuration_simclr import SimCLRConfig
 from .heads_simclr import SimCLRProjectionHead
+from .loading_simclr import check_encoder, check_head, shapes_of
 from .losses_simclr import nt_xent
 from .normalization_simclr import SimCLRBatchNorm
 from .outputs_simclr import SimCLRForPreTrainingOutput
@@ -49,6 +50,68 @@ class SimCLRPreTrainedModel(PreTrainedModel):
             self.supports_gradient_checkpointing = self.backbone.supports_gradient_checkpointing
         self._pixel_range_is_known = config.backbone_config is not None
 
+    @classmethod
+    def from_pretrained(
+        cls,
+        pretrained_model_name_or_path=None,
+        *model_args,
+        from_head: bool | None = None,
+        output_loading_info: bool = False,
+        ignore_mismatched_sizes: bool = False,
+        **kwargs,
+    ):
+        """
+        As in transformers, and strict about the official ResNet and the projection head.
+
+        Args:
+            from_head (`bool`, *optional*):
+                Whether the projection head must come from the file. By default the layers in front of a classifier
+                must (`config.ft_proj_selector`), and a head that only pre-training uses may be new; with `True` all
+                of it must be there, with `False` all of it may be new.
+
+        Raises:
+            ValueError: for a file that lacks weights of the ResNet or of a required head, or has another ResNet.
+            RuntimeError: for heads of another shape than the configuration says, as in transformers;
+                `ignore_mismatched_sizes=True` starts them anew (never the ResNet).
+        """
+        model, info = super().from_pretrained(
+            pretrained_model_name_or_path, *model_args, output_loading_info=True, ignore_mismatched_sizes=True, **kwargs
+        )
+        if pretrained_model_name_or_path is not None:
+            check_encoder(model.config, info, pretrained_model_name_or_path)
+            check_head(model._required_head_layers(from_head), info, pretrained_model_name_or_path)
+        if info["mismatched_keys"] and not ignore_mismatched_sizes:
+            shapes = shapes_of(info["mismatched_keys"])
+            raise RuntimeError(
+                f"{pretrained_model_name_or_path} does not fit the configuration: {shapes}; "
+                "ignore_mismatched_sizes=True starts these anew"
+            )
+        model._complete_loading()
+        if "proj_head_mode" not in kwargs:
+            model._warn_of_missing_head(pretrained_model_name_or_path)
+        return (model, info) if output_loading_info else model
+
+    def _required_head_layers(self, from_head: bool | None) -> int:
+        """How many layers of the projection head a file must hold."""
+        if from_head is None:
+            return self._head_layers_in_use()
+        if from_head and not hasattr(self, "projection_head"):
+            name = type(self).__name__
+            raise ValueError(f"from_head must be False or None for a {name}, which has no projection head, got True")
+        if from_head and not self.config.num_head_layers:
+            raise ValueError("from_head=True needs a projection head, got proj_head_mode 'none' in the configuration")
+        return self.config.num_head_layers if from_head else 0
+
+    def _head_layers_in_use(self) -> int:
+        """How many layers of the projection head the output depends on, and are not to be trained first."""
+        return 0
+
+    def _complete_loading(self) -> None:
+        """What remains to be done after weights were loaded."""
+
+    def _warn_of_missing_head(self, source) -> None:
+        """Says so if the configuration of the file leaves out a projection head that the model should have."""
+
     @torch.no_grad()
     def _init_weights(self, module):
         zero = getattr(module, "zero_init", False)
@@ -71,9 +134,19 @@ class SimCLRPreTrainedModel(PreTrainedModel):
             init.ones_(module.running_var)
             init.zeros_(module.num_batches_tracked)
 
-    def no_weight_decay(self) -> set[str]:
+    def no_layer_adaptation(self) -> set[str]:
         """Matrices that LARS neither decays nor adapts: the supervised head's (official `LARSOptimizer`)."""
         return {"classifier.weight"} if isinstance(getattr(self, "classifier", None), nn.Linear) else set()
+
+    def decayed_vectors(self) -> set[str]:
+        """Vectors that optimisers other than LARS decay, as official: biases, but nothing of a normalisation."""
+        return {
+            f"{name}.bias"
+            for name, module in self.named_modules()
+            if isinstance(module, (nn.Linear, nn.Conv2d))
+            and module.bias is not None
+            and (self.config.backbone_config is None or not name.startswith("backbone."))
+        }
 
     def get_input_embeddings(self) -> nn.Module:
         """The first convolution, or the input layer of `backbone_config`'s model."""
@@ -129,8 +202,9 @@ class SimCLRPreTrainedModel(PreTrainedModel):
             raise ValueError("pixel_values is required")
         if not pixel_values.is_floating_point():
             raise ValueError(f"pixel_values must be floats in [0, 1], got {pixel_values.dtype}")
-        if pixel_values.ndim != 4:
-            raise ValueError(f"pixel_values must have shape [B, C, H, W], got shape {tuple(pixel_values.shape)}")
+        if pixel_values.ndim != 4 or not len(pixel_values):
+            shape = tuple(pixel_values.shape)
+            raise ValueError(f"pixel_values must have shape [B, C, H, W], at least one image, got shape {shape}")
         if self._pixel_range_is_known or pixel_values.is_meta or torch.compiler.is_compiling():
             return
         self._pixel_range_is_known = True  # of the first batch only: looking costs a synchronisation on a GPU
@@ -205,6 +279,9 @@ class SimCLRForPreTraining(SimCLRPreTrainedModel):
     ```
     """
 
+    # Scalars of the output that tell how training goes, for a trainer that logs them.
+    logged_outputs = ("contrastive_loss", "supervised_loss", "contrast_accuracy", "contrast_entropy")
+
     def __init__(self, config: SimCLRConfig):
         if config.fine_tune_after_block > -1:
             raise ValueError(
@@ -218,6 +295,14 @@ class SimCLRForPreTraining(SimCLRPreTrainedModel):
         else:
             self._keys_to_ignore_on_load_unexpected = [r"^classifier\."]
         self.post_init()
+
+    def _warn_of_missing_head(self, source) -> None:
+        if self.config.proj_head_mode == "none":
+            logger.warning(
+                f"{source} has no projection head (proj_head_mode 'none', as converted checkpoints of v1): the loss "
+                "compares the representations themselves. For a new head, as in the papers, give from_pretrained "
+                'proj_head_mode="nonlinear", num_proj_layers=2 (v1) or 3 (v2).'
+            )
 
     @can_return_tuple
     def forward(
@@ -348,12 +433,12 @@ class SimCLRForImageClassification(SimCLRPreTrainedModel):
         self.post_init()
         self._freeze()
 
-    @classmethod
-    def from_pretrained(cls, *args, **kwargs):
-        """As in transformers; afterwards freezes again what loading in transformers 5 makes trainable."""
-        loaded = super().from_pretrained(*args, **kwargs)
-        (loaded[0] if isinstance(loaded, tuple) else loaded)._freeze()
-        return loaded
+    def _head_layers_in_use(self) -> int:
+        return self.config.selected_layer
+
+    def _complete_loading(self) -> None:
+        # Loading in transformers 5 makes every parameter trainable.
+        self._freeze()
 
     def freeze_encoder(self) -> None:
         """
@@ -495,37 +580,6 @@ class SimCLRBackbone(BackboneMixin, SimCLRPreTrainedModel):
             states for stage, states in zip(self.stage_names, hidden_states, strict=True) if stage in self.out_features
         )
         return BackboneOutput(feature_maps=feature_maps, hidden_states=hidden_states if output_hidden_states else None)
-
-
-def make_classifier(config: SimCLRConfig, head: SimCLRProjectionHead) -> nn.Linear:
-    """The supervised head, on the activation that `config.ft_proj_selector` names."""
-    classifier = nn.Linear(head.widths[config.selected_layer], config.num_labels)
-    classifier.zero_init = config.zero_init_logits_layer
-    return classifier
-
-
-def classification_loss(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-    """
-    Mean softmax cross entropy, in float32 at least.
-
-    Args:
-        logits (`torch.Tensor` of shape `[B, num_labels]`).
-        labels (`torch.Tensor`): classes `[B]` or target distributions `[B, num_labels]`.
-
-    Raises:
-        ValueError: for labels of another shape.
-    """
-    if labels.shape not in (logits.shape[:1], logits.shape):
-        raise ValueError(
-            f"labels must have shape {tuple(logits.shape[:1])} or {tuple(logits.shape)}, got {tuple(labels.shape)}"
-        )
-    logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
-    return functional.cross_entropy(logits, labels if labels.ndim == 1 else labels.to(logits.dtype))
-
-
-def kernel_decay(config: SimCLRConfig, classifier: nn.Linear) -> torch.Tensor | float:
-    """`weight_decay / 2 * |W|^2` of the supervised head, which the official code adds to the loss under LARS."""
-    return 0.5 * config.weight_decay * classifier.weight.square().sum() if config.weight_decay else 0.0
 
 
 __all__ = [

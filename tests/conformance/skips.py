@@ -71,6 +71,7 @@ NO_CLASSIFIER = dict.fromkeys(
 )
 NO_LOSS = {"test_training*": "the model has no loss"}
 BASE_MODEL = {"test_torch_save_load": "compares a model with its base model, which this one is"}
+NO_BACKBONE = {"test_model_weights_reload_no_missing_tied_weights": "a file without weights of the backbone is refused"}
 NO_BASE_MODEL = {"test_model_forward_default_config_values": "is run on the base model of a method"}
 
 # For convolutional models whose state-dict names have always been the current ones.

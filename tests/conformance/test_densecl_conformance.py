@@ -4,10 +4,16 @@ import unittest
 
 from hubmodels.modeling.densecl import DenseCLBackbone, DenseCLConfig, DenseCLForPreTraining, DenseCLModel
 
-from tests.conformance.skips import BASE_MODEL, CONVOLUTIONAL_SELF_SKIPS, NO_BASE_MODEL, NO_CLASSIFIER, NO_LOSS
+from tests.conformance.skips import (
+    BASE_MODEL,
+    CONVOLUTIONAL_SELF_SKIPS,
+    NO_BACKBONE,
+    NO_BASE_MODEL,
+    NO_CLASSIFIER,
+    NO_LOSS,
+)
 from tests.conformance.suites import BackboneConformance, ConfigTester, ConvolutionalConformance, uniform
 
-NO_BACKBONE = {"test_model_weights_reload_no_missing_tied_weights": "a file without weights of the backbone is refused"}
 RANDOM_QUEUES = {"test_init_weights_can_init_buffers": "the queues start at random, the suite wants equal buffers"}
 
 

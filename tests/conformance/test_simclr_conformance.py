@@ -13,7 +13,14 @@ from hubmodels.modeling.simclr import (
 )
 from PIL import Image
 
-from tests.conformance.skips import BASE_MODEL, CONVOLUTIONAL_SELF_SKIPS, NO_BASE_MODEL, NO_CLASSIFIER, NO_LOSS
+from tests.conformance.skips import (
+    BASE_MODEL,
+    CONVOLUTIONAL_SELF_SKIPS,
+    NO_BACKBONE,
+    NO_BASE_MODEL,
+    NO_CLASSIFIER,
+    NO_LOSS,
+)
 from tests.conformance.suites import (
     BackboneConformance,
     ConfigTester,
@@ -32,6 +39,7 @@ def small_config(**changes) -> SimCLRConfig:
 class SimCLRConformance(ConvolutionalConformance):
     config = small_config()
     map_shapes = ((4, 4, 4), (16, 4, 4), (32, 2, 2))
+    skips = NO_BACKBONE
 
     def make_inputs(self, config, batch_size):
         return {"pixel_values": uniform(batch_size, config.num_channels, 16, 16)}
@@ -50,7 +58,9 @@ class TestSimCLRModel(SimCLRConformance, unittest.TestCase):
 class TestSimCLRForPreTraining(SimCLRConformance, unittest.TestCase):
     model_class = SimCLRForPreTraining
     self_skips = CONVOLUTIONAL_SELF_SKIPS | NO_BASE_MODEL | NO_CLASSIFIER
-    skips = {"test_batching_equivalence": "the loss compares the images of a batch, one alone has no negatives"}
+    skips = NO_BACKBONE | {
+        "test_batching_equivalence": "the loss compares the images of a batch, one alone has no negatives"
+    }
 
     def make_inputs(self, config, batch_size):
         return {"pixel_values": uniform(batch_size, 2, config.num_channels, 16, 16)}
@@ -70,6 +80,7 @@ class TestSimCLRForImageClassificationSelectiveKernel(SimCLRConformance, unittes
 class TestSimCLRBackbone(BackboneConformance, SimCLRConformance, unittest.TestCase):
     model_class = SimCLRBackbone
     has_attentions = False
+    skips = NO_BACKBONE | BackboneConformance.skips
     config = small_config(out_features=["stage1", "stage2"])
     self_skips = CONVOLUTIONAL_SELF_SKIPS | NO_BASE_MODEL | NO_LOSS | NO_CLASSIFIER
 

@@ -155,6 +155,27 @@ def damaged(change):
     return {"state_dict": state}
 
 
+@pytest.mark.parametrize("lost", [("queue",), ("queue", "queue2")])
+def test_queues_that_a_training_run_lacks_are_random(lost, write_checkpoint, tmp_path):
+    def change(state):
+        for name in lost:
+            del state[name], state[f"{name}_ptr"]
+
+    out = convert("densecl", write_checkpoint(damaged(change)), tmp_path / "out")
+    model, info = DenseCLForPreTraining.from_pretrained(out, output_loading_info=True)
+    assert not any(info.values())
+    assert model.config.queue_length == (8 if len(lost) == 1 else 65536)
+    torch.testing.assert_close(model.queue.norm(dim=0), torch.ones(model.config.queue_length))
+    for name in lost:
+        assert int(getattr(model, f"{name}_ptr")) == 0
+        assert f"(`{name}`): it starts with random ones" in (out / "README.md").read_text()
+
+
+def test_options_of_a_wrong_type_are_refused(tmp_path):
+    with pytest.raises(ConversionError, match=r"(?s)describe an impossible model.*momentum"):
+        convert("densecl", FULL, tmp_path / "out", momentum="fast")
+
+
 def reshape_queue(state):
     state["queue"] = state["queue"][:4].contiguous()
 

@@ -167,7 +167,7 @@ def test_linear_probe_steps(load):
     model.train()
     recipe = case.manifest["training"]
     groups = parameter_groups(model, recipe["lr"], recipe["weight_decay"])
-    optimizer = create_optimizer("lars", groups, recipe["lr"])
+    optimizer = create_optimizer("lars", groups, recipe["lr"], options={"momentum_style": "plain"})
     assert isinstance(optimizer, LARS)
     losses = []
     for step in range(recipe["steps"]):

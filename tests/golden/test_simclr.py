@@ -113,7 +113,7 @@ def test_pretraining_gradients(load, name, dtype):
 
 def lars(case, model):
     """The published LARS: vectors and the supervised head are neither decayed nor adapted."""
-    excluded = model.no_weight_decay()
+    excluded = model.no_layer_adaptation()
     groups = {True: [], False: []}
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:

@@ -139,14 +139,14 @@ def test_evaluation_changes_nothing():
 
 
 def test_lambda_of_zero_is_moco_v2():
+    """The dense branch only fills its queue and is measured."""
     model, full = tiny_model(loss_lambda=0), tiny_model(loss_lambda=0.5)
-    calls = []
-    for network in (model.encoder, model.momentum_encoder):
-        network.dense_head.register_forward_hook(lambda *_: calls.append(1))
-    before = model.queue2.clone()
     output, reference = model(tiny_views()), full(tiny_views())
     assert torch.equal(output.loss, reference.loss_global)
-    assert output.loss_dense is None
+    for name in ("loss_dense", "match_index", "accuracy_dense", "match_targets", "query_dense_features"):
+        assert torch.equal(output[name], reference[name]), name
+        assert not output[name].requires_grad
+    assert output.contra_dense == 0
     output.loss.backward()
     reference.loss_global.backward()
     for parameter in model.encoder.dense_head.parameters():
@@ -155,10 +155,10 @@ def test_lambda_of_zero_is_moco_v2():
         model.encoder.backbone.named_parameters(), full.encoder.backbone.parameters(), strict=True
     ):
         assert torch.equal(ours.grad, theirs.grad), name
-    assert not calls
-    assert torch.equal(model.queue, full.queue)
-    assert torch.equal(model.queue2, before)
-    assert int(model.queue2_ptr) == 0
+    for name in ("queue", "queue2", "queue_ptr", "queue2_ptr"):
+        assert torch.equal(getattr(model, name), getattr(full, name)), name
+    assert int(model.queue2_ptr) == BATCH
+    assert model.eval()(tiny_views()).loss_dense > 0
 
 
 def test_warm_up_of_the_dense_loss_is_a_step():
@@ -168,11 +168,11 @@ def test_warm_up_of_the_dense_loss_is_a_step():
     for seed in range(4):
         for micro_batch in range(2):  # accumulated: optimiser steps count, not forwards
             output = model(tiny_views(seed=10 * seed + micro_batch))
-            weights.append(None if output.loss_dense is None else (output.contra_dense / output.loss_dense).item())
+            weights.append((output.contra_dense / output.loss_dense).item())
             output.loss.backward()
         optimizer.step()
         optimizer.zero_grad()
-    assert weights == [None] * 4 + [1.0] * 4
+    assert weights == [0.0] * 4 + [1.0] * 4
     assert int(model.steps) == 4
     # The queue of pooled dense keys is filled from the beginning.
     assert int(model.queue2_ptr) == int(model.queue_ptr) == 8 * BATCH % 12
@@ -261,7 +261,26 @@ def test_compiled_steps_equal_plain_ones_and_are_compiled_once():
         ((1, 2, 3, 8, 8), {}, {}, "batch normalisation needs more than one value per channel.*1x1"),
         ((4, 2, 3, 32, 32), {}, {"shuffle_index": torch.tensor([0, 1, 2, 2])}, "permutation of the 4 images"),
         ((4, 2, 3, 32, 32), {}, {"shuffle_index": torch.arange(8)}, "permutation of the 4 images"),
+        (
+            (4, 2, 3, 32, 32),
+            {},
+            {"shuffle_index": torch.arange(4.0)},
+            "must be integers, got torch.float32",
+        ),
         ((4, 2, 3, 32, 32), {}, {"match_index": torch.zeros(4, 15, dtype=torch.int64)}, r"\(4, 16\) \(batch, cells\)"),
+        ((4, 2, 3, 32, 32), {}, {"match_index": torch.full((4, 16), 16)}, r"name cells in \[0, 16\), got 16 to 16"),
+        (
+            (4, 2, 3, 32, 32),
+            {},
+            {"crop_boxes": torch.zeros(4, 4)},
+            r"crop_boxes must have shape \(4, 2, 4\), ",
+        ),
+        (
+            (4, 2, 3, 32, 32),
+            {},
+            {"crop_boxes": torch.ones(4, 2, 4), "flips": torch.zeros(4)},
+            r"flips must have shape \(4, 2\), .*\(4,\)",
+        ),
     ],
 )
 def test_bad_inputs_are_refused_before_anything_changes(views, changes, inputs, message):
@@ -271,6 +290,14 @@ def test_bad_inputs_are_refused_before_anything_changes(views, changes, inputs, 
         model(torch.zeros(views), **inputs)
     for name in ("queue", "queue2", "queue_ptr", "queue2_ptr"):
         assert torch.equal(getattr(model, name), before[name])
+
+
+def test_pixels_that_are_integers_are_refused():
+    model = tiny_model(dtype=torch.float32)
+    with pytest.raises(ValueError, match=r"pixel_values must be normalised floats.*got torch\.uint8"):
+        model(torch.zeros(4, 2, 3, 32, 32, dtype=torch.uint8))
+    with pytest.raises(ValueError, match=r"pixel_values must be normalised floats.*got torch\.int64"):
+        model.encode(torch.zeros(4, 3, 32, 32, dtype=torch.int64))
 
 
 def test_copies_of_data_parallel_are_refused():

@@ -333,6 +333,30 @@ def test_wrong_parameters_are_refused(name, value, message, processor):
         processor(image, mode="pretrain", params=params)
 
 
+@pytest.mark.parametrize(
+    ("setting", "message"),
+    [
+        ({"hue": 0.6}, r"hue must be in \[0, 0.5\], got 0.6"),
+        ({"crop_ratio": [2, 1]}, "crop_ratio must be"),
+        ({"mode": "x"}, "mode must be one of eval, pretrain, finetune, got 'x'"),
+        ({"engine": "x"}, "engine must be one of tensor, pil, got 'x'"),
+        ({"views": 0}, "views must be at least 1, got 0"),
+        ({"flip_probability": 2.0}, r"flip_probability must be in \[0, 1\], got 2.0"),
+    ],
+)
+def test_processors_are_checked_when_they_are_made(setting, message):
+    with pytest.raises(ValueError, match=message):
+        DenseCLImageProcessor(**setting)
+
+
+def test_parameters_may_be_lists(processor):
+    image = picture(40, 50)
+    first = processor(image, mode="pretrain", uniforms=table(1), return_params=True)
+    params = {name: value.tolist() for name, value in first["params"].items()}
+    again = processor(image, params=params)
+    assert torch.equal(again["pixel_values"], first["pixel_values"])
+
+
 def test_contradictions_are_refused(processor):
     image = picture(40, 50)
     with pytest.raises(ValueError, match="nothing is random with mode='eval'"):

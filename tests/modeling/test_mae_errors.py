@@ -6,6 +6,7 @@ import pytest
 import torch
 from hubmodels.modeling.mae import (
     MAEBackbone,
+    MAEConfig,
     MAEFeaturePyramid,
     MAEForImageClassification,
     MAEForPreTraining,
@@ -49,6 +50,14 @@ def refuses(message):
 def test_configs_that_make_no_model(fields, message):
     with refuses(message):
         tiny_config(**fields)
+
+
+def test_changes_while_loading_are_checked():
+    stored = tiny_config().to_dict()
+    with refuses("mask_ratio must be in [0, 1), got 2.0"):
+        MAEConfig.from_dict(stored, mask_ratio=2.0)
+    assert MAEConfig.from_dict(stored, image_size=[16, 16]).image_height_width == (16, 16)
+    assert MAEConfig.from_dict(stored, num_hidden_layers=1).out_features == ["stage1"]
 
 
 @pytest.mark.parametrize("fields", [{"image_size": "16"}, {"pooling": 3}, {"hidden_size": "wide"}])

@@ -507,6 +507,13 @@ def test_settings_without_effect_are_warned_about(label, settings, unused, caplo
     assert unused or not caplog.text
 
 
+def test_changes_while_loading_are_checked():
+    stored = PositionalLabelConfig(backbone_config=ViTConfig(**VIT)).to_dict()
+    with pytest.raises(ValueError, match="scheme must be one of"):
+        PositionalLabelConfig.from_dict(stored, scheme="puzzle")
+    assert PositionalLabelConfig.from_dict(stored, scheme="droppos").position_dropout > 0
+
+
 def test_wrong_inputs_are_refused():
     model = tiny_classifier()
     pixels = images(model)

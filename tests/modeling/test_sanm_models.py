@@ -348,6 +348,14 @@ def test_configurations_that_cannot_be_are_refused(setting, message):
         SANMConfig(**setting)
 
 
+def test_changes_while_loading_are_checked():
+    stored = SANMConfig().to_dict()
+    with pytest.raises(ValueError, match="mask must be one of"):
+        SANMConfig.from_dict(stored, mask="cam")
+    assert SANMConfig.from_dict(stored, image_size=[16, 16]).image_height_width == (16, 16)
+    assert SANMConfig.from_dict(stored, depths=[1, 1], widths=[4, 8]).out_features == ["stage2"]
+
+
 def test_a_backbone_without_maps_is_refused():
     with pytest.raises(ValueError, match=r"backbone_config must describe a network with feature maps|Unrecognized"):
         SANMForImageClassification(SANMConfig(backbone_config={"model_type": "encoder-decoder"}))

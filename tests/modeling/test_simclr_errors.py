@@ -2,7 +2,13 @@
 
 import pytest
 import torch
-from hubmodels.modeling.simclr import SimCLRConfig, SimCLRForImageClassification, SimCLRForPreTraining, SimCLRModel
+from hubmodels.modeling.simclr import (
+    SimCLRConfig,
+    SimCLRForImageClassification,
+    SimCLRForPreTraining,
+    SimCLRImageProcessor,
+    SimCLRModel,
+)
 from transformers import Dinov2Config
 
 from tests.modeling.tiny_simclr import images, tiny_config
@@ -11,8 +17,9 @@ from tests.modeling.tiny_simclr import images, tiny_config
 @pytest.mark.parametrize(
     "fields, message",
     [
-        ({"temperature": 0.0}, "temperature must be positive, got 0.0"),
-        ({"temperature": -1}, "temperature must be positive, got -1"),
+        ({"temperature": 0.0}, "temperature must be positive and finite, got 0.0"),
+        ({"temperature": -1}, "temperature must be positive and finite, got -1"),
+        ({"temperature": float("nan")}, "temperature must be positive and finite, got nan"),
         ({"num_proj_layers": 0}, "num_proj_layers must be at least 1, got 0"),
         ({"proj_out_dim": 0}, "proj_out_dim must be at least 1, got 0"),
         ({"proj_head_mode": "mlp"}, r"proj_head_mode must be one of \('none', 'linear', 'nonlinear'\), got 'mlp'"),
@@ -23,10 +30,10 @@ from tests.modeling.tiny_simclr import images, tiny_config
         ({"layer_type": "wide"}, r"layer_type must be one of \('bottleneck', 'basic'\), got 'wide'"),
         ({"pooling": "max"}, r"pooling must be one of \('mean', 'cls'\), got 'max'"),
         ({"pooling": "cls"}, "pooling 'cls' needs the backbone_config of a ViT"),
-        ({"ft_proj_selector": 4}, r"ft_proj_selector must be in \[-1, 3\] .*nonlinear .* of 3 layers, got 4"),
-        ({"ft_proj_selector": -5}, r"ft_proj_selector must be in \[-1, 3\] .* got -5"),
+        ({"ft_proj_selector": 4}, r"ft_proj_selector must be in \[-4, 3\] .*nonlinear .* of 3 layers, got 4"),
+        ({"ft_proj_selector": -5}, r"ft_proj_selector must be in \[-4, 3\] .* got -5"),
         ({"ft_proj_selector": 1, "proj_head_mode": "none"}, r"ft_proj_selector must be in \[-1, 0\] .* got 1"),
-        ({"ft_proj_selector": 2, "proj_head_mode": "linear"}, r"ft_proj_selector must be in \[-1, 1\] .* got 2"),
+        ({"ft_proj_selector": 2, "proj_head_mode": "linear"}, r"ft_proj_selector must be in \[-2, 1\] .* got 2"),
         ({"resnet_depth": 20}, r"resnet_depth must be one of \(18, 34, 50, 101, 152, 200\), got 20"),
         ({"resnet_depth": 50, "layer_type": "basic"}, "resnet_depth 50 means bottleneck blocks"),
         ({"resnet_depth": 18, "depths": [1, 1, 1, 1]}, r"depths \[2, 2, 2, 2\], got .*\[1, 1, 1, 1\]"),
@@ -34,6 +41,7 @@ from tests.modeling.tiny_simclr import images, tiny_config
         ({"depths": [1, 0]}, "depths must be at least one positive number per group"),
         ({"sk_ratio": 0.0625, "layer_type": "basic"}, "sk_ratio must be 0 with layer_type 'basic'"),
         ({"sk_ratio": -0.1}, "sk_ratio must be at least 0, got -0.1"),
+        ({"sk_ratio": 0.0625, "stem_width": 1}, r"stem_width \* width_multiplier must be at least 2 with sk_ratio"),
         ({"encoder_chunk_size": 0}, "encoder_chunk_size must be at least 1, got 0"),
         ({"width_multiplier": 0}, "width_multiplier must be at least 1, got 0"),
         ({"image_size": 0}, "image_size must be a positive number"),
@@ -49,6 +57,37 @@ from tests.modeling.tiny_simclr import images, tiny_config
 def test_contradictory_configurations(fields, message):
     with pytest.raises(ValueError, match=message):
         SimCLRConfig(**fields)
+
+
+@pytest.mark.parametrize(
+    "changes, message",
+    [
+        ({"ft_proj_selector": 5}, r"ft_proj_selector must be in \[-3, 2\] .* got 5"),
+        ({"num_proj_layers": 0}, "num_proj_layers must be at least 1, got 0"),
+        ({"temperature": -1.0}, "temperature must be positive and finite, got -1"),
+        ({"loss_reduction": "bar"}, "loss_reduction must be one of"),
+        ({"frozen_bn": "xx"}, "frozen_bn must be one of"),
+        ({"pool_padding": "xx"}, "pool_padding must be one of"),
+        ({"proj_head_mode": "foo"}, "proj_head_mode must be one of"),
+        ({"sk_ratio": -1.0}, "sk_ratio must be at least 0"),
+        ({"fine_tune_after_block": -3}, "fine_tune_after_block must be at least -1, got -3"),
+    ],
+    ids=str,
+)
+def test_changes_while_loading_are_checked(changes, message, tmp_path):
+    tiny_config().save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match=message):
+        SimCLRConfig.from_pretrained(tmp_path, **changes)
+
+
+def test_changes_while_loading_are_completed(tmp_path):
+    tiny_config(out_features=["stage4"]).save_pretrained(tmp_path)
+    assert SimCLRConfig.from_pretrained(tmp_path, image_size=[16, 16]).image_height_width == (16, 16)
+    deeper = SimCLRConfig.from_pretrained(tmp_path, resnet_depth=18)
+    assert (deeper.layer_type, deeper.depths) == ("basic", [2, 2, 2, 2])
+    deeper.save_pretrained(tmp_path)
+    shallow = SimCLRConfig.from_pretrained(tmp_path, depths=[1, 1])
+    assert (shallow.resnet_depth, shallow.layer_type, shallow.out_features) == (None, "basic", ["stage2"])
 
 
 def test_pre_training_trains_all():
@@ -82,7 +121,7 @@ def test_images(model_class):
 
 def test_encoder_takes_images_not_views():
     for model in (SimCLRModel(tiny_config()), SimCLRForImageClassification(tiny_config())):
-        with pytest.raises(ValueError, match=r"pixel_values must have shape \[B, C, H, W\], got shape \(2, 2, 3"):
+        with pytest.raises(ValueError, match=r"shape \[B, C, H, W\], at least one image, got shape \(2, 2, 3"):
             model(images(2, 2))
 
 
@@ -110,6 +149,30 @@ def test_label_shapes():
     model = SimCLRForImageClassification(tiny_config(num_labels=3))
     with pytest.raises(ValueError, match=r"labels must have shape \(2,\) or \(2, 3\), got \(2, 1\)"):
         model(images(2), labels=torch.tensor([[0], [1]]))
+
+
+def test_classes_that_are_none_are_refused():
+    model = SimCLRForImageClassification(tiny_config(num_labels=3))
+    for labels, message in (
+        (torch.tensor([0, 3]), r"labels must be in \[0, 3\) \(config.num_labels\), got 0 to 3"),
+        (torch.tensor([-1, 2]), r"got -1 to 2"),
+        (torch.tensor([0.0, 1.0]), r"labels of shape \[B\] must be integers \(classes\), got torch.float32"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            model(images(2), labels=labels)
+    expected = model(images(2), labels=torch.tensor([0, 2])).loss
+    torch.testing.assert_close(model(images(2), labels=torch.tensor([0, 2], dtype=torch.int32)).loss, expected)
+
+
+def test_empty_batches_are_refused():
+    for model_class, shape in ((SimCLRModel, (0,)), (SimCLRForPreTraining, (0, 2))):
+        with pytest.raises(ValueError, match="at least one image, got shape"):
+            model_class(tiny_config())(images(*shape))
+
+
+def test_processors_are_checked_when_they_are_made():
+    with pytest.raises(ValueError, match=r"crop_proportion must be in \(0, 1\], got 0"):
+        SimCLRImageProcessor(crop_proportion=0)
 
 
 def test_one_value_per_channel_cannot_be_normalised():

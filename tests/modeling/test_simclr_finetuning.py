@@ -133,7 +133,7 @@ def test_decay_of_the_classifier_is_in_the_loss():
     plain, decayed = classifier().eval(), classifier(weight_decay=0.1).eval()
     difference = decayed(images(2), labels=labels).loss - plain(images(2), labels=labels).loss
     torch.testing.assert_close(difference, 0.05 * plain.classifier.weight.square().sum())
-    assert decayed.no_weight_decay() == {"classifier.weight"}
+    assert decayed.no_layer_adaptation() == {"classifier.weight"}
 
 
 def test_loss_is_float32_in_half_precision():

@@ -2,16 +2,22 @@
 
 import pytest
 import torch
-from hubmodels.modeling.simclr import SimCLRImageProcessor
+from hubmodels.modeling.simclr import (
+    SimCLRConfig,
+    SimCLRForImageClassification,
+    SimCLRForPreTraining,
+    SimCLRImageProcessor,
+)
 from PIL import Image
 from stopping import assert_same_bits, stopped_at_step_5, weights
-from transformers import AutoImageProcessor, AutoModel, AutoModelForPreTraining
+from transformers import AutoImageProcessor, AutoModel, AutoModelForPreTraining, ResNetConfig
 
 from hubmodels.catalog import packaged_path
 from hubmodels.data import load_image_dataset
 from hubmodels.evaluation import evaluate
 from hubmodels.training import Recipe, RecipeError, read_jsonl, train
 from hubmodels.training import run as run_module
+from hubmodels.training.assembly import build_model
 from hubmodels.training.methods import method_class, method_training
 from hubmodels.training.methods.contrastive import ViewsCollator
 
@@ -24,6 +30,7 @@ COMMON = [
     "probe.linear_epochs=2",
     "run.tensorboard=false",
 ]
+SIZES = {"image_size": 16, "stem_width": 4, "depths": [1, 1], "proj_out_dim": 8, "num_proj_layers": 2}
 TINY = {
     "simclr": [*COMMON, "model.stem_width=2", "model.image_size=18"],
     "densecl": [
@@ -53,6 +60,10 @@ def test_a_run_ends_with_a_loadable_folder_a_picture_and_probes(finished, pictur
     assert processor(image, mode="pretrain", return_tensors="pt")["pixel_values"].shape[:3] == (1, 2, 3)
     assert Image.open(run.folder / "views.png").size[0] > 100
     log = read_jsonl(run.folder / "log.jsonl")
+    if method == "simclr":
+        losses = [line for line in log if "loss" in line]
+        assert all({"contrastive_loss", "contrast_accuracy", "contrast_entropy"} <= set(line) for line in losses)
+        assert "supervised_loss" not in losses[0]
     assert [line["epoch"] for line in log if "knn_accuracy" in line] == [1, 2, 3]
     assert not any("eval_loss" in line for line in log)
     backbone = method_class(method, "AutoBackbone").from_pretrained(run.folder)
@@ -116,6 +127,50 @@ def test_a_packaged_checkpoint_keeps_its_stages_and_heads(method, name, pictures
     }
 
 
+@pytest.mark.parametrize(("method", "other"), [("simclr", "densecl-small-64"), ("densecl", "simclr-small-32")])
+def test_runs_do_not_start_from_an_encoder_that_does_not_fit(method, other):
+    recipe = Recipe.load(f"{method}/small_pretrain", [f"init_from={packaged_path(other)}"])
+    with pytest.raises(RecipeError, match=r"init_from = .*(lacks backbone weights|model_type .* got 'densecl')"):
+        build_model(recipe, [])
+
+
+def test_runs_do_not_start_from_a_part_of_another_backbone(tmp_path):
+    """The official ResNets check themselves; other backbones are checked here, without a prefix of transformers."""
+    resnet = ResNetConfig(embedding_size=4, hidden_sizes=[4, 8], depths=[1, 1], layer_type="basic")
+    model = SimCLRForPreTraining(SimCLRConfig(backbone_config=resnet, proj_out_dim=8))
+    state = {name: tensor for name, tensor in model.state_dict().items() if "stages.1" not in name}
+    model.save_pretrained(tmp_path, state_dict=state)
+    recipe = Recipe.from_dict({"method": "simclr", "task": "finetune", "init_from": str(tmp_path)})
+    with pytest.raises(RecipeError, match=r"holds no encoder that fits: backbone\.encoder\.stages\.1"):
+        build_model(recipe, ["a", "b"])
+
+
+def test_fine_tuning_starts_with_the_classifier_that_the_recipe_says(tmp_path):
+    """Official files carry one of a thousand classes; plain loading keeps it."""
+    SimCLRForImageClassification(SimCLRConfig(**SIZES, num_labels=2)).save_pretrained(tmp_path)
+    for zero in (True, False):
+        settings = {"task": "linear_probe", "init_from": str(tmp_path), "model": {"zero_init_logits_layer": zero}}
+        model = build_model(Recipe.from_dict({"method": "simclr", **settings}), ["a", "b"])
+        assert bool(model.classifier.weight.any()) != zero
+        assert not model.classifier.bias.any()
+    loaded = SimCLRForImageClassification.from_pretrained(tmp_path, zero_init_logits_layer=True)
+    assert loaded.classifier.weight.any()
+
+
+def test_a_loaded_encoder_takes_images_of_another_size(tmp_path):
+    SimCLRForPreTraining(SimCLRConfig(**SIZES)).save_pretrained(tmp_path)
+
+    def built(**model):
+        values = {"method": "simclr", "task": "finetune", "init_from": str(tmp_path), "model": model}
+        return build_model(Recipe.from_dict(values), ["a", "b"]).config
+
+    assert built(image_size=20).image_size == 20
+    assert built(image_size=[20, 24]).image_height_width == (20, 24)
+    with pytest.raises(RecipeError, match=r"model.image_size = 64 .* model.cifar_stem must be true to keep it"):
+        built(image_size=64)
+    assert built(image_size=64, cifar_stem=True).uses_cifar_stem
+
+
 def test_convolutional_models_need_a_size(pictures, tmp_path):
     with pytest.raises(RecipeError, match=r"transform.size must be the size of the images in pixels, got None"):
         train("densecl", pictures, tmp_path, recipe="densecl/small_pretrain", overrides=["transform.size=null"])
@@ -130,3 +185,10 @@ def test_queues_fit_the_number_of_images(pictures):
     assert "model.queue_length = 32 is more than the 24 images" in training.advice(recipe, 24)
     assert "65536" in training.advice(Recipe.load("densecl/paper_pretrain_coco"), 5000)
     assert method_training("simclr").advice(Recipe.load("simclr/small_pretrain"), 10) is None
+
+
+def test_small_batches_of_simclr_are_announced():
+    training = method_training("simclr")
+    recipe = Recipe.load("simclr/small_pretrain", ["schedule.batch_size=64"])
+    assert "schedule.batch_size = 64 leaves every view 126 negatives" in training.advice(recipe, 1000)
+    assert training.advice(Recipe.load("simclr/small_finetune", ["schedule.batch_size=64"]), 1000) is None

@@ -1,13 +1,16 @@
 """LARS, schedules and parameter groups."""
 
 import math
+import re
 
 import pytest
 import torch
+from hubmodels.modeling.simclr import SimCLRConfig, SimCLRForImageClassification
 from timm.optim import list_optimizers
 from timm.scheduler import CosineLRScheduler
 from tiny_run import tiny_classifier, tiny_pretraining_model
 from torch import nn
+from transformers import Trainer, TrainingArguments
 
 from hubmodels.training import (
     LARS,
@@ -33,7 +36,7 @@ def names_of(model, group):
 def test_lars_follows_the_published_rule_by_hand():
     weight = nn.Parameter(torch.tensor([[3.0, 4.0]]))
     bias = nn.Parameter(torch.tensor([1.0]))
-    optimizer = LARS([weight, bias], lr=0.5, weight_decay=0.1, momentum=0.9, trust_coefficient=0.01)
+    optimizer = LARS([weight, bias], lr=0.5, weight_decay=0.1, trust_coefficient=0.01, momentum_style="plain")
     expected_weight, expected_bias = weight.detach().clone(), bias.detach().clone()
     weight_buffer, bias_buffer = torch.zeros(1, 2), torch.zeros(1)
     for gradient in (torch.tensor([[1.0, 2.0]]), torch.tensor([[-0.5, 0.25]])):
@@ -98,6 +101,47 @@ def test_lars_groups_say_what_is_adapted():
     torch.testing.assert_close(vector.detach(), torch.full((2,), 1 - 0.001))
 
 
+def test_lars_is_classic_by_default():
+    assert LARS([nn.Parameter(torch.ones(2, 2))], lr=0.1).defaults["momentum_style"] == "classic"
+
+
+@pytest.mark.parametrize(
+    ("lists", "expected"),
+    [
+        ({"exclude_from_weight_decay": ["bias", "^1"]}, {"0.weight": (0.5, True), "1.weight": (0.0, False)}),
+        ({"exclude_from_weight_decay": ["bias"], "exclude_from_layer_adaptation": []}, {"1.weight": (0.5, True)}),
+        (
+            {"exclude_from_weight_decay": ["bias"], "exclude_from_layer_adaptation": ["0"]},
+            {"0.weight": (0.5, False), "0.bias": (0.0, False), "1.bias": (0.0, True)},
+        ),
+        ({"exclude_from_layer_adaptation": ["1"]}, {"0.bias": (0.0, True), "1.weight": (0.5, False)}),
+        ({"exclude_from_weight_decay": []}, {"0.bias": (0.5, True)}),
+    ],
+)
+def test_lars_excludes_by_name(lists, expected):
+    model = nn.Sequential(nn.Linear(3, 3), nn.Linear(3, 2))
+    optimizer = LARS(model.named_parameters(), lr=0.1, weight_decay=0.5, **lists)
+    treatment = {
+        name: (group["weight_decay"], group["adapt"])
+        for group in optimizer.param_groups
+        for name in group["param_names"]
+    }
+    assert len(treatment) == 4
+    assert {name: treatment[name] for name in expected} == expected
+    with pytest.raises(ValueError, match=r"give params as model\.named_parameters"):
+        LARS(model.parameters(), lr=0.1, exclude_from_weight_decay=["bias"])
+
+
+def test_lars_in_a_plain_trainer_leaves_out_the_supervised_head(tmp_path):
+    model = SimCLRForImageClassification(SimCLRConfig(image_size=16, stem_width=4, depths=[1, 1], num_labels=3))
+    excluded = ["normalization", "bias", "classifier"]
+    kwargs = {"params": list(model.named_parameters()), "lr": 0.1, "exclude_from_weight_decay": excluded}
+    arguments = TrainingArguments(str(tmp_path), report_to=[], use_cpu=True)
+    optimizer = Trainer(model, arguments, optimizer_cls_and_kwargs=(LARS, kwargs)).create_optimizer()
+    adapted = {name for group in optimizer.param_groups if group["adapt"] for name in group["param_names"]}
+    assert adapted and not any(re.search("|".join(excluded), name) for name in adapted)
+
+
 def test_lars_buffers_of_half_precision_weights_are_float32_and_survive_a_resume():
     weight = nn.Parameter(torch.ones(3, 4, dtype=torch.bfloat16))
     optimizer = LARS([weight], lr=0.1)
@@ -120,6 +164,28 @@ def test_adaptation_groups_leave_out_vectors_and_named_parameters():
     assert adapted == {"0.weight"}
     assert left_out == {"0.bias", "1.weight", "1.bias"}
     assert create_optimizer("lars", groups, 0.1, options={"momentum_style": "classic"}).param_groups[1]["adapt"] is True
+
+
+def test_the_classifier_of_simclr_is_left_out_by_lars_alone():
+    """Other optimisers decay all but normalisation: the biases too (official rule)."""
+    sizes = {"image_size": 16, "stem_width": 4, "depths": [1, 1], "se_ratio": 0.25, "num_labels": 3}
+    model = SimCLRForImageClassification(SimCLRConfig(**sizes))
+
+    def left_out(**options):
+        plain, _ = parameter_groups(model, 0.1, 0.01, **options)
+        return names_of(model, plain)
+
+    norms = {name for name, p in model.named_parameters() if ".normalization." in name and p.requires_grad}
+    biases = {name for name, p in model.named_parameters() if name.endswith(".bias") and p.requires_grad} - norms
+    assert {"classifier.bias", "backbone.encoder.stages.0.layers.0.se.reduce.bias"} <= biases
+    assert left_out() == norms
+    assert left_out(for_lars=True) == norms | biases | {"classifier.weight"}
+    groups = layer_adaptation_groups(model, parameter_groups(model, 0.1, 0.01, for_lars=True))
+    adapted = [group for group in groups if group["adapt"]]
+    assert not any("classifier" in name for group in adapted for name in names_of(model, group))
+    model.freeze_encoder()
+    (group,) = parameter_groups(model, 0.1, 0.01)
+    assert (names_of(model, group), group["weight_decay"]) == ({"classifier.weight", "classifier.bias"}, 0.01)
 
 
 def test_simclr_schedule_counts_steps_as_the_official_code():

@@ -3,7 +3,7 @@
 import pytest
 import yaml
 
-from hubmodels.training import Recipe, RecipeError, recipe_names
+from hubmodels.training import Recipe, RecipeError, recipe_names, scaled_learning_rate
 from hubmodels.training.methods import method_class
 
 PRETRAIN = {
@@ -38,7 +38,7 @@ LINEAR_PROBE = {
     "optimizer.name": "lars",
     "optimizer.base_learning_rate": 0.1,
     "optimizer.weight_decay": 0,
-    "optimizer.options": {"momentum": 0.9, "trust_coefficient": 0.001},
+    "optimizer.options": {"momentum": 0.9, "trust_coefficient": 0.001, "momentum_style": "plain"},
     "schedule.batch_size": 16384,
     "schedule.warmup_epochs": 10,
     "schedule.min_learning_rate": 0,
@@ -188,3 +188,29 @@ def test_how_a_run_is_carried_out_does_not_make_it_another():
 def test_paper_recipes_of_simclr_follow_the_official_schedule():
     names = [name for name in recipe_names("simclr") if "/paper_" in name]
     assert names and {Recipe.load(name).schedule.name for name in names} == {"simclr"}
+
+
+@pytest.mark.parametrize(
+    ("name", "rate", "batch", "epochs", "warmup", "fraction"),
+    [
+        ("paper_pretrain_imagenet", 4.8, 4096, 100, 10, None),
+        ("paper_pretrain_v2_imagenet", 6.4, 4096, 800, 40, None),
+        ("paper_pretrain_cifar10", 2.0, 512, 1000, 10, None),
+        ("paper_linear_probe", 1.6, 4096, 90, 0, None),
+        ("paper_linear_probe_cifar10", 0.2, 512, 100, 0, None),
+        ("paper_finetune_v1_1pct", 0.8, 4096, 60, 0, 0.01),
+        ("paper_finetune_v1_10pct", 0.8, 4096, 30, 0, 0.1),
+        ("paper_finetune_1pct", 0.16, 1024, 60, 0, 0.01),
+        ("paper_finetune_10pct", 0.16, 1024, 30, 0, 0.1),
+    ],
+)
+def test_paper_recipes_of_simclr_hold_the_published_numbers(name, rate, batch, epochs, warmup, fraction):
+    recipe = Recipe.load(f"simclr/{name}")
+    optimizer, schedule = recipe.optimizer, recipe.schedule
+    peak = scaled_learning_rate(optimizer.base_learning_rate, schedule.batch_size, optimizer.lr_scaling)
+    assert peak == pytest.approx(rate)
+    assert (schedule.batch_size, schedule.epochs, schedule.warmup_epochs) == (batch, epochs, warmup)
+    assert recipe.data.fraction == fraction
+    assert optimizer.weight_decay == (1e-4 if recipe.task == "pretrain" else 0)
+    assert (recipe.task == "pretrain") != bool(recipe.model.get("zero_init_logits_layer"))
+    method_class("simclr", "AutoConfig")(**recipe.model)

@@ -20,6 +20,8 @@ class MethodTraining:
 
     Attributes:
         shape_keys: Keys of the config that a run which starts from another model takes from that model.
+        encoder_prefixes: How the names of the encoder's weights begin; empty where transformers' `base_model_prefix` of
+            the model says it.
         divides_steps: Whether an optimiser step may be divided into micro-batches without changing the result. False
             for losses that compare the images of a batch with each other.
         has_test_loss: Whether the pre-training loss of the test images says something, so that it is worth its time.
@@ -27,6 +29,7 @@ class MethodTraining:
     """
 
     shape_keys: tuple[str, ...] = ("image_size", "num_channels")
+    encoder_prefixes: tuple[str, ...] = ()
     divides_steps = True
     has_test_loss = True
     sheet_file: str
@@ -119,6 +122,31 @@ class MethodTraining:
             The model; None where `from_pretrained` does it.
         """
         return None
+
+    def resize(self, model: PreTrainedModel, image_size: int | tuple[int, int]) -> None:
+        """Make a loaded model take images of another size.
+
+        Args:
+            model: The model, changed in place.
+            image_size: Pixels, one number or (height, width).
+
+        Raises:
+            RecipeError: If it cannot.
+        """
+        try:
+            model.resize_position_embeddings(image_size)  # type: ignore[arg-type]
+        except NotImplementedError as error:
+            raise RecipeError(
+                f"model.image_size must be that of init_from, {model.config.image_size}, got {image_size}"
+            ) from error
+
+    def prepare_loaded(self, recipe: Recipe, model: PreTrainedModel) -> None:
+        """Do to a loaded model what a recipe asks for besides its config; by default nothing.
+
+        Args:
+            recipe: The recipe, with `init_from`.
+            model: The model, changed in place.
+        """
 
     def labelled_collators(
         self, recipe: Recipe, config: PreTrainedConfig, evaluation: EvalTransform

@@ -8,9 +8,11 @@ import torch
 from hubmodels.data.collators import EpochCollator
 from hubmodels.data.randomness import uniforms
 from hubmodels.training.methods.base import MethodTraining, method_class
+from hubmodels.training.recipe import RecipeError
 
 _AUGMENTATION_STREAM = 0
 VIEWS = 2
+SMALL_BATCH = 256  # the smallest batch of the paper's comparison (figure 9)
 DEFAULT_QUEUE_LENGTH = 65536  # of DenseCLConfig
 ENCODER_KEYS = (
     "image_size",
@@ -66,6 +68,7 @@ class ContrastiveTraining(MethodTraining):
     """See [`MethodTraining`]. The recipe's `transform.options` are arguments of the method's image processor."""
 
     shape_keys = (*ENCODER_KEYS, *HEAD_KEYS)
+    encoder_prefixes = ("backbone.", "encoder.backbone.")  # of SimCLR, of DenseCL
     divides_steps = False
     has_test_loss = False
     sheet_file = "views.png"
@@ -77,7 +80,14 @@ class ContrastiveTraining(MethodTraining):
             recipe.model["queue_length"] = max(1, images // 2 // batch) * batch
 
     def advice(self, recipe, images):
-        """About queues that are longer than the data."""
+        """About queues that are longer than the data, and about few negatives."""
+        batch = recipe.schedule.batch_size
+        if self.name == "simclr" and recipe.task == "pretrain" and batch < SMALL_BATCH:
+            return (
+                f"schedule.batch_size = {batch} leaves every view {2 * batch - 2} negatives; SimCLR learns better with "
+                f"at least {SMALL_BATCH} images, and smaller batches need more epochs and a higher model.temperature "
+                "(0.5)"
+            )
         length = recipe.model.get("queue_length", DEFAULT_QUEUE_LENGTH) if self.name == "densecl" else 0
         if recipe.task != "pretrain" or length <= images:
             return None
@@ -85,6 +95,28 @@ class ContrastiveTraining(MethodTraining):
             f"model.queue_length = {length} is more than the {images} images: views of the same image of earlier "
             f"epochs count as negatives; better is at most {images // 2}, in multiples of schedule.batch_size"
         )
+
+    def resize(self, model, image_size):
+        """ResNets take any size; but where the size chooses the stem, it must stay the one that was loaded."""
+        config = model.config
+        if hasattr(config.backbone_config, "image_size"):
+            raise RecipeError(
+                f"model.image_size must be {config.image_size}, as in init_from, whose backbone_config has an image "
+                f"size of its own, got {image_size}"
+            )
+        loaded_stem = config.uses_cifar_stem
+        config.image_size = image_size
+        if config.backbone_config is None and config.uses_cifar_stem != loaded_stem:
+            raise RecipeError(
+                f"model.image_size = {image_size} would choose another stem than that of init_from; model.cifar_stem "
+                f"must be {str(loaded_stem).lower()} to keep it"
+            )
+
+    def prepare_loaded(self, recipe, model):
+        """The classifier of the official SimCLR checkpoints, which fine-tuning does not start from, becomes zero."""
+        if recipe.task != "pretrain" and recipe.model.get("zero_init_logits_layer"):
+            torch.nn.init.zeros_(model.classifier.weight)
+            torch.nn.init.zeros_(model.classifier.bias)
 
     def processor(self, recipe, config, evaluation):
         """The method's own processor; it makes views for training and plain crops for evaluation."""
