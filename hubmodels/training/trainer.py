@@ -37,6 +37,7 @@ from hubmodels.training.checkpoints import (
     staging_folder,
 )
 from hubmodels.training.parameter_groups import create_optimizer, layer_adaptation_groups, parameter_groups
+from hubmodels.training.process_group import leave_process_group
 from hubmodels.training.random_state import EpochSampler, preserved_random_state
 from hubmodels.training.schedules import simclr_scheduler, timm_cosine_scheduler, warmup_cosine_scheduler
 
@@ -94,7 +95,7 @@ class HubTrainer(Trainer):
             **kwargs,
         )
         if self.args.world_size > 1:
-            atexit.register(_leave_process_group)
+            atexit.register(leave_process_group)
         self.eval_data_collator = eval_data_collator or self.data_collator
         # Losses here are means over a batch made by the model; without these two lines the stock trainer believes
         # that a forward with **kwargs divides by the number of labels and leaves out the division by accumulation.
@@ -431,15 +432,6 @@ class _RunDriver(HubCallback):
 
     def on_epoch_begin(self, args, state, control, **kwargs):
         self.trainer.set_epoch(state.global_step // self.trainer.steps_per_epoch)
-
-
-def _leave_process_group() -> None:
-    """Leaves the process group before the interpreter ends.
-
-    Gloo's threads may still hold tensors then, and abort the process when they free them (pytorch/pytorch#179291).
-    """
-    if dist.is_initialized():
-        dist.destroy_process_group()
 
 
 def _standard_callbacks(args: HubTrainingArguments) -> list[TrainerCallback]:

@@ -17,6 +17,7 @@ from safetensors.torch import save_file
 from transformers import Trainer, TrainingArguments, set_seed
 
 from hubmodels.training import HubTrainer, HubTrainingArguments
+from hubmodels.training.process_group import leave_process_group
 
 BATCH = 4
 
@@ -99,7 +100,7 @@ def main() -> None:
     save_file(state, options.output / f"rank{run.args.process_index}.safetensors")
     (options.output / f"rank{run.args.process_index}.json").write_text(json.dumps(run.state.log_history))
     if options.trainer == "stock":
-        run.accelerator.end_training()  # else the process may abort at its end, see HubTrainer
+        leave_process_group()  # HubTrainer does it by itself
 
 
 if __name__ == "__main__":
