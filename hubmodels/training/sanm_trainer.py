@@ -169,7 +169,6 @@ class SANMTrainer(HubTrainer):
         self.masking = AdversarialNoisyMasking.from_config(model.config)
         self._losses: list[torch.Tensor] = []
         self.steps_per_epoch = 1
-        self._stopped_inside = False
 
     @property
     def networks(self) -> tuple[SANMForImageClassification, SANMForImageClassification]:
@@ -199,7 +198,7 @@ class SANMTrainer(HubTrainer):
         for epoch in range(first, epochs):
             self.control = self.callback_handler.on_epoch_begin(self.args, self.state, self.control)
             self._train_epoch(epoch, epochs)
-            if self._stopped_inside:
+            if self.state.epoch < epoch + 1:  # stopped inside; transformers itself stops at the last step of a run
                 break
             self.lr_scheduler.step()
             self.state.epoch = float(epoch + 1)
@@ -278,7 +277,7 @@ class SANMTrainer(HubTrainer):
         for number, share in enumerate(shares):
             self._train_network(number, share, epoch, iterations[number], trust[number], (done, steps))
             done += len(share)
-            if self._stopped_inside:
+            if self.control.should_training_stop:
                 break
         self._broadcast(self.model.buffers())
 
@@ -313,7 +312,6 @@ class SANMTrainer(HubTrainer):
             self.state.epoch = epoch + (done_of[0] + index + 1) / done_of[1]
             self._log_step(loss.detach(), parts)
             if self.control.should_training_stop:
-                self._stopped_inside = True
                 break
 
     def _loss(

@@ -323,6 +323,14 @@ def test_unknown_options_of_the_noise_are_refused(pictures):
         Recipe.load("sanm/small_light", [*LIGHT, "noisy_labels.rate=2.0"])
 
 
+def test_the_last_epoch_is_measured_and_saved(pictures, tmp_path):
+    run = train(**arguments("small_cotrain", pictures, tmp_path / "run"))
+    log = read_jsonl(run.folder / "log.jsonl")
+    assert [entry["epoch"] for entry in log if "eval_accuracy" in entry] == [1, 2, 3, 4]
+    last = max(int(path.name.split("-")[1]) for path in run.folder.glob("checkpoint-*"))
+    assert json.loads((run.folder / f"checkpoint-{last}" / "trainer_state.json").read_text())["epoch"] == 4
+
+
 def test_a_callback_can_stop_inside_of_an_epoch(pictures, tmp_path, monkeypatch):
     """The last checkpoint stays that of the epoch before."""
 
