@@ -126,7 +126,7 @@ def convert(
         if is_fresh or other_is_fresh:
             raise ConversionError("second makes an ensemble of two trained classifiers; an encoder has no classifier")
         model, notes = _ensemble(config, official, other), [f"The second network comes from `{Path(second).name}`."]
-    if _without_decoder(official):
+    if _without_decoder(official) or (second is not None and _without_decoder(other)):
         notes.append(_fresh_note(is_fresh))
     processor = _processor(config, image_mean, image_std)
     return Converted(model, (processor,), _card(model, source, notes, second))

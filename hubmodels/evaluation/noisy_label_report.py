@@ -98,16 +98,16 @@ class NoisyLabelReport:
                 f"expected clean_prob of shape {expected[:1]} and probabilities of shape {expected}, got "
                 f"{self.clean_prob.shape} and {self.probabilities.shape}"
             )
+        if not ((self.clean_prob >= 0) & (self.clean_prob <= 1)).all():
+            raise ValueError(
+                f"clean_prob must be in [0, 1], got values from {self.clean_prob.min()} to {self.clean_prob.max()}"
+            )
         rows = np.arange(len(dataset))
         self.given_probability = self.probabilities[rows, self.labels]
         others = self.probabilities.copy()
         others[rows, self.labels] = -1.0
         self.suggested = others.argmax(axis=1)
         # Where the mixture is sure of many labels, the model's own probability of the label decides.
-        if not ((self.clean_prob >= 0) & (self.clean_prob <= 1)).all():
-            raise ValueError(
-                f"clean_prob must be in [0, 1], got values from {self.clean_prob.min()} to {self.clean_prob.max()}"
-            )
         self.order = np.lexsort((self.given_probability, self.clean_prob))
 
     @classmethod

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch.utils.data import IterableDataset
+from torch.utils.data import DataLoader, IterableDataset
 from transformers import PreTrainedConfig, PreTrainedModel, set_seed
 
 from hubmodels.data import (
@@ -96,8 +96,8 @@ def load_data(recipe: Recipe) -> RunData:
     if recipe.task != "pretrain" and not train.class_names:
         raise RecipeError(f"the task {recipe.task} needs labels, and {data.source} has none: one folder per class")
     train = _with_noise(recipe, train, columns)
-    if data.list is not None:
-        train = train.select(listed_indices(train, data.list))
+    if data.file_list is not None:
+        train = train.select(listed_indices(train, data.file_list))
     test, note = _test_split(recipe, columns), "test split"
     if data.streaming:
         assert isinstance(data.size, int)  # Recipe has checked it
@@ -107,7 +107,7 @@ def load_data(recipe: Recipe) -> RunData:
         note = f"{HELD_OUT_FRACTION:.0%} of the training images, held out"
     if data.size is not None:
         train = train.subset(data.size, recipe.run.seed)
-    elif data.fraction is not None and data.list is None:
+    elif data.fraction is not None and data.file_list is None:
         if train.labels is None:
             raise RecipeError(f"data.fraction needs labelled data, one folder per class, got {data.source}")
         train = train.select(subset_indices(train.labels, data.fraction, recipe.run.seed))
@@ -119,9 +119,7 @@ def _with_noise(recipe: Recipe, train: Any, columns: dict[str, Any]) -> Any:
     data = recipe.data
     if all(getattr(data, name) is None for name in NOISES):
         return train
-    if data.noise_file is not None and Path(data.noise_file).suffix == ".pt":
-        if "name" not in data.noise_options:
-            raise RecipeError("data.noise_file of CIFAR-N needs data.noise_options.name, such as worse_label")
+    if data.noise_file is not None and "name" in data.noise_options:
         labels = load_cifar_n_labels(data.noise_file, data.noise_options["name"], train.labels)
         return train.with_noisy_labels(labels)
     if data.noise_file is not None:
@@ -130,28 +128,17 @@ def _with_noise(recipe: Recipe, train: Any, columns: dict[str, Any]) -> Any:
         columns = columns | {"label_column": data.noisy_label_column}
         return train.with_noisy_labels(load_image_dataset(data.source, data.train_split, **columns).labels)
     features = _pixels(train) if data.noise_mode == "instance" else None
-    try:
-        noise = inject_label_noise(
-            train.labels,
-            data.noise_mode,
-            data.noise_rate,
-            train.num_classes,
-            data.noise_seed,
-            features=features,
-            **data.noise_options,
-        )
-    except TypeError as error:
-        raise RecipeError(f"data.noise_options must be arguments of inject_label_noise: {error}") from error
-    return train.with_noisy_labels(noise.labels)
+    how = (data.noise_mode, data.noise_rate, train.num_classes, data.noise_seed)
+    return train.with_noisy_labels(
+        inject_label_noise(train.labels, *how, features=features, **data.noise_options).labels
+    )
 
 
 def _pixels(images: ImageDataset) -> np.ndarray:
     """Pixels of all images at 32 x 32, [N, 3072], what the noise of an image depends on."""
     transform = EvalTransform(FEATURE_PIXELS, crop_fraction=1.0, mean=0.0, std=1.0)
-    collate = ImageCollator(transform, seed=0, train=False)
-    batches = range(0, len(images), FEATURE_BATCH)
-    parts = [collate([images[i] for i in range(at, min(at + FEATURE_BATCH, len(images)))]) for at in batches]
-    return torch.cat([part["pixel_values"].flatten(1) for part in parts]).numpy()
+    batches = DataLoader(images, FEATURE_BATCH, collate_fn=ImageCollator(transform, seed=0, train=False))
+    return torch.cat([batch["pixel_values"].flatten(1) for batch in batches]).numpy()
 
 
 def _test_split(recipe: Recipe, columns: dict[str, Any]) -> ImageDataset | None:

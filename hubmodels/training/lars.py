@@ -94,7 +94,7 @@ class LARS(Optimizer):
             "adapt": adapt,
         }
         params = list(params)
-        if exclude_from_weight_decay is not None or exclude_from_layer_adaptation:
+        if params and (exclude_from_weight_decay is not None or exclude_from_layer_adaptation):
             params = _groups_by_name(params, weight_decay, exclude_from_weight_decay, exclude_from_layer_adaptation)
         super().__init__(params, defaults)
 

@@ -14,6 +14,7 @@ import yaml
 Task = Literal["pretrain", "finetune", "partial_finetune", "linear_probe"]
 
 
+NOISE_OPTIONS = ("sym_exclusive", "class_map", "transition")  # of `inject_label_noise`
 NOISES = ("noisy_label_column", "noise_file", "noise_mode")  # keys of `data` that make labels wrong
 
 
@@ -31,7 +32,7 @@ class DataSection:
         test_split: Labelled split to measure on; None takes "test" or "validation" if there is one.
         size: A part of the training split: a fraction (0.1) or a number of images (500); None takes all.
         fraction: A part with as many images of every class, see `subset_indices`; labelled data only.
-        list: Text file with the names of the training images to take from a folder, one a line, in place of `fraction`.
+        file_list: Text file with the names of the training images to take, one a line, in place of `fraction`.
         streaming: Read the images one after the other; `size` then says how many make an epoch.
         image_column: Column of the images, where its name does not tell.
         label_column: Column of the labels, likewise.
@@ -51,7 +52,7 @@ class DataSection:
     test_split: str | None = None
     size: int | float | None = None
     fraction: float | None = None
-    list: str | None = None
+    file_list: str | None = None
     streaming: bool = False
     image_column: str | None = None
     label_column: str | None = None
@@ -284,9 +285,9 @@ class Recipe:
             raise RecipeError("trainable_blocks goes with the task partial_finetune, and only with it")
         if self.data.streaming and not isinstance(self.data.size, int):
             raise RecipeError(f"data.streaming needs the number of images in data.size, got {self.data.size!r}")
-        parts = [name for name in ("size", "fraction", "list") if getattr(self.data, name) is not None]
+        parts = [name for name in ("size", "fraction", "file_list") if getattr(self.data, name) is not None]
         if len(parts) > 1 and (parts[0] == "size" or self.data.streaming):
-            raise RecipeError(f"only one of data.size and data.fraction or data.list can be given, got {parts}")
+            raise RecipeError(f"only one of data.size and data.fraction or data.file_list can be given, got {parts}")
         noises = [name for name in NOISES if getattr(self.data, name) is not None]
         if len(noises) > 1 or (noises and self.data.streaming):
             raise RecipeError(
@@ -295,6 +296,7 @@ class Recipe:
             )
         if self.data.noise_mode not in (None, "transition") and not 0 <= (self.data.noise_rate or -1) <= 1:
             raise RecipeError(f"data.noise_mode needs data.noise_rate in (0, 1], got {self.data.noise_rate}")
+        self._check_noise_options()
         rate = self.noisy_labels.rate
         if rate is not None and not 0 <= rate <= 1:
             raise RecipeError(f"noisy_labels.rate must be in [0, 1], got {rate}")
@@ -306,6 +308,16 @@ class Recipe:
                 f"schedule.warmup_epochs must be in [0, schedule.epochs = {self.schedule.epochs}], "
                 f"got {self.schedule.warmup_epochs}"
             )
+
+    def _check_noise_options(self) -> None:
+        data = self.data
+        is_cifar_n = data.noise_file is not None and Path(data.noise_file).suffix == ".pt"
+        accepted = NOISE_OPTIONS if data.noise_mode is not None else ("name",) if is_cifar_n else ()
+        unknown = sorted(set(data.noise_options) - set(accepted))
+        if unknown:
+            raise RecipeError(f"data.noise_options must be of {accepted} here, got {unknown}")
+        if is_cifar_n and "name" not in data.noise_options:
+            raise RecipeError("data.noise_file of CIFAR-N needs data.noise_options.name, such as worse_label")
 
     @classmethod
     def load(cls, name_or_path: str | Path, overrides: Sequence[str] = (), method: str = "mae") -> "Recipe":

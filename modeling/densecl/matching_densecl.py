@@ -59,13 +59,16 @@ def match_by_geometry(crop_boxes: torch.Tensor, flips: torch.Tensor, grid: tuple
 def check_matches(match_index: torch.Tensor, batch: int, cells: int) -> None:
     """
     Raises:
-        ValueError: if `match_index` does not name one of `cells` key cells for each query cell of `batch` images.
+        ValueError: if `match_index` does not name one of `cells` key cells for each query cell of `batch` images (its
+            range is looked at on the CPU only, as an accelerator would be waited for).
     """
     if match_index.shape != (batch, cells) or match_index.dtype != torch.int64:
         raise ValueError(
             f"match_index must be int64 of shape {(batch, cells)} (batch, cells), got {match_index.dtype} of shape "
             f"{tuple(match_index.shape)}"
         )
+    if match_index.device.type != "cpu":
+        return
     low, high = (int(value) for value in match_index.aminmax())
     if low < 0 or high >= cells:
         raise ValueError(f"match_index must name cells in [0, {cells}), got {low} to {high}")

@@ -49,9 +49,9 @@ def test_recipes_take_a_part_or_a_list(root):
 
     assert sorted(data(fraction=0.5).labels.tolist()) == [0] * 5 + [1] * 5
     (root / "list.txt").write_text("b_3.png\na_7.png\n\n")
-    train = data(list=str(root / "list.txt"), fraction=0.5)
+    train = data(file_list=str(root / "list.txt"), fraction=0.5)
     assert [train.name(i).rsplit("/", 1)[1] for i in range(len(train))] == ["a_7.png", "b_3.png"]
-    with pytest.raises(RecipeError, match=r"only one of data.size and data.fraction or data.list"):
+    with pytest.raises(RecipeError, match=r"only one of data.size and data.fraction or data.file_list"):
         data(size=3, fraction=0.5)
 
 
