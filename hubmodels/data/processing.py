@@ -35,20 +35,22 @@ class ProcessorTransform:
     Args:
         processor: An image processor of transformers.
         num_channels: Channels of the model; grey images are copied to all of them.
+        draws: Uniform numbers per image that the processor takes as its argument `uniforms`; 0 for one without draws.
+        settings: Further arguments of its calls.
     """
 
-    draws = 0
-
-    def __init__(self, processor: Any, num_channels: int = 3):
+    def __init__(self, processor: Any, num_channels: int = 3, draws: int = 0, **settings: Any):
         self.processor = processor
         self.num_channels = num_channels
+        self.draws = draws
+        self.settings = settings
 
     def __call__(self, images: Images, uniforms: np.ndarray | None = None) -> torch.Tensor:
         """Process a batch.
 
         Args:
             images: uint8 images [C, H, W], C is 1 or `num_channels`.
-            uniforms: Ignored.
+            uniforms: float64 [B, draws] in [0, 1); not needed when `draws` is 0.
 
         Returns:
             float32 [B, num_channels, height, width].
@@ -60,4 +62,6 @@ class ProcessorTransform:
             if image.shape[0] not in (1, self.num_channels):
                 raise ValueError(f"expected {self.num_channels} channels, got {image.shape[0]}")
         expanded = [image.expand(self.num_channels, -1, -1) for image in images]
-        return self.processor(images=expanded, input_data_format="channels_first", return_tensors="pt")["pixel_values"]
+        settings = self.settings | ({"uniforms": uniforms} if self.draws else {})
+        outputs = self.processor(images=expanded, input_data_format="channels_first", return_tensors="pt", **settings)
+        return outputs["pixel_values"]

@@ -13,11 +13,8 @@ from transformers import PreTrainedConfig, PreTrainedModel, set_seed
 
 from hubmodels.data import (
     EvalTransform,
-    FinetuneTransform,
     ImageCollator,
     ImageDataset,
-    ImageTransform,
-    LinearProbeTransform,
     inject_label_noise,
     listed_indices,
     load_image_dataset,
@@ -193,7 +190,8 @@ def _checked_settings(recipe: Recipe) -> dict[str, Any]:
     known = method_class(recipe.method, "AutoConfig")().to_dict()
     unknown = sorted(set(recipe.model) - set(known))
     if unknown:
-        raise RecipeError(f"unknown key model.{', model.'.join(unknown)} (keys here: {', '.join(sorted(known))})")
+        hint = "; this model takes images of any size: set transform.size" if "image_size" in unknown else ""
+        raise RecipeError(f"unknown key model.{', model.'.join(unknown)}{hint} (keys here: {', '.join(sorted(known))})")
     return dict(recipe.model)
 
 
@@ -269,32 +267,9 @@ def build_collators(recipe: Recipe, config: PreTrainedConfig) -> tuple[Collator,
     Returns:
         Both collators.
     """
-    section, evaluation = recipe.transform, evaluation_transform(recipe, config)
-    if recipe.task == "pretrain":
-        return method_training(recipe.method).pretrain_collators(recipe, config, evaluation)
-    special = method_training(recipe.method).labelled_collators(recipe, config, evaluation)
-    if special is not None:
-        return special
-    common: dict[str, Any] = {
-        "scale": section.crop_scale,
-        "flip": section.flip,
-        "num_channels": evaluation.num_channels,
-        "mean": section.mean,
-        "std": section.std,
-    }
-    if recipe.task == "linear_probe":
-        train: ImageTransform = LinearProbeTransform(evaluation.size, **common)
-    else:
-        train = FinetuneTransform(
-            evaluation.size,
-            auto_augment=section.auto_augment,
-            random_erasing=section.random_erasing,
-            crop_padding=section.crop_padding,
-            resize=None if section.crop_padding is None else evaluation.short_side,
-            **common,
-        )
-    seed = recipe.run.seed
-    return ImageCollator(train, seed, train=True), ImageCollator(evaluation, seed, train=False)
+    method, evaluation = method_training(recipe.method), evaluation_transform(recipe, config)
+    make = method.pretrain_collators if recipe.task == "pretrain" else method.labelled_collators
+    return make(recipe, config, evaluation)
 
 
 def training_arguments(

@@ -10,14 +10,16 @@ from hubmodels.modeling.simclr import (
 )
 from PIL import Image
 from stopping import assert_same_bits, stopped_at_step_5, weights
-from transformers import AutoImageProcessor, AutoModel, AutoModelForPreTraining, ResNetConfig
+from torchvision.transforms.functional import to_pil_image
+from transformers import AutoImageProcessor, AutoModel, AutoModelForPreTraining, ResNetConfig, pipeline
 
 from hubmodels.catalog import packaged_path
 from hubmodels.data import load_image_dataset
+from hubmodels.data.randomness import uniforms
 from hubmodels.evaluation import evaluate
 from hubmodels.training import Recipe, RecipeError, read_jsonl, train
 from hubmodels.training import run as run_module
-from hubmodels.training.assembly import build_model
+from hubmodels.training.assembly import build_collators, build_model
 from hubmodels.training.methods import method_class, method_training
 from hubmodels.training.methods.contrastive import ViewsCollator
 
@@ -157,6 +159,47 @@ def test_fine_tuning_starts_with_the_classifier_that_the_recipe_says(tmp_path):
     assert loaded.classifier.weight.any()
 
 
+def test_a_fine_tuned_run_is_measured_as_its_users_prepare_images(pictures, tmp_path):
+    """On pictures that are larger than the model's images: the processor resizes them as the run did."""
+    overrides = [*COMMON[:3], "model.stem_width=2", "model.image_size=18", "schedule.epochs=1"]
+    for number, options in enumerate(([], ["transform.crop_padding=null"])):
+        run = train(
+            "simclr", pictures, tmp_path / str(number), recipe="simclr/small_finetune", overrides=overrides + options
+        )
+        classify = pipeline("image-classification", model=str(run.folder))
+        test = load_image_dataset(pictures, "test")
+        assert test[0]["image"].shape[-2:] != (18, 18)
+        names = [test.class_names[test[index]["label"]] for index in range(len(test))]
+        images = [to_pil_image(test[index]["image"]) for index in range(len(test))]
+        hits = [result[0]["label"] == name for result, name in zip(classify(images), names, strict=True)]
+        assert sum(hits) / len(hits) == pytest.approx(run.metrics["eval_accuracy"])
+
+
+def test_labelled_images_are_cropped_as_the_processor_crops():
+    recipe = Recipe.load("simclr/paper_linear_probe_cifar10")
+    config = SimCLRConfig(**SIZES | {"image_size": 32})
+    train_collator, test_collator = build_collators(recipe, config)
+    image = torch.randint(0, 256, (3, 40, 36), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    items = [{"image": image, "index": 5, "label": 1}]
+    processor = SimCLRImageProcessor(size=32, crop_proportion=1.0)
+    table = uniforms(recipe.run.seed, 0, [5], processor.draws, 0)
+    for collator, expected in (
+        (train_collator, processor(image, mode="finetune", uniforms=table)),
+        (test_collator, processor(image)),
+    ):
+        batch = collator(items)
+        assert torch.equal(batch["pixel_values"], expected["pixel_values"])
+        assert batch["labels"].tolist() == [1]
+
+
+def test_simclr_refuses_to_normalise(pictures, tmp_path):
+    with pytest.raises(
+        RecipeError, match=r"transform.mean and transform.std must be 0 and 1, .* got \[0.5, 0.5, 0.5\]"
+    ):
+        train("simclr", pictures, tmp_path / "run", overrides=[*TINY["simclr"], "transform.mean=[0.5]"])
+    assert not (tmp_path / "run").exists()
+
+
 def test_a_loaded_encoder_takes_images_of_another_size(tmp_path):
     SimCLRForPreTraining(SimCLRConfig(**SIZES)).save_pretrained(tmp_path)
 
@@ -174,6 +217,8 @@ def test_a_loaded_encoder_takes_images_of_another_size(tmp_path):
 def test_convolutional_models_need_a_size(pictures, tmp_path):
     with pytest.raises(RecipeError, match=r"transform.size must be the size of the images in pixels, got None"):
         train("densecl", pictures, tmp_path, recipe="densecl/small_pretrain", overrides=["transform.size=null"])
+    with pytest.raises(RecipeError, match=r"unknown key model.image_size; this model takes .*: set transform.size"):
+        train("densecl", pictures, tmp_path, recipe="densecl/small_pretrain", overrides=["model.image_size=64"])
 
 
 def test_queues_fit_the_number_of_images(pictures):

@@ -8,7 +8,7 @@ from typing import Any
 from transformers import PreTrainedConfig, PreTrainedModel
 
 from hubmodels.catalog import get_method
-from hubmodels.data import EvalTransform
+from hubmodels.data import EvalTransform, FinetuneTransform, ImageCollator, ImageTransform, LinearProbeTransform
 from hubmodels.training.recipe import Recipe, RecipeError
 from hubmodels.training.trainer import HubTrainer
 
@@ -150,7 +150,7 @@ class MethodTraining:
 
     def labelled_collators(
         self, recipe: Recipe, config: PreTrainedConfig, evaluation: EvalTransform
-    ) -> tuple[Collator, Collator] | None:
+    ) -> tuple[Collator, Collator]:
         """Make the collators of a labelled task and of its evaluation.
 
         Args:
@@ -159,9 +159,10 @@ class MethodTraining:
             evaluation: Evaluation transform of the recipe.
 
         Returns:
-            Both collators; None takes the usual ones.
+            Both collators.
         """
-        return None
+        train, seed = labelled_transform(recipe, evaluation), recipe.run.seed
+        return ImageCollator(train, seed, train=True), ImageCollator(evaluation, seed, train=False)
 
     def make_trainer(
         self, recipe: Recipe, model: PreTrainedModel, arguments: Any, evaluation: EvalTransform, **parts: Any
@@ -244,6 +245,36 @@ class MethodTraining:
             RecipeError: If the method cannot use it.
         """
         raise NotImplementedError
+
+
+def labelled_transform(recipe: Recipe, evaluation: EvalTransform) -> ImageTransform:
+    """The augmentation of a linear probe or of fine-tuning.
+
+    Args:
+        recipe: The recipe.
+        evaluation: Its evaluation transform.
+
+    Returns:
+        The transform.
+    """
+    section = recipe.transform
+    common: dict[str, Any] = {
+        "scale": section.crop_scale,
+        "flip": section.flip,
+        "num_channels": evaluation.num_channels,
+        "mean": section.mean,
+        "std": section.std,
+    }
+    if recipe.task == "linear_probe":
+        return LinearProbeTransform(evaluation.size, **common)
+    return FinetuneTransform(
+        evaluation.size,
+        auto_augment=section.auto_augment,
+        random_erasing=section.random_erasing,
+        crop_padding=section.crop_padding,
+        resize=None if section.crop_padding is None else evaluation.short_side,
+        **common,
+    )
 
 
 def method_class(method: str, auto_class: str) -> type:

@@ -5,9 +5,10 @@ from typing import Any
 
 import torch
 
-from hubmodels.data.collators import EpochCollator
+from hubmodels.data.collators import EpochCollator, ImageCollator
+from hubmodels.data.processing import ProcessorTransform
 from hubmodels.data.randomness import uniforms
-from hubmodels.training.methods.base import MethodTraining, method_class
+from hubmodels.training.methods.base import MethodTraining, labelled_transform, method_class
 from hubmodels.training.recipe import RecipeError
 
 _AUGMENTATION_STREAM = 0
@@ -120,9 +121,37 @@ class ContrastiveTraining(MethodTraining):
 
     def processor(self, recipe, config, evaluation):
         """The method's own processor; it makes views for training and plain crops for evaluation."""
+        mean, std = list(evaluation.mean), list(evaluation.std)
+        if self.name == "simclr":
+            if set(mean) != {0.0} or set(std) != {1.0}:
+                raise RecipeError(
+                    "transform.mean and transform.std must be 0 and 1, as SimCLR takes pixels in [0, 1] without "
+                    f"normalisation, got {mean} and {std}"
+                )
+            settings: dict[str, Any] = {"crop_proportion": evaluation.crop_fraction}
+        else:
+            settings = {"crop_pct": evaluation.crop_fraction, "image_mean": mean, "image_std": std}
+        height, width = evaluation.size
         return method_class(self.name, "AutoImageProcessor")(
-            size={"height": evaluation.size[0], "width": evaluation.size[1]}, **recipe.transform.options
+            size={"height": height, "width": width}, **(settings | recipe.transform.options)
         )
+
+    def labelled_collators(self, recipe, config, evaluation):
+        """The method's own crops, as its published processor makes them; what it does not know is done as elsewhere."""
+        section, seed = recipe.transform, recipe.run.seed
+        processor = self.processor(recipe, config, evaluation)
+        train: Any = ProcessorTransform(
+            processor,
+            evaluation.num_channels,
+            processor.draws,
+            mode="finetune",
+            area_range=section.crop_scale,
+            flip_probability=section.flip,
+        )
+        if section.crop_padding is not None or section.auto_augment or section.random_erasing:
+            train = labelled_transform(recipe, evaluation)
+        test = ProcessorTransform(processor, evaluation.num_channels)
+        return ImageCollator(train, seed, train=True), ImageCollator(test, seed, train=False)
 
     def pretrain_collators(self, recipe, config, evaluation):
         """Two views of every image; evaluation draws those of epoch 0 always."""
