@@ -384,3 +384,21 @@ def packaged_path(name: str) -> Path:
     if not path.is_dir():
         raise FileNotFoundError(f"packaged checkpoint {name!r}: no folder {path}; reinstall hubmodels")
     return path
+
+
+def model_source(name: str | Path) -> str:
+    """Return what `from_pretrained` takes for a model that a user names.
+
+    Args:
+        name: A folder, a repository id on the Hub, or the name of a packaged checkpoint.
+
+    Returns:
+        The folder of the packaged checkpoint of that name; anything else as it is.
+
+    Raises:
+        ValueError: The name is that of an official file that must be downloaded and converted.
+        FileNotFoundError: The installation lacks the folder.
+    """
+    if any(checkpoint.name == str(name) for checkpoint in CHECKPOINTS):
+        return str(packaged_path(str(name)))
+    return str(name)

@@ -232,8 +232,7 @@ def train(
 
     is_method = any(method.name == recipe_or_method for method in catalog.METHODS)
     selection = {"method": recipe_or_method} if is_method else {"recipe": recipe_or_method}
-    start = None if backbone is None else _model_source(backbone)
-    run_training(**selection, data=data, output=out, backbone=start, overrides=overrides or [], yes=yes)
+    run_training(**selection, data=data, output=out, backbone=backbone, overrides=overrides or [], yes=yes)
 
 
 @app.command()
@@ -252,7 +251,7 @@ def evaluate(
         raise FileExistsError(f"{save} exists; give another place with --save")
     from hubmodels.evaluation import evaluate as run_evaluation
 
-    outcome = run_evaluation(_model_source(folder), data, protocol=protocol, split=split, progress=not as_json)
+    outcome = run_evaluation(folder, data, protocol=protocol, split=split, progress=not as_json)
     if save is not None:
         outcome.save(save)
     if as_json:
@@ -274,7 +273,7 @@ def label_errors(
     """List the labels that are most probably wrong, with pictures."""
     from hubmodels.evaluation import NoisyLabelReport
 
-    report = NoisyLabelReport.from_model(_model_source(folder), data, split=split, label_column=label_column)
+    report = NoisyLabelReport.from_model(folder, data, split=split, label_column=label_column)
     paths = report.save(out, images)
     _console().print(report.table())
     for path in paths:
@@ -379,7 +378,7 @@ def demo(
     """Draw what a model reconstructs of a picture of which it sees only a part."""
     if output.exists():
         raise FileExistsError(f"{output} exists; give another place with --output")
-    source = _default_demo_model() if model is None else _model_source(model)
+    source = _default_demo_model() if model is None else catalog.model_source(model)
 
     import torch
     from PIL import Image
@@ -403,13 +402,6 @@ def demo(
         generator=generator,
     )
     typer.echo(f"wrote {output}")
-
-
-def _model_source(name: str) -> str:
-    """What `from_pretrained` takes: a packaged checkpoint's folder, otherwise `name` itself (a folder or Hub id)."""
-    if any(checkpoint.name == name for checkpoint in catalog.CHECKPOINTS):
-        return str(catalog.packaged_path(name))
-    return name
 
 
 def _default_demo_model() -> str:

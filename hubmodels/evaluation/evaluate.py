@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from hubmodels.catalog import model_source
 from hubmodels.data.collators import BatchTransform
 from hubmodels.data.images import ImageDataset, load_image_dataset
 from hubmodels.data.processing import ProcessorTransform
@@ -22,6 +23,7 @@ from hubmodels.evaluation.features import extract_features
 from hubmodels.evaluation.knn import knn_predict
 from hubmodels.evaluation.linear_probe import linear_probe
 
+CLASSIFIER_CLASS = "AutoModelForImageClassification"
 PROTOCOLS = ("finetuned", "knn", "linear")
 HELD_OUT_FRACTION = 0.2
 
@@ -81,7 +83,7 @@ def evaluate(
     """Evaluate a saved model on labelled images.
 
     Args:
-        folder: A folder written by `save_pretrained`, or a repository id on the Hub.
+        folder: A folder written by `save_pretrained`, a packaged checkpoint, or a repository id on the Hub.
         data: Labelled data, see [`hubmodels.data.load_image_dataset`].
         protocol: "finetuned": accuracy of the saved classifier. "knn": k nearest neighbours on frozen features.
             "linear": the published linear probe (BatchNorm without affine, LARS) on frozen features.
@@ -116,9 +118,10 @@ def evaluate(
     """
     if protocol not in PROTOCOLS:
         raise ValueError(f"protocol must be one of {', '.join(PROTOCOLS)}, got {protocol!r}")
-    model = _load_model(folder, protocol == "finetuned", trust_remote_code)
+    source = model_source(folder)
+    model = _load_model(source, protocol == "finetuned", trust_remote_code)
     model = model.to(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-    transform = transform or _processor_transform(folder, model, trust_remote_code)
+    transform = transform or _processor_transform(source, model, trust_remote_code)
     test, split_name = _test_data(data, split)
     if protocol == "finetuned":
         test, class_names = match_classes(test or _labelled(data, None), model_classes(model))
@@ -155,12 +158,24 @@ def evaluate(
     return Evaluation(str(folder), str(data), split_name or "all", protocol, settings, report)
 
 
-def _load_model(folder: str | Path, classifier: bool, trust_remote_code: bool) -> nn.Module:
+def _load_model(folder: str, classifier: bool, trust_remote_code: bool) -> nn.Module:
     """Load a classifier, or the encoder alone."""
-    from transformers import AutoModel, AutoModelForImageClassification
+    from transformers import (
+        MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING,
+        AutoConfig,
+        AutoModel,
+        AutoModelForImageClassification,
+    )
 
     if not classifier:
         return AutoModel.from_pretrained(folder, trust_remote_code=trust_remote_code)
+    config = AutoConfig.from_pretrained(folder, trust_remote_code=trust_remote_code)
+    published = getattr(config, "auto_map", None) or {}
+    if type(config) not in MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING and CLASSIFIER_CLASS not in published:
+        raise ValueError(
+            f"{folder} is a model of type {config.model_type}, which has no classifier; choose "
+            f"protocol 'knn' or 'linear'"
+        )
     model, loaded = AutoModelForImageClassification.from_pretrained(
         folder, trust_remote_code=trust_remote_code, output_loading_info=True
     )
@@ -179,7 +194,7 @@ def classifier_and_transform(
     """Load a saved classifier with the preprocessing of its image processor.
 
     Args:
-        folder: A folder written by `save_pretrained`, or a repository id on the Hub.
+        folder: A folder written by `save_pretrained`, a packaged checkpoint, or a repository id on the Hub.
         trust_remote_code: Allow a repository's own code to run.
 
     Returns:
@@ -188,11 +203,12 @@ def classifier_and_transform(
     Raises:
         ValueError: A model without a trained classifier.
     """
-    model = _load_model(folder, True, trust_remote_code)
-    return model, _processor_transform(folder, model, trust_remote_code)
+    source = model_source(folder)
+    model = _load_model(source, True, trust_remote_code)
+    return model, _processor_transform(source, model, trust_remote_code)
 
 
-def _processor_transform(folder: str | Path, model: nn.Module, trust_remote_code: bool) -> ProcessorTransform:
+def _processor_transform(folder: str, model: nn.Module, trust_remote_code: bool) -> ProcessorTransform:
     from transformers import AutoImageProcessor
 
     processor = AutoImageProcessor.from_pretrained(folder, trust_remote_code=trust_remote_code)

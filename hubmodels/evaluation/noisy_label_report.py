@@ -128,7 +128,8 @@ class NoisyLabelReport:
         that was trained on them plainly agrees with many of its wrong labels.
 
         Args:
-            model: Folder or Hub id of a classifier (an ensemble or any other), or the model itself with a `transform`.
+            model: Folder, packaged checkpoint or Hub id of a classifier (an ensemble or any other), or the model itself
+                with a `transform`.
             data: Labelled data, see [`hubmodels.data.load_image_dataset`], or an `ImageDataset`.
             split: Split to judge; None takes "train", or the only one.
             label_column: Column of the labels, where its name does not tell.

@@ -1,15 +1,17 @@
 """The pieces of a run, made from a recipe: data, transforms, model, processor, arguments."""
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from itertools import count
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
 import torch
 from torch.utils.data import DataLoader, IterableDataset
-from transformers import PreTrainedConfig, PreTrainedModel, set_seed
+from transformers import AutoConfig, PreTrainedConfig, PreTrainedModel, set_seed
 
 from hubmodels.data import (
     EvalTransform,
@@ -24,6 +26,7 @@ from hubmodels.data.label_noise import load_cifar_n_labels, load_noisy_labels
 from hubmodels.data.splits import MissingSplitError
 from hubmodels.training.arguments import HubTrainingArguments
 from hubmodels.training.methods import Collator, method_class, method_training
+from hubmodels.training.methods.positional_label import network_inside
 from hubmodels.training.recipe import NOISES, Recipe, RecipeError
 
 HELD_OUT_FRACTION = 0.2
@@ -177,13 +180,30 @@ def build_model(recipe: Recipe, class_names: list[str]) -> PreTrainedModel:
     if recipe.init_from is None:
         model = model_class(method_class(recipe.method, "AutoConfig")(**settings))
     else:
-        model = method_parts.load_model(recipe, settings) or _load_model(recipe, model_class, settings)
+        with _start(recipe) as start:
+            model = method_parts.load_model(start, settings) or _load_model(start, model_class, settings)
         method_parts.prepare_loaded(recipe, model)
     if recipe.task == "linear_probe":
         model.freeze_encoder()
     elif recipe.task == "partial_finetune":
         model.freeze_all_but_last_blocks(recipe.trainable_blocks)
     return model
+
+
+@contextmanager
+def _start(recipe: Recipe) -> Iterator[Recipe]:
+    """The recipe; where another method starts from Positional Label, from a copy of the network inside of it."""
+    source = str(recipe.init_from)
+    config = AutoConfig.from_pretrained(source)
+    if config.model_type != "positional_label" or recipe.method == config.model_type:
+        yield recipe
+        return
+    with TemporaryDirectory() as folder:
+        network_inside(config, source).save_pretrained(folder)
+        try:
+            yield replace(recipe, init_from=folder)
+        except RecipeError as error:
+            raise RecipeError(str(error).replace(folder, source)) from error
 
 
 def _checked_settings(recipe: Recipe) -> dict[str, Any]:
@@ -202,10 +222,10 @@ def _load_model(recipe: Recipe, model_class: Any, settings: dict[str, Any]) -> P
             source, ignore_mismatched_sizes=True, output_loading_info=True, **settings
         )
     except ValueError as error:
-        raise RecipeError(f"init_from = {source}: {error}") from error
+        raise RecipeError(f"init_from = {source}: {str(error).splitlines()[0]}") from error
     encoder = method_training(recipe.method).encoder_prefixes or (f"{model.base_model_prefix}.",)
-    lacking = [key for key in report["missing_keys"] if key.startswith(encoder)]
-    lacking += [str(key) for key in report["mismatched_keys"] if "classifier" not in str(key)]
+    unfit = [*report["missing_keys"], *(key for key, *_ in report["mismatched_keys"])]  # new heads are no loss
+    lacking = [key for key in unfit if key.startswith(encoder)]
     if lacking:
         raise RecipeError(f"init_from = {source} holds no encoder that fits: {', '.join(sorted(lacking)[:6])}")
     size = tuple(size) if isinstance(size, list) else size

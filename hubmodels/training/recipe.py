@@ -251,7 +251,7 @@ class Recipe:
         task: "pretrain", "finetune", "partial_finetune" (the last `trainable_blocks` blocks and the head) or
             "linear_probe".
         model: Arguments of the method's config class. With `init_from` they override those of the given model.
-        init_from: Model to start from, a folder or Hub id; None starts from random weights.
+        init_from: Model to start from, a folder, packaged checkpoint or Hub id; None starts from random weights.
         trainable_blocks: Blocks that partial fine-tuning trains.
         data, transform, optimizer, schedule, regularization, probe, noisy_labels, run: The sections.
 

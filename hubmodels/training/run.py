@@ -19,6 +19,7 @@ from rich.prompt import Confirm
 from transformers import AutoImageProcessor, EvalPrediction, PreTrainedModel, TrainerCallback
 from transformers.trainer_utils import suppress_progress_bars
 
+from hubmodels.catalog import model_source
 from hubmodels.data import EvalTransform, load_image_dataset
 from hubmodels.data.processing import processor_statistics
 from hubmodels.data.transforms import channel_statistics
@@ -82,8 +83,8 @@ def train(
         method: Name of the method.
         data: What to train on, see `hubmodels.data.load_image_dataset`; replaces `data.source` of the recipe.
         output: Folder of the run; default `runs/RECIPE`. A folder that holds anything but this run is refused.
-        backbone: Encoder: a folder or Hub id with weights to start from, or the name of a timm ViT, whose shape is
-            taken.
+        backbone: Encoder: a folder, packaged checkpoint or Hub id with weights to start from, or the name of a timm
+            network, whose shape is taken.
         recipe: YAML file, name of a packaged recipe, or a `Recipe`. None chooses a pre-training recipe that fits the
             pictures and the machine.
         overrides: Values of the recipe to change, `section.key=value`.
@@ -210,6 +211,8 @@ def _resolve_recipe(
     else:
         chosen, title = Recipe.load(recipe, method=method), Path(str(recipe)).stem
     chosen = Recipe.from_dict(chosen.to_dict(), overrides)
+    if chosen.init_from is not None:
+        chosen.init_from = model_source(chosen.init_from)
     if data is not None:
         chosen.data.source = str(data)
     if backbone is not None:
@@ -227,7 +230,7 @@ def _resolve_recipe(
 def _use_backbone(recipe: Recipe, backbone: str, replaced: Sequence[str]) -> None:
     """Let a recipe start from a model, or take the shape of a timm model; `replaced` are the keys it may set."""
     if Path(backbone).exists() or not timm.is_model(backbone):
-        recipe.init_from = backbone
+        recipe.init_from = model_source(backbone)
         recipe.model = {key: value for key, value in recipe.model.items() if key not in replaced}
         return
     method_training(recipe.method).use_timm_shape(recipe, backbone, replaced)

@@ -46,8 +46,10 @@ class DenseCLBatchNorm2d(nn.BatchNorm2d):
     @torch.no_grad()
     def _move_averages(self, mean: torch.Tensor, var: torch.Tensor) -> None:
         self.num_batches_tracked.add_(1)
-        self.running_mean.lerp_(mean, self.momentum)
-        self.running_var.lerp_(var, self.momentum)
+        # As torch's kernel does, without a new version of the tensors: a smaller batch whose backward is to come saved
+        # them too, and does not read them.
+        self.running_mean.data.lerp_(mean, self.momentum)
+        self.running_var.data.lerp_(var, self.momentum)
 
 
 __all__ = ["DenseCLBatchNorm2d"]

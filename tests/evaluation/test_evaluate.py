@@ -10,6 +10,7 @@ from hubmodels.modeling.mae import MAEConfig, MAEForImageClassification, MAEForP
 from PIL import Image
 
 import hubmodels
+from hubmodels import packaged_path
 from hubmodels.data import EvalTransform, load_image_dataset
 from hubmodels.evaluation import evaluate, evaluate_classifier
 
@@ -123,6 +124,16 @@ def test_classes_that_differ(photos, names, message, tmp_path):
 def test_a_model_without_classifier_is_refused(pretrained, photos):
     with pytest.raises(ValueError, match=r"holds no trained classifier \(its weights lack classifier.bias"):
         evaluate(pretrained, photos, progress=False)
+    with pytest.raises(ValueError, match=r"is a model of type densecl, which has no classifier; choose protocol 'knn'"):
+        evaluate("densecl-small-64", photos, progress=False)
+
+
+def test_packaged_checkpoints_are_named(photos):
+    outcome = evaluate("simclr-small-32", photos, protocol="knn", k=2, progress=False)
+    assert outcome.model == "simclr-small-32"
+    assert outcome.report.accuracy == evaluate(packaged_path("simclr-small-32"), photos, "knn", k=2).report.accuracy
+    with pytest.raises(ValueError, match=r"'mae_pretrain_vit_base' does not ship with the package; download"):
+        evaluate("mae_pretrain_vit_base", photos)
 
 
 def test_unlabelled_data_is_refused(pretrained, photos):

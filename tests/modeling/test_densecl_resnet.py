@@ -7,8 +7,10 @@ import pytest
 import torch
 import torchvision
 from hubmodels.modeling.densecl import DenseCLBackbone, DenseCLConfig, DenseCLForPreTraining, DenseCLModel
+from hubmodels.modeling.densecl.normalization_densecl import DenseCLBatchNorm2d
 from tiny_densecl import tiny_config, tiny_model, tiny_views
 from torch import nn
+from torch.testing import assert_close
 
 STEM = "encoder.backbone.embedder.embedder."
 SMALL_HEADS = {"projection_hidden_size": 8, "projection_size": 4, "queue_length": 4}
@@ -202,3 +204,19 @@ def test_fewer_stages(num_stages):
     output = model(torch.zeros(2, 3, 32, 32), output_hidden_states=True)
     assert len(output.hidden_states) == num_stages + 1
     assert output.last_hidden_state.shape[1] == 4 * 2 ** (num_stages - 1)
+
+
+def test_batches_of_all_sizes_are_differentiated_together():
+    """Small ones are normalised by torch's kernel, large channels_last ones by parts; equal to torch's own class."""
+    torch.manual_seed(0)
+    norm, plain = DenseCLBatchNorm2d(3), nn.BatchNorm2d(3)
+    batches = [torch.randn(size, 3, 40, 40) + 1 for size in (2, 8, 2)]
+    gradients = []
+    for module in (norm, plain):
+        outputs = [module(batch.contiguous(memory_format=torch.channels_last)) for batch in batches]
+        sum(output.square().mul(output.sigmoid()).mean() for output in outputs).backward()
+        gradients.append(module.weight.grad)
+    assert_close(gradients[0], gradients[1])
+    assert_close(norm.running_mean, plain.running_mean)
+    assert_close(norm.running_var, plain.running_var)
+    assert norm.num_batches_tracked == plain.num_batches_tracked == 3

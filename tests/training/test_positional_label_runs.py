@@ -6,9 +6,10 @@ import sys
 
 import pytest
 import torch
-from hubmodels.modeling.positional_label import PositionalLabelForImageClassification
+from hubmodels.modeling.positional_label import PositionalLabelConfig, PositionalLabelForImageClassification
 from PIL import Image
 from stopping import assert_same_bits, stopped_at_step_5, weights
+from torch.testing import assert_close
 from transformers import (
     AutoImageProcessor,
     AutoModel,
@@ -141,6 +142,35 @@ def test_fine_tuning_starts_from_other_models(start, autoencoder, pictures, tmp_
     assert inner.model_type == ("timm_wrapper" if start == "timm" else "vit")
     assert model.config.pooling == {"autoencoder": "mean", "stock": "cls", "timm": "pooler"}[start]
     assert model.config.position_label == "relative" and model.config.image_size == (32 if start == "timm" else 16)
+
+
+def test_fine_tuning_starts_from_a_classifier_with_other_heads(pictures, tmp_path):
+    overrides = [*COMMON, "schedule.epochs=1", "model.feature_split=full"]
+    run = train(
+        "positional_label",
+        pictures,
+        tmp_path,
+        "positional-label-small-32",
+        "positional_label/small_finetune",
+        overrides,
+    )
+    model, info = AutoModelForImageClassification.from_pretrained(run.folder, output_loading_info=True)
+    assert not any(info.values()), info
+    assert model.position_head.fc1.in_features == 2 * model.config.hidden_size
+
+
+def test_other_methods_start_from_the_network_inside(autoencoder, pictures, tmp_path):
+    overrides = [*COMMON, "schedule.epochs=1", "optimizer.base_learning_rate=1.0e-12"]
+    run = train("mae", pictures, tmp_path / "run", str(autoencoder.folder), "mae/small_finetune", overrides)
+    tuned = AutoModelForImageClassification.from_pretrained(run.folder)
+    encoder = AutoModel.from_pretrained(autoencoder.folder).backbone
+    assert tuned.config.model_type == "mae"
+    for name, value in encoder.layers.named_parameters():
+        assert_close(tuned.vit.layers.get_parameter(name), value)
+    authors = PositionalLabelConfig(backbone_config=ViTConfig(**VIT), backbone_variant="authors")
+    PositionalLabelForImageClassification(authors).save_pretrained(tmp_path / "authors")
+    with pytest.raises(RecipeError, match=r"holds the authors' vit, which only positional_label can train"):
+        train("mae", pictures, tmp_path / "other", str(tmp_path / "authors"), "mae/small_finetune", overrides)
 
 
 @pytest.mark.parametrize("task", ["classifier", "autoencoder"])

@@ -17,6 +17,7 @@ from safetensors.torch import save_file
 from stopping import assert_same_bits, stopped_at_step_5, weights
 from transformers import (
     AutoImageProcessor,
+    AutoModel,
     AutoModelForImageClassification,
     ResNetConfig,
     ResNetForImageClassification,
@@ -225,18 +226,23 @@ def test_networks_start_from_one_encoder_with_heads_of_their_own(pictures, tmp_p
     assert not torch.equal(model.net1.classifier.weight, model.net2.classifier.weight)
 
 
-@pytest.mark.parametrize("name", ["simclr-small-32", "mae-small-32"])
+STARTS = ["simclr-small-32", "mae-small-32", "densecl-small-64", "positional-label-small-32"]
+
+
+@pytest.mark.parametrize("name", STARTS)
 @pytest.mark.parametrize("recipe", ["small_cotrain", "small_light"])
-def test_networks_start_from_self_supervised_encoders(name, recipe, pictures, tmp_path):
-    source = packaged_path(name)
+def test_networks_start_from_the_encoders_of_other_methods(name, recipe, pictures, tmp_path):
     frozen = ("optimizer.base_learning_rate=1.0e-12", "schedule.epochs=1", "schedule.warmup_epochs=0")
     given = arguments(recipe, pictures, tmp_path / "run", *frozen)
     given["overrides"] = [override for override in given["overrides"] if not override.startswith("model")]
-    run = train(**given, backbone=str(source))
+    run = train(**given, backbone=name)
     model = AutoModelForImageClassification.from_pretrained(run.folder)
     for network in (model.net1, model.net2) if recipe == "small_cotrain" else (model,):
-        encoder = type(network.backbone).from_pretrained(source)
-        assert encoder.config.model_type == name.partition("-")[0]
+        if name.startswith("positional"):
+            encoder = AutoModel.from_pretrained(packaged_path(name)).backbone
+        else:
+            encoder = type(network.backbone).from_pretrained(packaged_path(name))
+            assert encoder.config.model_type == name.partition("-")[0]
         for key, value in encoder.named_parameters():
             torch.testing.assert_close(network.backbone.get_parameter(key), value, msg=key)
 

@@ -196,7 +196,10 @@ def _network_around(network_class: Any, config: Any, source: str, settings: dict
     config._name_or_path = ""  # a folder of this machine means nothing where the model goes
     settings = sizes | settings | {"backbone_config": config}
     network = network_class(network_class.config_class(**settings)).float()
-    encoder, report = type(network.backbone).from_pretrained(source, dtype=torch.float32, output_loading_info=True)
+    without_pooler = {"add_pooling_layer": False} if getattr(network.backbone, "pooler", True) is None else {}
+    encoder, report = type(network.backbone).from_pretrained(
+        source, dtype=torch.float32, output_loading_info=True, **without_pooler
+    )
     lacking = sorted(map(str, [*report["missing_keys"], *report["mismatched_keys"]]))
     if lacking:
         raise RecipeError(f"init_from = {source} holds no encoder that fits: {', '.join(lacking[:6])}")
