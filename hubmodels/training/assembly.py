@@ -293,7 +293,13 @@ def build_collators(recipe: Recipe, config: PreTrainedConfig) -> tuple[Collator,
 
 
 def training_arguments(
-    recipe: Recipe, data: RunData, output: Path, processes: int, device_batch_size: int, workers: int
+    recipe: Recipe,
+    data: RunData,
+    output: Path,
+    processes: int,
+    device_batch_size: int,
+    workers: int,
+    finds_unused: bool,
 ) -> HubTrainingArguments:
     """Translate a recipe into arguments of the trainer.
 
@@ -304,6 +310,7 @@ def training_arguments(
         processes: Processes that train together.
         device_batch_size: Images in a forward pass.
         workers: Processes that load images, for each process.
+        finds_unused: Whether several processes must look for weights without gradient in every step.
 
     Returns:
         The arguments.
@@ -356,6 +363,7 @@ def training_arguments(
         tensorboard=run.tensorboard,
         report_to="none",
         accelerator_config={"dispatch_batches": False},
+        ddp_find_unused_parameters=finds_unused,
     )
 
 

@@ -37,12 +37,14 @@ class Measurement:
         loading_seconds: Reading and augmenting one image, in one process.
         activation_bytes: Memory kept for the backward of one image.
         fixed_bytes: Weights, gradients and optimiser state.
+        leaves_unused: Whether weights that are to be trained got no gradient, such as mask tokens of a backbone.
     """
 
     seconds: float
     loading_seconds: float
     activation_bytes: int
     fixed_bytes: int
+    leaves_unused: bool = False
 
 
 @dataclass(frozen=True)
@@ -56,6 +58,7 @@ class Plan:
         workers: Processes that load images, for each process.
         seconds: Estimated time of the run.
         memory_bytes: Estimated memory of one process.
+        finds_unused: Whether several processes must look for weights without gradient in every step.
     """
 
     device_batch_size: int
@@ -64,6 +67,7 @@ class Plan:
     workers: int
     seconds: float
     memory_bytes: int
+    finds_unused: bool
 
 
 def choose_recipe(short_side: int, has_gpu: bool) -> str:
@@ -121,6 +125,8 @@ def measure(
 ) -> Measurement:
     """Time a few steps, and count what they keep in memory. The model and the random numbers stay as they were.
 
+    Several processes measure together, as the passes of some methods gather what all of them computed.
+
     Args:
         model: The model.
         collate: Makes a batch.
@@ -158,6 +164,7 @@ def measure(
         loading_seconds=collating / len(samples),
         activation_bytes=saved.bytes // len(samples),
         fixed_bytes=4 * (total + 3 * trainable),
+        leaves_unused=any(p.requires_grad and p.grad is None for p in copy.parameters()),
     )
 
 
@@ -225,6 +232,7 @@ def make_plan(recipe: Recipe, data: RunData, measurement: Measurement, processes
         workers=workers,
         seconds=images * per_image,
         memory_bytes=measurement.fixed_bytes + device_batch * measurement.activation_bytes,
+        finds_unused=measurement.leaves_unused,
     )
 
 

@@ -129,7 +129,9 @@ def train(
     trainer = method_parts.make_trainer(
         recipe,
         model,
-        training_arguments(recipe, run_data, output, plan.processes, plan.device_batch_size, plan.workers),
+        training_arguments(
+            recipe, run_data, output, plan.processes, plan.device_batch_size, plan.workers, plan.finds_unused
+        ),
         evaluation,
         data_collator=collators[0],
         eval_data_collator=collators[1],
@@ -272,11 +274,11 @@ def _write_recipe(output: Path, recipe: Recipe) -> None:
 
 
 def _plan(recipe: Recipe, data: RunData, model: PreTrainedModel, collator: Collator, state: PartialState) -> Plan:
-    """Measured by the main process, followed by all."""
+    """Measured by all, as a forward pass may talk to the other processes; the main process decides."""
+    samples = first_samples(data, min(16, recipe.schedule.batch_size))
+    measurement = measure(model, collator, samples, state.device, resolved_precision(recipe.run.precision))
     plan: list[Any] = [None]
     if state.is_main_process:
-        samples = first_samples(data, min(16, recipe.schedule.batch_size))
-        measurement = measure(model, collator, samples, state.device, resolved_precision(recipe.run.precision))
         plan = [make_plan(recipe, data, measurement, state.num_processes, state.device)]
     return broadcast_object_list(plan)[0]
 

@@ -172,8 +172,11 @@ class HubTrainer(Trainer):
 
     def log(self, logs, start_time=None):
         """As in transformers; with a training loss also the means of what the model names in `logged_outputs`."""
-        if "loss" in logs:
-            logs |= {name: float(torch.stack(values).mean()) for name, values in self._logged_outputs.items()}
+        if "loss" in logs and self._logged_outputs:
+            means = torch.stack([torch.stack(values).mean() for values in self._logged_outputs.values()])
+            if self.args.world_size > 1:
+                means = self.accelerator.gather(means[None]).mean(0)
+            logs |= dict(zip(self._logged_outputs, means.tolist(), strict=True))
             self._logged_outputs.clear()
         super().log(logs, start_time)
 

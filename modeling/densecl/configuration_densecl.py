@@ -35,9 +35,9 @@ class DenseCLConfig(BackboneConfigMixin, PreTrainedConfig):
 
     Args:
         backbone_config (configuration or `dict`, *optional*):
-            Any configuration that `AutoBackbone` knows (also `TimmBackboneConfig`), used in place of the ResNet; its
-            last feature map must be `[B, C, h, w]`. The fields from `layer_type` to `zero_init_residual` then have
-            no effect.
+            Any configuration that `AutoBackbone` knows (also `TimmBackboneConfig`), or of a vision transformer (ViT,
+            DeiT ...), used in place of the ResNet; its last feature map must be `[B, C, h, w]`. The fields from
+            `layer_type` to `zero_init_residual` then have no effect.
         num_channels (`int`, defaults to 3): channels of the images.
         layer_type (`str`, defaults to `"bottleneck"`): residual layers, `"bottleneck"` or `"basic"`.
         depths (`list[int]`, defaults to `[3, 4, 6, 3]`): residual layers of each stage.

@@ -6,10 +6,12 @@ import torch
 from torch import nn
 from torch.nn import functional
 from transformers import AutoBackbone
+from transformers.models.auto.modeling_auto import MODEL_FOR_BACKBONE_MAPPING
 
 from .configuration_densecl import DenseCLConfig
 from .onednn_densecl import prefers_onednn
 from .resnet_densecl import DenseCLResNet
+from .token_backbone_densecl import DenseCLTokenBackbone
 
 
 class DenseCLEncoding(NamedTuple):
@@ -46,6 +48,22 @@ class DenseCLPointwiseConv2d(nn.Conv2d):
         return functional.linear(cells, self.weight.flatten(1), self.bias).permute(0, 3, 1, 2)
 
 
+def build_backbone(config: DenseCLConfig) -> nn.Module:
+    """
+    The ResNet of a configuration, or the network of its `backbone_config`.
+
+    Args:
+        config (`DenseCLConfig`): configuration.
+
+    Raises:
+        ValueError: for networks that are neither a backbone of transformers or timm nor a vision transformer.
+    """
+    inner = config.backbone_config
+    if inner is None:
+        return DenseCLResNet(config)
+    return AutoBackbone.from_config(inner) if type(inner) in MODEL_FOR_BACKBONE_MAPPING else DenseCLTokenBackbone(inner)
+
+
 class DenseCLEncoder(nn.Module):
     """
     Backbone and heads. The heads share nothing and have no batch normalisation.
@@ -58,10 +76,7 @@ class DenseCLEncoder(nn.Module):
     def __init__(self, config: DenseCLConfig, with_heads: bool = True):
         super().__init__()
         self.num_grid = config.num_grid
-        if config.backbone_config is None:
-            self.backbone = DenseCLResNet(config)
-        else:
-            self.backbone = AutoBackbone.from_config(config.backbone_config)
+        self.backbone = build_backbone(config)
         if with_heads:
             hidden, size = config.projection_hidden_size, config.projection_size
             channels = self.backbone.channels[-1]
@@ -146,4 +161,4 @@ def pool_to_grid(feature_map: torch.Tensor, num_grid: int | None) -> torch.Tenso
     return functional.adaptive_avg_pool2d(feature_map, num_grid)
 
 
-__all__ = ["DenseCLEncoder", "DenseCLEncoding", "check_pixels", "pool_to_grid"]
+__all__ = ["DenseCLEncoder", "DenseCLEncoding", "build_backbone", "check_pixels", "pool_to_grid"]

@@ -7,7 +7,7 @@ import torch
 import torch.distributed as dist
 from torch import nn
 from torch.nn import functional
-from transformers import AutoBackbone, PreTrainedModel
+from transformers import PreTrainedModel
 from transformers import initialization as init
 from transformers.backbone_utils import BackboneMixin, filter_output_hidden_states
 from transformers.modeling_outputs import BackboneOutput, BaseModelOutput
@@ -16,7 +16,7 @@ from transformers.utils import TransformersKwargs, logging
 from transformers.utils.generic import can_return_tuple
 
 from .configuration_densecl import DenseCLConfig
-from .encoder_densecl import DenseCLEncoder, DenseCLEncoding, check_pixels, pool_to_grid
+from .encoder_densecl import DenseCLEncoder, DenseCLEncoding, build_backbone, check_pixels, pool_to_grid
 from .loading_densecl import check_backbone, check_shapes
 from .losses_densecl import info_nce
 from .matching_densecl import (
@@ -542,9 +542,9 @@ class DenseCLBackbone(BackboneMixin, DenseCLPreTrainedModel):
     _keys_to_ignore_on_load_unexpected = TRAINING_STATE + HEADS
 
     def __init__(self, config: DenseCLConfig):
-        if config.stage_names is None:  # of timm, where only the model knows its stages
+        if config.stage_names is None:  # of timm and plain transformers: only the network knows
             with torch.device("meta"):
-                backbone = AutoBackbone.from_config(config.backbone_config)
+                backbone = build_backbone(config)
             config.stage_names = backbone.stage_names
             config.set_output_features_output_indices(backbone.out_features, backbone.out_indices)
         super().__init__(config)

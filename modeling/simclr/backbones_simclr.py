@@ -1,4 +1,4 @@
-"""The encoders that SimCLR can train: its own ResNets, and every backbone of transformers and timm."""
+"""The encoders that SimCLR can train: its own ResNets, every backbone of transformers and timm, vision transformers."""
 
 import torch
 import torch.distributed as dist
@@ -7,11 +7,13 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from transformers import AutoBackbone
 from transformers.backbone_utils import BackboneType
 from transformers.modeling_outputs import BackboneOutput
+from transformers.models.auto.modeling_auto import MODEL_FOR_BACKBONE_MAPPING
 from transformers.utils import logging
 
 from .configuration_simclr import SimCLRConfig
 from .normalization_simclr import SimCLRBatchNorm
 from .resnet_simclr import SimCLRResNet
+from .token_backbone_simclr import SimCLRTokenBackbone
 
 logger = logging.get_logger(__name__)
 
@@ -24,11 +26,15 @@ def build_backbone(config: SimCLRConfig) -> nn.Module:
         config (`SimCLRConfig`): configuration.
 
     Raises:
-        ValueError: if class-token pooling is asked of a timm model, whose backbones return maps only.
+        ValueError: if class-token pooling is asked of a timm model, whose backbones return maps only, and for networks
+            that are neither a backbone nor a vision transformer.
     """
     if config.backbone_config is None:
         return SimCLRResNet(config)
-    backbone = AutoBackbone.from_config(config.backbone_config)
+    if type(config.backbone_config) in MODEL_FOR_BACKBONE_MAPPING:
+        backbone = AutoBackbone.from_config(config.backbone_config)
+    else:
+        backbone = SimCLRTokenBackbone(config.backbone_config)
     if config.pooling == "cls" and backbone.backbone_type == BackboneType.TIMM:
         raise ValueError("pooling 'cls' needs a backbone with class tokens; timm backbones return feature maps only")
     if config.global_bn:

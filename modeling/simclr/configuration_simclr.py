@@ -52,8 +52,9 @@ class SimCLRConfig(BackboneConfigMixin, PreTrainedConfig):
 
     Args:
         backbone_config (configuration or `dict`, *optional*):
-            Any configuration that `AutoBackbone` knows (also `TimmBackboneConfig`), used in place of the official
-            ResNet; the fields from `resnet_depth` to `pool_padding` then have no effect.
+            Any configuration that `AutoBackbone` knows (also `TimmBackboneConfig`), or of a vision transformer (ViT,
+            DeiT ...), used in place of the official ResNet; the fields from `resnet_depth` to `pool_padding` then have
+            no effect.
         pooling (`str`, defaults to `"mean"`):
             How `backbone_config`'s last feature map becomes the representation `h`: mean over space, or the class token
             (`"cls"`) of a ViT. The official ResNets always average.

@@ -46,7 +46,7 @@ class SimCLRPreTrainedModel(PreTrainedModel):
     def __init__(self, config: SimCLRConfig):
         super().__init__(config)
         self.backbone = build_backbone(config)
-        if isinstance(self.backbone, PreTrainedModel):
+        if config.backbone_config is not None:
             self.supports_gradient_checkpointing = self.backbone.supports_gradient_checkpointing
         self._pixel_range_is_known = config.backbone_config is not None
 

@@ -8,12 +8,15 @@ from transformers import (
     AutoBackbone,
     AutoConfig,
     ConvNextConfig,
+    DeiTConfig,
     Dinov2Config,
+    RegNetConfig,
     ResNetConfig,
     SwinConfig,
     TimmBackboneConfig,
     UperNetConfig,
     UperNetForSemanticSegmentation,
+    ViTConfig,
 )
 from transformers.modeling_outputs import BackboneOutput
 
@@ -24,6 +27,8 @@ BACKBONES = {
     "convnext": (ConvNextConfig(hidden_sizes=[8, 8, 16, 16], depths=[1, 1, 1, 1]), 16, (1, 1)),
     "swin": (SwinConfig(embed_dim=8, depths=[1, 1], num_heads=[1, 2], image_size=32, window_size=4), 16, (4, 4)),
     "vit": (Dinov2Config(hidden_size=16, patch_size=8, **VIT), 16, (4, 4)),
+    "plain vit": (ViTConfig(hidden_size=16, patch_size=8, intermediate_size=16, **VIT), 16, (4, 4)),
+    "deit": (DeiTConfig(hidden_size=16, patch_size=8, intermediate_size=16, **VIT), 16, (4, 4)),
     "mae": (AutoConfig.for_model("mae", hidden_size=16, patch_size=8, intermediate_size=16, **VIT), 16, (4, 4)),
     "timm resnet18": (TimmBackboneConfig(backbone="resnet18", out_indices=[-2]), 256, (2, 2)),
     "timm convnext": (TimmBackboneConfig(backbone="convnext_atto", out_indices=[-2]), 160, (2, 2)),
@@ -117,3 +122,10 @@ def test_out_features_and_out_indices_agree():
     assert [m.shape[1:] for m in by_name(torch.zeros(1, 3, 32, 32)).feature_maps] == [(4, 16, 16), (8, 4, 4)]
     by_name.out_features = ["stage1"]
     assert by_name(torch.zeros(1, 3, 32, 32)).feature_maps[0].shape == (1, 4, 8, 8)
+
+
+def test_networks_without_maps_are_refused():
+    config = tiny_config(backbone_config=RegNetConfig().to_dict(), queue_length=8)
+    for model_class in (DenseCLModel, DenseCLBackbone):
+        with pytest.raises(ValueError, match=r"AutoBackbone knows or a vision transformer, got 'regnet'"):
+            model_class(config)

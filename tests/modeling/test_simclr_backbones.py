@@ -14,14 +14,19 @@ from hubmodels.modeling.simclr import (
 from hubmodels.modeling.simclr.normalization_simclr import SimCLRBatchNorm
 from transformers import (
     AutoBackbone,
+    CLIPVisionConfig,
     ConvNextConfig,
+    DeiTConfig,
     Dinov2Config,
+    RegNetConfig,
     ResNetBackbone,
     ResNetConfig,
     SwinConfig,
     TimmBackboneConfig,
     UperNetConfig,
     UperNetForSemanticSegmentation,
+    ViTConfig,
+    ViTMAEConfig,
 )
 
 from tests.modeling.tiny_simclr import gradients, images, tiny_config
@@ -29,6 +34,9 @@ from tests.modeling.tiny_simclr import gradients, images, tiny_config
 VIT = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "image_size": 32, "patch_size": 8}
 BACKBONES = {
     "vit": Dinov2Config(**VIT),
+    "plain_vit": ViTConfig(**VIT, intermediate_size=32),
+    "deit": DeiTConfig(**VIT, intermediate_size=32),
+    "clip": CLIPVisionConfig(**VIT, intermediate_size=32),
     "mae": MAEConfig(**VIT, intermediate_size=32),
     "convnext": ConvNextConfig(hidden_sizes=[8, 16, 24, 32], depths=[1, 1, 1, 1]),
     "swin": SwinConfig(image_size=32, patch_size=4, embed_dim=8, depths=[1, 1], num_heads=[2, 2], window_size=4),
@@ -37,7 +45,7 @@ BACKBONES = {
     "timm_vit": TimmBackboneConfig(backbone="test_vit"),
     "timm_convnext": TimmBackboneConfig(backbone="test_convnext"),
 }
-WIDTHS = {"vit": 16, "mae": 16, "convnext": 32, "swin": 16, "resnet": 32}
+WIDTHS = {"vit": 16, "plain_vit": 16, "deit": 16, "clip": 16, "mae": 16, "convnext": 32, "swin": 16, "resnet": 32}
 
 
 def config_with(name, **fields):
@@ -97,7 +105,7 @@ def test_it_learns_to_recognise_views(name):
     assert output.contrast_accuracy == 1
 
 
-@pytest.mark.parametrize("name", ["vit", "mae"])
+@pytest.mark.parametrize("name", ["vit", "mae", "plain_vit"])
 def test_class_token_pooling(name):
     """The token of the last stage, after the norm if the backbone applies it to its maps."""
     torch.manual_seed(0)
@@ -106,7 +114,7 @@ def test_class_token_pooling(name):
     with torch.no_grad():
         output = model(pixels)
         states = model.backbone(pixels, output_hidden_states=True).hidden_states[-1]
-    token = states[:, 0] if name == "mae" else model.backbone.layernorm(states)[:, 0]
+    token = states[:, 0] if name in ("mae", "plain_vit") else model.backbone.layernorm(states)[:, 0]
     torch.testing.assert_close(output.pooler_output, token)
     assert output.hidden_states is None
     assert (output.pooler_output - output.last_hidden_state.mean(dim=(2, 3))).abs().max() > 1e-3
@@ -241,7 +249,7 @@ def test_stages_of_the_own_network():
     assert output.attentions is None
 
 
-@pytest.mark.parametrize("name", ["vit", "convnext"])
+@pytest.mark.parametrize("name", ["vit", "plain_vit", "convnext"])
 def test_stages_of_another_network(name):
     config = config_with(name, out_features=["stage1", "stage2"])
     backbone = SimCLRBackbone(config).eval()
@@ -274,3 +282,12 @@ def test_simclr_on_simclr():
     inner.load_state_dict(model.backbone.state_dict())
     with torch.no_grad():
         torch.testing.assert_close(model(images(2)).last_hidden_state, inner(images(2)).feature_maps[0])
+
+
+def test_networks_without_maps_are_refused():
+    for backbone, message in (
+        (RegNetConfig(), r"AutoBackbone knows or a vision transformer, got 'regnet'; timm has most networks"),
+        (ViTMAEConfig(), r"'vit_mae' hides patches; take the type 'mae'"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            SimCLRModel(SimCLRConfig(backbone_config=backbone))

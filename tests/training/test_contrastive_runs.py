@@ -8,6 +8,7 @@ from hubmodels.modeling.simclr import (
     SimCLRForPreTraining,
     SimCLRImageProcessor,
 )
+from launching import train_in_two_processes
 from PIL import Image
 from stopping import assert_same_bits, stopped_at_step_5, weights
 from torchvision.transforms.functional import to_pil_image
@@ -91,6 +92,32 @@ def test_a_stopped_run_continues_to_the_same_weights(finished, pictures, tmp_pat
         stopped_at_step_5(monkeypatch, **arguments)
     result = train(**arguments)
     assert_same_bits(weights(result.folder), weights(run.folder))
+
+
+@pytest.mark.parametrize("method", ["simclr", "densecl"])
+def test_two_processes_train_together(method, pictures, tmp_path):
+    """SimCLR's negatives and batch statistics are those of all processes, so that two end as one."""
+    recipe = f"{method}/small_pretrain"
+    if method == "simclr":
+        overrides = [*TINY["simclr"], "run.checkpoints=0", "optimizer.name=sgd", "optimizer.lr_scaling=linear"]
+        overrides += ["optimizer.base_learning_rate=0.01", "optimizer.options={momentum: 0.9}", "schedule.epochs=2"]
+    else:  # its mask token has no gradient
+        vit = "{model_type: dinov2, image_size: 32, patch_size: 8, hidden_size: 8, num_hidden_layers: 1}"
+        vit = vit.replace("}", ", num_attention_heads: 2}")
+        overrides = [*TINY["densecl"], f"model.backbone_config={vit}"]
+    train_in_two_processes(recipe, pictures, tmp_path / "two", overrides)
+    assert AutoModelForPreTraining.from_pretrained(tmp_path / "two").config.model_type == method
+    if method == "simclr":
+        one = train(method, pictures, tmp_path / "one", recipe=recipe, overrides=overrides)
+        first, second = weights(one.folder), weights(tmp_path / "two")
+        for name, tensor in first.items():
+            torch.testing.assert_close(second[name], tensor, atol=1e-4, rtol=1e-4, msg=lambda m, n=name: f"{n}: {m}")
+        names = ("loss", "contrastive_loss", "contrast_accuracy", "contrast_entropy")
+        logs = [
+            [line[name] for line in read_jsonl(folder / "log.jsonl") if "loss" in line for name in names]
+            for folder in (one.folder, tmp_path / "two")
+        ]
+        assert logs[0] == pytest.approx(logs[1], abs=1e-4)
 
 
 def test_views_depend_on_the_sample_and_the_epoch_alone(pictures):

@@ -1,12 +1,9 @@
 """`train` with Positional Label: classifiers around any backbone and autoencoders, resumable, and the plain Trainer."""
 
-import os
-import subprocess
-import sys
-
 import pytest
 import torch
 from hubmodels.modeling.positional_label import PositionalLabelConfig, PositionalLabelForImageClassification
+from launching import train_in_two_processes
 from PIL import Image
 from stopping import assert_same_bits, stopped_at_step_5, weights
 from torch.testing import assert_close
@@ -255,12 +252,7 @@ def test_two_processes_give_the_weights_of_one(label, pictures, tmp_path):
     overrides = [*CLASSIFIER, f"model.position_label={label}", "model.num_anchors=null", "run.checkpoints=0"]
     recipe = "positional_label/small_finetune"
     one = train("positional_label", pictures, tmp_path / "one", recipe=recipe, overrides=overrides)
-    launch = ["-m", "torch.distributed.run", "--nproc_per_node=2", "--rdzv_backend=c10d", "--rdzv_endpoint=localhost:0"]
-    command = [sys.executable, *launch, "-m", "hubmodels.cli", "train", recipe, "--data", str(pictures), "--yes"]
-    command += ["--out", str(tmp_path / "two"), *(part for value in overrides for part in ("--set", value))]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
-    assert done.returncode == 0, done.stderr[-4000:]
+    train_in_two_processes(recipe, pictures, tmp_path / "two", overrides)
     first, second = weights(one.folder), weights(tmp_path / "two")
     for name, tensor in first.items():
         if not name.endswith("k_proj.bias"):  # its true gradient is 0, and Adam makes steps of rounding noise
