@@ -368,14 +368,16 @@ def training_arguments(
 
 
 def resolved_precision(precision: str) -> str:
-    """The precision that "auto" stands for on this machine.
+    """The precision that a recipe's stands for on this machine.
 
     Args:
         precision: "auto", or a precision.
 
     Returns:
-        "fp32", "bf16" or "fp16".
+        "fp32", "bf16" or "fp16"; without a GPU "fp32" for "fp16", whose scaled gradients only GPUs have.
     """
+    if precision == "fp16" and not torch.cuda.is_available():
+        return "fp32"
     if precision != "auto":
         return precision
     return "bf16" if torch.cuda.is_available() and torch.cuda.is_bf16_supported() else "fp32"

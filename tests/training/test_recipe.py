@@ -4,6 +4,7 @@ import pytest
 import yaml
 
 from hubmodels.training import Recipe, RecipeError, recipe_names, scaled_learning_rate
+from hubmodels.training.assembly import resolved_precision
 from hubmodels.training.methods import method_class
 
 PRETRAIN = {
@@ -214,3 +215,8 @@ def test_paper_recipes_of_simclr_hold_the_published_numbers(name, rate, batch, e
     assert optimizer.weight_decay == (1e-4 if recipe.task == "pretrain" else 0)
     assert (recipe.task == "pretrain") != bool(recipe.model.get("zero_init_logits_layer"))
     method_class("simclr", "AutoConfig")(**recipe.model)
+
+
+def test_half_precision_of_a_gpu_is_not_claimed_elsewhere(monkeypatch):
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    assert [resolved_precision(name) for name in ("auto", "fp16", "bf16", "fp32")] == ["fp32", "fp32", "bf16", "fp32"]

@@ -32,7 +32,7 @@ from hubmodels.data import load_image_dataset, save_noisy_labels
 from hubmodels.evaluation import NoisyLabelReport
 from hubmodels.training import Recipe, RecipeError, read_jsonl, sanm_trainer, train
 from hubmodels.training import run as run_module
-from hubmodels.training.assembly import load_data
+from hubmodels.training.assembly import build_collators, load_data
 from hubmodels.training.methods import method_training
 from hubmodels.training.methods.sanm import preset_lambda_u
 
@@ -317,6 +317,13 @@ def test_recipes_inject_every_kind_of_noise(noise, pictures):
     assert (train_data.labels != train_data.clean_labels).any()
     again = load_data(Recipe.from_dict(recipe.to_dict())).train
     assert torch.equal(torch.as_tensor(again.labels), torch.as_tensor(train_data.labels))
+
+
+@pytest.mark.parametrize("recipe", ["small_cotrain", "small_light"])
+def test_streams_are_refused(recipe):
+    streaming = ["data.streaming=true", "data.size=32"]
+    with pytest.raises(RecipeError, match="needs data that is read by index"):
+        build_collators(Recipe.load(f"sanm/{recipe}", streaming), SANMConfig(image_size=32))
 
 
 def test_unknown_options_of_the_noise_are_refused():

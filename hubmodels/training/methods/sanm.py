@@ -121,6 +121,11 @@ class SANMTraining(MethodTraining):
 
     def labelled_collators(self, recipe, config, evaluation):
         """Views of the light mode with the label quality; for co-training what the plan measures."""
+        if recipe.data.streaming:
+            raise RecipeError(
+                "data.streaming: SANM judges the label of every image anew in every epoch, so it needs data that is "
+                "read by index; leave streaming off"
+            )
         kind = PlainView if recipe.noisy_labels.mixing == "weak" else WeakView
         view = kind(evaluation.size, **view_options(recipe, evaluation))
         seed = recipe.run.seed
@@ -174,7 +179,7 @@ class SANMTraining(MethodTraining):
             samples = [data[index] for index in range(min(SHEET_IMAGES, len(data)))]
             self.draw(trainer.model, None, samples, evaluation, output / self.sheet_file)
         count = recipe.noisy_labels.report_images
-        if not count or recipe.data.streaming:
+        if not count:
             return
         from hubmodels.evaluation import NoisyLabelReport
 
