@@ -412,7 +412,7 @@ class HubTrainer(Trainer):
         path = Path(checkpoint, CALLBACK_STATES_NAME) if checkpoint is not None else None
         if path is None or not path.exists():
             return
-        states = torch.load(path, map_location=self.args.device, weights_only=True)
+        states = torch.load(path, map_location="cpu", weights_only=True)  # torch knows no "cpu:0" of several processes
         if len(states) != len(self.hub_callbacks):
             raise ValueError(
                 f"cannot resume from {checkpoint}: it was written with {len(states)} callbacks, this run has "
