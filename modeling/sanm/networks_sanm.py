@@ -17,6 +17,18 @@ def _conv(in_channels: int, out_channels: int, kernel_size: int, stride: int = 1
     return nn.Conv2d(in_channels, out_channels, kernel_size, stride, padding, bias=False)
 
 
+class SANMBatchNorm2d(nn.BatchNorm2d):
+    """Counts every batch once: when gradient checkpointing repeats a forward in the backward, the averages stay."""
+
+    def forward(self, input: torch.Tensor) -> torch.Tensor:
+        """Normalises `[B, C, H, W]`."""
+        is_repeated = not torch.compiler.is_compiling() and torch._C._current_graph_task_id() != -1
+        if not self.training or not is_repeated:
+            return super().forward(input)
+        averages = self.running_mean, self.running_var
+        return functional.batch_norm(input, *averages, self.weight, self.bias, True, 0.0, self.eps)
+
+
 class SANMPreActLayer(GradientCheckpointingLayer):
     """
     Pre-activation block `[B, C, H, W] -> [B, C', H', W']` as the official code has it: the shortcut carries the
@@ -30,9 +42,9 @@ class SANMPreActLayer(GradientCheckpointingLayer):
 
     def __init__(self, in_channels: int, width: int, stride: int):
         super().__init__()
-        self.bn1 = nn.BatchNorm2d(in_channels)
+        self.bn1 = SANMBatchNorm2d(in_channels)
         self.conv1 = _conv(in_channels, width, 3, stride)
-        self.bn2 = nn.BatchNorm2d(width)
+        self.bn2 = SANMBatchNorm2d(width)
         self.conv2 = _conv(width, width, 3)
         if stride != 1 or in_channels != width:
             self.shortcut = nn.Sequential(_conv(in_channels, width, 1, stride))
@@ -52,9 +64,9 @@ class SANMBasicLayer(GradientCheckpointingLayer):
     def __init__(self, in_channels: int, width: int, stride: int):
         super().__init__()
         self.conv1 = _conv(in_channels, width, 3, stride)
-        self.bn1 = nn.BatchNorm2d(width)
+        self.bn1 = SANMBatchNorm2d(width)
         self.conv2 = _conv(width, width, 3)
-        self.bn2 = nn.BatchNorm2d(width)
+        self.bn2 = SANMBatchNorm2d(width)
         self.shortcut = _projection(in_channels, width, stride)
 
     def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
@@ -71,11 +83,11 @@ class SANMBottleneckLayer(GradientCheckpointingLayer):
         super().__init__()
         out_channels = width * BOTTLENECK_EXPANSION
         self.conv1 = _conv(in_channels, width, 1)
-        self.bn1 = nn.BatchNorm2d(width)
+        self.bn1 = SANMBatchNorm2d(width)
         self.conv2 = _conv(width, width, 3, stride)
-        self.bn2 = nn.BatchNorm2d(width)
+        self.bn2 = SANMBatchNorm2d(width)
         self.conv3 = _conv(width, out_channels, 1)
-        self.bn3 = nn.BatchNorm2d(out_channels)
+        self.bn3 = SANMBatchNorm2d(out_channels)
         self.shortcut = _projection(in_channels, out_channels, stride)
 
     def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
@@ -89,7 +101,7 @@ class SANMBottleneckLayer(GradientCheckpointingLayer):
 def _projection(in_channels: int, out_channels: int, stride: int) -> nn.Sequential:
     if stride == 1 and in_channels == out_channels:
         return nn.Sequential()
-    return nn.Sequential(_conv(in_channels, out_channels, 1, stride), nn.BatchNorm2d(out_channels))
+    return nn.Sequential(_conv(in_channels, out_channels, 1, stride), SANMBatchNorm2d(out_channels))
 
 
 LAYERS = {"preact": SANMPreActLayer, "basic": SANMBasicLayer, "bottleneck": SANMBottleneckLayer}
@@ -110,7 +122,7 @@ class SANMResNet(nn.Module):
         kernel_size, stride = (7, 2) if config.pool else (3, 1)
         self.num_channels, self.pools = config.num_channels, config.pool
         self.conv1 = _conv(config.num_channels, stem, kernel_size, stride)
-        self.bn1 = nn.BatchNorm2d(stem)
+        self.bn1 = SANMBatchNorm2d(stem)
         self.channels = [stem, *config.hidden_sizes]
         stages = zip(self.channels, config.widths, config.hidden_sizes, config.depths, strict=False)
         for number, (in_channels, width, out_channels, depth) in enumerate(stages, start=1):

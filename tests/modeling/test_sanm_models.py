@@ -1,5 +1,6 @@
 """SANM models: any backbone, the light mode, decoders, ensembles, initialisation, errors."""
 
+import copy
 import math
 
 import pytest
@@ -380,3 +381,20 @@ def test_splits_without_labelled_or_unlabelled_images():
     settings = CoTrainingSettings(min_labelled=2)
     assert labelled_mask(low, settings, 7).tolist() == [False] * 7 + [True] * 2
     assert labelled_mask(high, settings, 7).tolist() == [False] * 2 + [True] * 7
+
+
+@pytest.mark.parametrize("layer_type", ["preact", "basic", "bottleneck"])
+def test_gradient_checkpointing_counts_every_batch_once(layer_type):
+    torch.manual_seed(0)
+    config = SANMConfig(layer_type=layer_type, widths=[4, 4, 4, 4], depths=[1, 1, 1, 1], num_labels=3)
+    plain = SANMForImageClassification(config).train()
+    saving = copy.deepcopy(plain)
+    saving.gradient_checkpointing_enable()
+    pixels, labels = torch.randn(4, 3, 32, 32), torch.tensor([0, 1, 2, 0])
+    for model in (plain, saving):
+        model(pixels, labels=labels).loss.backward()
+    for name, value in plain.state_dict().items():
+        torch.testing.assert_close(saving.state_dict()[name], value, msg=name)
+    for name, value in plain.named_parameters():
+        if value.grad is not None:
+            torch.testing.assert_close(saving.get_parameter(name).grad, value.grad, msg=name)
