@@ -9,9 +9,10 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
+import timm
 import torch
 from torch.utils.data import DataLoader, IterableDataset
-from transformers import AutoConfig, PreTrainedConfig, PreTrainedModel, set_seed
+from transformers import CONFIG_MAPPING, AutoConfig, PreTrainedConfig, PreTrainedModel, set_seed
 
 from hubmodels.data import (
     EvalTransform,
@@ -27,7 +28,7 @@ from hubmodels.data.splits import MissingSplitError
 from hubmodels.training.arguments import HubTrainingArguments
 from hubmodels.training.methods import Collator, method_class, method_training
 from hubmodels.training.methods.positional_label import network_inside
-from hubmodels.training.recipe import NOISES, Recipe, RecipeError
+from hubmodels.training.recipe import NOISES, Recipe, RecipeError, nearest
 
 HELD_OUT_FRACTION = 0.2
 FEATURE_PIXELS = 32  # of a side, of the images on which instance-dependent noise depends
@@ -212,7 +213,27 @@ def _checked_settings(recipe: Recipe) -> dict[str, Any]:
     if unknown:
         hint = "; this model takes images of any size: set transform.size" if "image_size" in unknown else ""
         raise RecipeError(f"unknown key model.{', model.'.join(unknown)}{hint} (keys here: {', '.join(sorted(known))})")
+    if recipe.model.get("backbone_config") is not None:
+        _check_backbone(recipe.model["backbone_config"])
     return dict(recipe.model)
+
+
+def _check_backbone(description: Any) -> None:
+    """Refuse a `model.backbone_config` that names no network."""
+    if not isinstance(description, dict) or description.get("model_type") is None:
+        raise RecipeError(
+            "model.backbone_config must be a mapping with the key model_type, such as {model_type: timm_backbone, "
+            f"backbone: resnet18}}, got {description!r}"
+        )
+    kind, name = description["model_type"], description.get("backbone")
+    if kind not in CONFIG_MAPPING:
+        raise RecipeError(
+            f"model.backbone_config.model_type must be a model type of transformers or hubmodels, got {kind!r}"
+            f"{nearest(kind, list(CONFIG_MAPPING))}"
+        )
+    if kind == "timm_backbone" and not timm.is_model(str(name)):
+        known = nearest(str(name), timm.list_models())
+        raise RecipeError(f"model.backbone_config.backbone must be a name of timm.list_models(), got {name!r}{known}")
 
 
 def _load_model(recipe: Recipe, model_class: Any, settings: dict[str, Any]) -> PreTrainedModel:

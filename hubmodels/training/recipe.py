@@ -422,11 +422,20 @@ def _packaged_text(name: str, method: str) -> str:
     full = name if "/" in name else f"{method}/{name}"
     if full not in recipe_names():
         known = ", ".join(recipe_names())
-        raise RecipeError(f"there is no recipe {name!r}{_nearest(full, recipe_names())}; packaged recipes: {known}")
+        raise RecipeError(f"there is no recipe {name!r}{nearest(full, recipe_names())}; packaged recipes: {known}")
     return (resources.files("hubmodels.recipes") / f"{full}.yaml").read_text(encoding="utf-8")
 
 
-def _nearest(name: str, known: Sequence[str]) -> str:
+def nearest(name: str, known: Sequence[str]) -> str:
+    """The end of an error message about a misspelt name.
+
+    Args:
+        name: What was given.
+        known: What is accepted.
+
+    Returns:
+        ", did you mean ...?", or nothing where no accepted name is near.
+    """
     near = difflib.get_close_matches(name, known, n=3, cutoff=0.4)
     return f", did you mean {' or '.join(near)}?" if near else ""
 
@@ -455,7 +464,7 @@ def _build(kind: type, values: Any, prefix: str) -> Any:
     for key in values:
         if key not in known:
             raise RecipeError(
-                f"unknown key {prefix}{key}{_nearest(str(key), list(known))} (keys here: {', '.join(known)})"
+                f"unknown key {prefix}{key}{nearest(str(key), list(known))} (keys here: {', '.join(known)})"
             )
     required = [n for n, entry in known.items() if entry.default is MISSING and entry.default_factory is MISSING]
     missing = [prefix + name for name in required if name not in values]

@@ -4,7 +4,7 @@ import pytest
 import yaml
 
 from hubmodels.training import Recipe, RecipeError, recipe_names, scaled_learning_rate
-from hubmodels.training.assembly import resolved_precision
+from hubmodels.training.assembly import build_model, resolved_precision
 from hubmodels.training.methods import method_class
 
 PRETRAIN = {
@@ -220,3 +220,18 @@ def test_paper_recipes_of_simclr_hold_the_published_numbers(name, rate, batch, e
 def test_half_precision_of_a_gpu_is_not_claimed_elsewhere(monkeypatch):
     monkeypatch.setattr("torch.cuda.is_available", lambda: False)
     assert [resolved_precision(name) for name in ("auto", "fp16", "bf16", "fp32")] == ["fp32", "fp32", "bf16", "fp32"]
+
+
+@pytest.mark.parametrize("method", ["simclr/small_pretrain", "densecl/small_pretrain", "sanm/small_light"])
+@pytest.mark.parametrize(
+    ("backbone", "message"),
+    [
+        ("backbone_config=vit", r"must be a mapping with the key model_type, .* got 'vit'"),
+        ("backbone_config.hidden_size=16", r"must be a mapping with the key model_type, .* got \{'hidden_size': 16\}"),
+        ("backbone_config={model_type: dinov22}", r"model_type must be .* got 'dinov22', did you mean dinov2"),
+        ("backbone_config={model_type: timm_backbone, backbone: resnet19}", r"timm.*, got 'resnet19', did you mean"),
+    ],
+)
+def test_backbones_that_are_none_are_named(method, backbone, message):
+    with pytest.raises(RecipeError, match=message):
+        build_model(Recipe.load(method, [f"model.{backbone}"]), ["a", "b"])
