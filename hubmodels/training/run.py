@@ -3,7 +3,7 @@
 import os
 import shutil
 import sys
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -219,23 +219,25 @@ def _resolve_recipe(
         chosen.data.source = str(data)
     if backbone is not None:
         overridden = {override.partition("=")[0].strip() for override in overrides}
-        _use_backbone(
-            chosen,
-            backbone,
-            [key for key in method_training(chosen.method).shape_keys if f"model.{key}" not in overridden],
-        )
-        if chosen.init_from is not None and not {"transform.mean", "transform.std"} & overridden:
+        _use_backbone(chosen, backbone, {key.removeprefix("model.") for key in overridden})
+        takes_statistics = method_training(chosen.method).takes_statistics
+        if chosen.init_from is not None and takes_statistics and not {"transform.mean", "transform.std"} & overridden:
             _normalize_as(chosen, chosen.init_from)
     return chosen, title
 
 
-def _use_backbone(recipe: Recipe, backbone: str, replaced: Sequence[str]) -> None:
-    """Let a recipe start from a model, or take the shape of a timm model; `replaced` are the keys it may set."""
-    if Path(backbone).exists() or not timm.is_model(backbone):
+def _use_backbone(recipe: Recipe, backbone: str, kept: Collection[str]) -> None:
+    """Let a recipe start from a model, or take the shape of a timm model; `kept` are keys that the user asked for."""
+    method = method_training(recipe.method)
+    starts = Path(backbone).exists() or not timm.is_model(backbone)
+    if starts:
         recipe.init_from = model_source(backbone)
+    keys = method.replaced_keys(recipe.init_from) if starts and recipe.init_from else method.shape_keys
+    replaced = [key for key in keys if key not in kept]
+    if starts:
         recipe.model = {key: value for key, value in recipe.model.items() if key not in replaced}
-        return
-    method_training(recipe.method).use_timm_shape(recipe, backbone, replaced)
+    else:
+        method.use_timm_shape(recipe, backbone, replaced)
 
 
 def _normalize_as(recipe: Recipe, source: str) -> None:

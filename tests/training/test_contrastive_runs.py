@@ -12,7 +12,17 @@ from launching import train_in_two_processes
 from PIL import Image
 from stopping import assert_same_bits, stopped_at_step_5, weights
 from torchvision.transforms.functional import to_pil_image
-from transformers import AutoImageProcessor, AutoModel, AutoModelForPreTraining, ResNetConfig, pipeline
+from transformers import (
+    AutoBackbone,
+    AutoImageProcessor,
+    AutoModel,
+    AutoModelForPreTraining,
+    PreTrainedConfig,
+    ResNetConfig,
+    ViTConfig,
+    ViTModel,
+    pipeline,
+)
 
 from hubmodels.catalog import packaged_path
 from hubmodels.data import load_image_dataset
@@ -156,10 +166,44 @@ def test_a_packaged_checkpoint_keeps_its_stages_and_heads(method, name, pictures
     }
 
 
-@pytest.mark.parametrize(("method", "other"), [("simclr", "densecl-small-64"), ("densecl", "simclr-small-32")])
-def test_runs_do_not_start_from_an_encoder_that_does_not_fit(method, other):
-    recipe = Recipe.load(f"{method}/small_pretrain", [f"init_from={packaged_path(other)}"])
-    with pytest.raises(RecipeError, match=r"init_from = .*(lacks backbone weights|model_type .* got 'densecl')"):
+@pytest.mark.parametrize("start", ["other method", "positional-label-small-32", "vit"])
+@pytest.mark.parametrize("method", ["simclr", "densecl"])
+def test_pre_training_goes_on_from_any_encoder(method, start, pictures, tmp_path):
+    source = tmp_path / "vit"
+    if start == "vit":
+        shape = {"hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 8}
+        ViTModel(ViTConfig(**shape, image_size=32, patch_size=8)).save_pretrained(source)
+    elif start == "other method":
+        source = packaged_path("densecl-small-64" if method == "simclr" else "simclr-small-32")
+    else:
+        source = start
+    overrides = [*COMMON, "schedule.epochs=1", "probe.every_epochs=0", "optimizer.base_learning_rate=1.0e-12"]
+    overrides += ["transform.size=32", "model.queue_length=16"] if method == "densecl" else []
+    run = train(method, pictures, tmp_path / "run", str(source), f"{method}/small_pretrain", overrides)
+    model = AutoModelForPreTraining.from_pretrained(run.folder)
+    own_head = {"simclr": ("num_proj_layers", 2), "densecl": ("projection_size", 64)}[method]
+    assert getattr(model.config, own_head[0]) == own_head[1], "that of the recipe"
+    assert isinstance(model.config.backbone_config, PreTrainedConfig)
+    backbone = model.backbone if method == "simclr" else model.momentum_encoder.backbone
+    if start == "other method":
+        expected = AutoBackbone.from_pretrained(str(source))
+    else:
+        backbone = backbone.model
+        expected = AutoModel.from_pretrained(packaged_path(source)).backbone if start != "vit" else None
+        expected = ViTModel.from_pretrained(source, add_pooling_layer=False) if expected is None else expected
+    for name, value in expected.named_parameters():
+        torch.testing.assert_close(backbone.get_parameter(name), value, msg=name)
+
+
+def test_only_what_simclr_pre_trained_is_fine_tuned():
+    recipe = Recipe.load("simclr/small_finetune", [f"init_from={packaged_path('mae-small-32')}"])
+    with pytest.raises(RecipeError, match=r"is a model of type mae; simclr fine-tunes models of its own: pre-train"):
+        build_model(recipe, ["a", "b"])
+
+
+def test_a_pair_of_networks_is_no_encoder():
+    recipe = Recipe.load("simclr/small_pretrain", [f"init_from={packaged_path('sanm-small-32')}"])
+    with pytest.raises(RecipeError, match=r"holds a SANMEnsembleForImageClassification"):
         build_model(recipe, [])
 
 

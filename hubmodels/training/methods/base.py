@@ -26,12 +26,14 @@ class MethodTraining:
             for losses that compare the images of a batch with each other.
         has_test_loss: Whether the pre-training loss of the test images says something, so that it is worth its time.
         sheet_file: Name of the picture that `draw` makes.
+        takes_statistics: Whether pixels are normalised as those of the model that a run starts from.
     """
 
     shape_keys: tuple[str, ...] = ("image_size", "num_channels")
     encoder_prefixes: tuple[str, ...] = ()
     divides_steps = True
     has_test_loss = True
+    takes_statistics = True
     sheet_file: str
 
     def __init__(self, name: str):
@@ -42,6 +44,17 @@ class MethodTraining:
 
         Args:
             task: Task of the recipe.
+
+        Returns:
+            The keys.
+        """
+        return self.shape_keys
+
+    def replaced_keys(self, source: str) -> tuple[str, ...]:
+        """The `shape_keys` that a run which starts from a model leaves to that model.
+
+        Args:
+            source: Folder or Hub id of the model.
 
         Returns:
             The keys.

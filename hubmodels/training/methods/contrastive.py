@@ -4,11 +4,13 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
+from transformers import AutoConfig
 
 from hubmodels.data.collators import EpochCollator, ImageCollator
 from hubmodels.data.processing import ProcessorTransform
 from hubmodels.data.randomness import uniforms
 from hubmodels.training.methods.base import MethodTraining, labelled_transform, method_class
+from hubmodels.training.methods.encoders import model_around
 from hubmodels.training.recipe import RecipeError
 
 _AUGMENTATION_STREAM = 0
@@ -73,6 +75,33 @@ class ContrastiveTraining(MethodTraining):
     divides_steps = False
     has_test_loss = False
     sheet_file = "views.png"
+
+    @property
+    def takes_statistics(self):  # type: ignore[override]
+        """SimCLR's pixels are not normalised."""
+        return self.name != "simclr"
+
+    def replaced_keys(self, source):
+        """The encoder of another method comes without heads."""
+        own = AutoConfig.from_pretrained(source).model_type == self.name
+        return self.shape_keys if own else tuple(key for key in ENCODER_KEYS if key != "image_size")
+
+    def load_model(self, recipe, settings):
+        """Pre-training goes on from the encoder of any other model; SimCLR fine-tunes what it pre-trained."""
+        config = AutoConfig.from_pretrained(recipe.init_from)
+        if config.model_type == self.name:
+            return None
+        if recipe.task != "pretrain":
+            raise RecipeError(
+                f"init_from = {recipe.init_from} is a model of type {config.model_type}; {self.name} fine-tunes models "
+                f"of its own: pre-train from it first (hubmodels train {self.name} --backbone ...)"
+            )
+        model_class: Any = self.model_class(recipe)
+        if self.name == "simclr":
+            return model_around(model_class, config, recipe.init_from, settings)
+        model = model_around(model_class, config, recipe.init_from, settings, lambda model: model.encoder)
+        model.momentum_encoder.load_state_dict(model.encoder.state_dict())
+        return model
 
     def fit_to(self, recipe, images):
         """DenseCL's queues hold at most about half as many keys as there are images, in whole batches."""

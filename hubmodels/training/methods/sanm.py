@@ -2,7 +2,6 @@
 
 from typing import Any
 
-import torch
 from transformers import AutoConfig
 from transformers.image_utils import PILImageResampling
 
@@ -12,6 +11,7 @@ from hubmodels.training.cotraining_data import WARM_UP_FACTOR, CoTrainingViews
 from hubmodels.training.cotraining_step import CoTrainingSettings
 from hubmodels.training.label_quality_callback import LabelQualityCallback, QualityCollator
 from hubmodels.training.methods.base import MethodTraining, method_class
+from hubmodels.training.methods.encoders import model_around
 from hubmodels.training.recipe import Recipe, RecipeError
 from hubmodels.training.sanm_trainer import SANMTrainer
 
@@ -94,7 +94,7 @@ class SANMTraining(MethodTraining):
         single: Any = method_class(self.name, "AutoModelForImageClassification")
         light = is_light(recipe)
         if config.model_type != self.name:
-            network = _network_around(single, config, recipe.init_from, settings)
+            network = model_around(single, config, recipe.init_from, settings)
         elif light or config.architectures == [ensemble_class.__name__]:
             return None
         else:
@@ -192,24 +192,6 @@ class SANMTraining(MethodTraining):
             old.unlink()
         report.save(output, min(count, len(report)), REPORT_STEM)
         print(f"{report.num_wrong:,} of {len(report):,} labels are probably wrong: {output / REPORT_STEM}.html")
-
-
-def _network_around(network_class: Any, config: Any, source: str, settings: dict[str, Any]) -> Any:
-    """A network whose encoder has the weights of another model."""
-    size = getattr(config, "image_size", None)
-    sizes = {} if size is None else {"image_size": size}
-    config._name_or_path = ""  # a folder of this machine means nothing where the model goes
-    settings = sizes | settings | {"backbone_config": config}
-    network = network_class(network_class.config_class(**settings)).float()
-    without_pooler = {"add_pooling_layer": False} if getattr(network.backbone, "pooler", True) is None else {}
-    encoder, report = type(network.backbone).from_pretrained(
-        source, dtype=torch.float32, output_loading_info=True, **without_pooler
-    )
-    lacking = sorted(map(str, [*report["missing_keys"], *report["mismatched_keys"]]))
-    if lacking:
-        raise RecipeError(f"init_from = {source} holds no encoder that fits: {', '.join(lacking[:6])}")
-    network.backbone.load_state_dict(encoder.state_dict())
-    return network
 
 
 def is_light(recipe: Recipe) -> bool:
