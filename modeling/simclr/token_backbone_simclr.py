@@ -20,7 +20,7 @@ class SimCLRTokenBackbone(nn.Module):
         config (`PreTrainedConfig`): configuration of the transformer, and `out_features` or `out_indices` in it.
 
     Raises:
-        ValueError: for a network that is no vision transformer.
+        ValueError: for a network that is no vision transformer, and stages that it does not have.
     """
 
     backbone_type = None
@@ -44,9 +44,13 @@ class SimCLRTokenBackbone(nn.Module):
         self.stage_names = ["stem", *(f"stage{layer + 1}" for layer in range(config.num_hidden_layers))]
         self.num_features = [config.hidden_size] * len(self.stage_names)
         features, indices = getattr(config, "out_features", None), getattr(config, "out_indices", None)
+        last = len(self.stage_names) - 1
+        if features is not None and not set(features) <= set(self.stage_names):
+            raise ValueError(f"out_features must be of {self.stage_names}, got {list(features)}")
+        if indices is not None and not set(indices) <= set(range(-last - 1, last + 1)):
+            raise ValueError(f"out_indices must be of 0 to {last}, or negative from the end, got {list(indices)}")
         if features is not None:
             indices = [self.stage_names.index(name) for name in features]
-        last = len(self.stage_names) - 1
         self.out_indices = [last] if indices is None else sorted(range(last + 1)[index] for index in indices)
         self.out_features = [self.stage_names[index] for index in self.out_indices]
         self.channels = [config.hidden_size] * len(self.out_indices)

@@ -288,6 +288,8 @@ def test_networks_without_maps_are_refused():
     for backbone, message in (
         (RegNetConfig(), r"AutoBackbone knows or a vision transformer, got 'regnet'; timm has most networks"),
         (ViTMAEConfig(), r"'vit_mae' hides patches; take the type 'mae'"),
+        (ViTConfig(**VIT, out_features=["stage9"]), r"out_features must be of \['stem', .*\], got \['stage9'\]"),
+        (ViTConfig(**VIT, out_indices=[7]), r"out_indices must be of 0 to 2, or negative from the end, got \[7\]"),
     ):
         with pytest.raises(ValueError, match=message):
             SimCLRModel(SimCLRConfig(backbone_config=backbone))
