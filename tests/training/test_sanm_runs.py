@@ -169,12 +169,14 @@ def test_the_recipe_that_fits_is_chosen(pictures):
     recipe, title = run_module._resolve_recipe("sanm", pictures, None, None, [])
     assert title == "small_cotrain"
     assert recipe.schedule.batch_size <= 6
-    # 24 images in steps of 8 warm up for as long as is allowed; after that nothing changes.
-    usual = Recipe.load("sanm/small_cotrain")
+    # 24 images train for as long as is allowed, and the rate falls after 7 of 10 parts of co-training.
     assert recipe.noisy_labels.warm_up_epochs == 60
-    after = usual.schedule.epochs - usual.noisy_labels.warm_up_epochs
-    assert recipe.schedule.epochs == 60 + after
-    assert recipe.noisy_labels.decay_epochs == [60 + after - (16 - 13)]
+    assert recipe.schedule.epochs == 120
+    assert recipe.noisy_labels.decay_epochs == [60 + 42]
+    usual = Recipe.load("sanm/small_cotrain")
+    some = Recipe.load("sanm/small_cotrain")
+    method_training("sanm").fit_to(some, 2_000)  # 16 steps of warm-up an epoch, 31 of co-training
+    assert (some.noisy_labels.warm_up_epochs, some.schedule.epochs) == (38, 38 + 38)
     many = Recipe.load("sanm/small_cotrain")
     method_training("sanm").fit_to(many, 50_000)
     assert many == usual

@@ -19,8 +19,11 @@ from hubmodels.training.sanm_trainer import SANMTrainer
 # images are labelled, and a pass of the ensemble is one of both networks.
 PASSES = 0.6 * (6 / 3 + 4 + 12)
 LIGHT_PASSES = 3.0
-WARM_UP_STEPS = 600  # that a recipe which was chosen for the user takes at least
-MOST_WARM_UP_EPOCHS = 60
+# Steps that a recipe which was chosen for the user takes at least, of batches of all images. Of 62 an epoch,
+# co-training for 40 epochs beat cross entropy where 20 did not (benchmarks/results.md, longer co-training).
+WARM_UP_STEPS = 600
+CO_TRAINING_STEPS = 1200
+MOST_EPOCHS = 60  # of either, where that many steps are too many epochs
 MANY_CLASSES = 50  # from here on the settings of CIFAR-100 are taken, below those of CIFAR-10
 REPORT_STEM = "noisy_labels"
 SHEET_IMAGES = 8
@@ -60,13 +63,15 @@ class SANMTraining(MethodTraining):
         return chosen.replace("_pretrain", "_cotrain")
 
     def fit_to(self, recipe, images):
-        """Few images need more epochs of warm-up, as the losses tell labels apart only when something is learned."""
+        """Few images need more epochs: losses tell labels apart once something is learned, and its use shows late."""
         section, schedule = recipe.noisy_labels, recipe.schedule
-        after = schedule.epochs - section.warm_up_epochs
-        steps = max(images / (WARM_UP_FACTOR * schedule.batch_size), 1)
-        section.warm_up_epochs = min(max(round(WARM_UP_STEPS / steps), section.warm_up_epochs), MOST_WARM_UP_EPOCHS)
-        section.decay_epochs = [at - schedule.epochs + section.warm_up_epochs + after for at in section.decay_epochs]
-        schedule.epochs = section.warm_up_epochs + after
+        before, after = section.warm_up_epochs, schedule.epochs - section.warm_up_epochs
+        section.warm_up_epochs = _epochs_of(WARM_UP_STEPS, images / (WARM_UP_FACTOR * schedule.batch_size), before)
+        longer = _epochs_of(CO_TRAINING_STEPS, images / schedule.batch_size, after)
+        section.decay_epochs = [
+            section.warm_up_epochs + round((epoch - before) / after * longer) for epoch in section.decay_epochs
+        ]
+        schedule.epochs = section.warm_up_epochs + longer
 
     def passes_per_image(self, recipe):
         """Warm-up epochs cost a pass for both networks."""
@@ -192,6 +197,10 @@ class SANMTraining(MethodTraining):
             old.unlink()
         report.save(output, min(count, len(report)), REPORT_STEM)
         print(f"{report.num_wrong:,} of {len(report):,} labels are probably wrong: {output / REPORT_STEM}.html")
+
+
+def _epochs_of(steps: int, steps_per_epoch: float, fewest: int) -> int:
+    return min(max(round(steps / max(steps_per_epoch, 1)), fewest), max(fewest, MOST_EPOCHS))
 
 
 def is_light(recipe: Recipe) -> bool:
