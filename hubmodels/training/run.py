@@ -229,15 +229,13 @@ def _resolve_recipe(
 def _use_backbone(recipe: Recipe, backbone: str, kept: Collection[str]) -> None:
     """Let a recipe start from a model, or take the shape of a timm model; `kept` are keys that the user asked for."""
     method = method_training(recipe.method)
-    starts = Path(backbone).exists() or not timm.is_model(backbone)
-    if starts:
-        recipe.init_from = model_source(backbone)
-    keys = method.replaced_keys(recipe.init_from) if starts and recipe.init_from else method.shape_keys
-    replaced = [key for key in keys if key not in kept]
-    if starts:
+    if Path(backbone).exists() or not timm.is_model(backbone):
+        source = model_source(backbone)
+        replaced = set(method.replaced_keys(source)) - set(kept)
+        recipe.init_from = source
         recipe.model = {key: value for key, value in recipe.model.items() if key not in replaced}
     else:
-        method.use_timm_shape(recipe, backbone, replaced)
+        method.use_timm_shape(recipe, backbone, [key for key in method.shape_keys if key not in kept])
 
 
 def _normalize_as(recipe: Recipe, source: str) -> None:
