@@ -76,10 +76,9 @@ class ContrastiveTraining(MethodTraining):
     has_test_loss = False
     sheet_file = "views.png"
 
-    @property
-    def takes_statistics(self):  # type: ignore[override]
-        """SimCLR's pixels are not normalised."""
-        return self.name != "simclr"
+    def __init__(self, name: str):
+        super().__init__(name)
+        self.takes_statistics = name != "simclr"  # whose pixels are not normalised
 
     def replaced_keys(self, source):
         """The encoder of another method comes without heads."""
@@ -168,18 +167,13 @@ class ContrastiveTraining(MethodTraining):
     def labelled_collators(self, recipe, config, evaluation):
         """The method's own crops, as its published processor makes them; what it does not know is done as elsewhere."""
         section, seed = recipe.transform, recipe.run.seed
-        processor = self.processor(recipe, config, evaluation)
-        train: Any = ProcessorTransform(
-            processor,
-            evaluation.num_channels,
-            processor.draws,
-            mode="finetune",
-            area_range=section.crop_scale,
-            flip_probability=section.flip,
-        )
+        processor, channels = self.processor(recipe, config, evaluation), evaluation.num_channels
         if section.crop_padding is not None or section.auto_augment or section.random_erasing:
-            train = labelled_transform(recipe, evaluation)
-        test = ProcessorTransform(processor, evaluation.num_channels)
+            train: Any = labelled_transform(recipe, evaluation)
+        else:
+            settings = {"mode": "finetune", "area_range": section.crop_scale, "flip_probability": section.flip}
+            train = ProcessorTransform(processor, channels, processor.draws, **settings)
+        test = ProcessorTransform(processor, channels)
         return ImageCollator(train, seed, train=True), ImageCollator(test, seed, train=False)
 
     def pretrain_collators(self, recipe, config, evaluation):
