@@ -1,19 +1,22 @@
 """What SANM claims, at small scale, on real images with wrong labels, three seeds each.
 
-python -m benchmarks.sanm_claims OUT [clothes] [longer] [whole] [cifar10] [cifar10n] [--images CIFAR10]
+python -m benchmarks.sanm_claims OUT [clothes] [longer] [whole] [controls] [cifar10] [cifar10n] [--images CIFAR10]
 
 clothes:  20, 50 and 80 % symmetric and 40 % asymmetric noise on 1,000 images of the packaged Fashion-MNIST.
 longer:   the same noise again with twice the epochs of co-training and without the loss of unlabelled images
           (an epoch of it has only as many steps as the images with credible labels make).
 whole:    20 % symmetric noise for 200 epochs of every arm: cross entropy has learned the wrong labels by heart then.
+controls: 50 % symmetric noise, one network in all arms, which add the parts of SANM one by one: refined labels, masks
+          at random places, masks placed by the activation maps, masked labels, reconstruction.
 cifar10:  as clothes on 1,000 training images of CIFAR10 (a local copy with the splits train and test).
 cifar10n: the labels of CIFAR-10N on the same images: aggre (9 % wrong), random1 (17 %) and worse (41 %).
 
 Arms with the same network and as many epochs: plain cross entropy (crop and flip); co-training without SANM
 (DivideMix: no masks, no masked labels, no reconstruction); co-training with SANM; cross entropy with the AutoAugment
 that co-training has; the light mode of SANM (one network); and cross entropy for 200 epochs. All are
-measured on all test images by the network of the last epoch (for pairs: the sum of both), and by how well the report of
-suspicious labels finds the wrong ones: average precision and area under the ROC curve. Every run is stored in
+measured on all test images by the network of the last epoch (for pairs: the sum of both), by how well the report of
+suspicious labels finds the wrong ones (average precision and area under the ROC curve), and by the share of the wrong
+labels that the network has learned by heart. Every run is stored in
 OUT/results.json when it ends, and is not repeated, also by other processes with the same OUT (of other --seeds);
 --tables writes the tables of what is there.
 """
@@ -69,6 +72,15 @@ ARMS = {
     "cross entropy, AutoAugment": ("sanm/small_light", PLAIN),
     "SANM, one network": ("sanm/small_light", (*SINGLE, f"noisy_labels.warm_up_epochs={WARM_UP_EPOCHS}")),
 }
+PARTS = {  # of the light mode, each with all that stand above it
+    "refined labels": OFF,
+    "random masks": ("model.mask=random", *OFF[1:]),
+    "masks by activation": OFF[1:],
+    "masked labels": OFF[2:],
+    "reconstruction": (),
+}
+LIGHT = (*SINGLE, *CROP_AND_FLIP, f"noisy_labels.warm_up_epochs={WARM_UP_EPOCHS}")
+ARMS |= {f"one network, {part}": ("sanm/small_light", (*LIGHT, *settings)) for part, settings in PARTS.items()}
 COUNT = 1000
 CLOTHES = ("transform.mean=[0.286]", "transform.std=[0.353]")
 FIRST_ARMS = 4  # the comparison of the paper, which is run first
@@ -77,6 +89,13 @@ NOISE = {
     "20 % symmetric": ("sym", 0.2),
     "80 % symmetric": ("sym", 0.8),
     "40 % asymmetric": ("asym", 0.4),
+}
+COLUMNS = {
+    "wrong": "wrong labels",
+    "accuracy": "test accuracy",
+    "ap": "wrong labels found: average precision",
+    "auc": "AUC",
+    "memorised": "wrong labels learned by heart",
 }
 HUMAN = {
     "worse": ("noisy_worse", 0.41, "asym"),
@@ -93,7 +112,7 @@ class Experiment:
     settings: dict[str, tuple]
     common: tuple[str, ...] = ()
     source: str | None = None
-    arms: tuple[str, ...] = tuple(ARMS)
+    arms: tuple[str, ...] = tuple(ARMS)[: -len(PARTS)]
     epochs: int = EPOCHS
 
 
@@ -124,6 +143,14 @@ EXPERIMENTS = {
         {"20 % symmetric": NOISE["20 % symmetric"]},
         LONG_EPOCHS,
     ),
+    "controls": Experiment(
+        "SANM claim: its parts one by one, Fashion-MNIST",
+        {"50 % symmetric": NOISE["50 % symmetric"]},
+        (*CLOTHES, f"schedule.epochs={MORE_EPOCHS}"),
+        "fashion-mnist-small",
+        ("cross entropy", *tuple(ARMS)[-len(PARTS) :]),
+        MORE_EPOCHS,
+    ),
     "cifar10": Experiment("SANM claim: injected wrong labels, CIFAR-10", NOISE),
     "cifar10n": Experiment("SANM claim: human labels, CIFAR-10N", HUMAN),
 }
@@ -152,12 +179,20 @@ def measure(experiment: Experiment, arm: str, value: tuple, source: str, seed: i
         run = hubmodels.train("sanm", source, Path(folder) / "run", recipe=recipe, overrides=overrides)
         model, transform = classifier_and_transform(run.folder)
     train = noisy_training_images(source, value, COUNT, seed)
-    quality = NoisyLabelReport.from_model(model, train, transform=transform, progress=False).detection_quality()
+    report = NoisyLabelReport.from_model(model, train, transform=transform, progress=False)
+    quality = report.detection_quality()
     test = load_image_dataset(source, "test")
     accuracy = evaluate_classifier(model, test, transform, test.class_names, progress=False).accuracy
-    wrong = (train.clean_labels != train.labels).float().mean().item()
-    figures = {"accuracy": accuracy, "ap": quality.average_precision, "auc": quality.auc, "wrong": wrong}
-    return {name: 100 * figure for name, figure in figures.items()}
+    is_wrong = (train.clean_labels != train.labels).numpy()
+    learned = report.probabilities.argmax(axis=1) == report.labels
+    figures = {
+        "accuracy": accuracy,
+        "ap": quality.average_precision,
+        "auc": quality.auc,
+        "wrong": is_wrong.mean(),
+        "memorised": learned[is_wrong].mean(),
+    }
+    return {name: 100 * float(figure) for name, figure in figures.items()}
 
 
 def run_experiment(results: SeededResults, name: str, images: str | None, seed: int) -> None:
@@ -176,21 +211,28 @@ def run_experiment(results: SeededResults, name: str, images: str | None, seed: 
 def write_table(results: SeededResults, name: str, seeds: list[int]) -> None:
     """Writes the table of an experiment."""
     experiment = EXPERIMENTS[name]
+    rows = [
+        (setting, arm, done)
+        for setting, arm in itertools.product(experiment.settings, experiment.arms)
+        if (done := [seed for seed in seeds if f"{name}/{setting}/{arm}/{seed}/accuracy" in results.values])
+    ]
+    columns = dict(COLUMNS)
+    if any(
+        f"{name}/{setting}/{arm}/{seed}/memorised" not in results.values for setting, arm, done in rows for seed in done
+    ):
+        del columns["memorised"]  # runs of earlier versions
     lines = [
         "PreAct ResNet of widths 16 to 128 with one block a stage, "
         f"{experiment.epochs} epochs, {WARM_UP_EPOCHS} of them warm-up,",
         f"{COUNT:,} training images; per cent: mean (lowest to highest) of the seeds that were run. Wrong labels are",
         "found by the report of the trained model; their share is the average precision of a list in random order.",
         "",
-        "| noise | wrong labels | arm | seeds | test accuracy | wrong labels found: average precision | AUC |",
-        "| --- | --- | --- | --- | --- | --- | --- |",
+        f"| noise | arm | seeds | {' | '.join(columns.values())} |",
+        "| --- " * (3 + len(columns)) + "|",
     ]
-    for setting, arm in itertools.product(experiment.settings, ARMS):
-        done = [seed for seed in seeds if f"{name}/{setting}/{arm}/{seed}/accuracy" in results.values]
-        if done:
-            figures = ("wrong", "accuracy", "ap", "auc")
-            cells = [results.cell(f"{name}/{setting}/{arm}/{{seed}}/{figure}", done) for figure in figures]
-            lines.append(f"| {setting} | {cells[0]} | {arm} | {len(done)} | {cells[1]} | {cells[2]} | {cells[3]} |")
+    for setting, arm, done in rows:
+        cells = [results.cell(f"{name}/{setting}/{arm}/{{seed}}/{figure}", done) for figure in columns]
+        lines.append(f"| {setting} | {arm} | {len(done)} | {' | '.join(cells)} |")
     command = f"python -m benchmarks.sanm_claims OUT {name}" + ("" if experiment.source else " --images CIFAR10")
     write_section(experiment.title, command, [*lines, "", machine_line("torch", "transformers")])
 

@@ -393,12 +393,28 @@ def model_source(name: str | Path) -> str:
         name: A folder, a repository id on the Hub, or the name of a packaged checkpoint.
 
     Returns:
-        The folder of the packaged checkpoint of that name; anything else as it is.
+        The folder of the packaged checkpoint of that name, the folder, or the repository id as it is.
 
     Raises:
         ValueError: The name is that of an official file that must be downloaded and converted.
-        FileNotFoundError: The installation lacks the folder.
+        FileNotFoundError: The folder is missing, the name is nearly that of a packaged checkpoint, or the installation
+            lacks its folder.
     """
-    if any(checkpoint.name == str(name) for checkpoint in CHECKPOINTS):
-        return str(packaged_path(str(name)))
-    return str(name)
+    text = str(name)
+    if any(checkpoint.name == text for checkpoint in CHECKPOINTS):
+        return str(packaged_path(text))
+    path = Path(text).expanduser()
+    if path.is_dir():
+        return str(path)
+    if path.is_file():
+        raise FileNotFoundError(
+            f"{text!r} is a file; a model is given as its folder (`hubmodels convert` makes one of an official file)"
+        )
+    if isinstance(name, Path) or text.startswith((".", "~", "/")) or text.endswith("/") or text.count("/") > 1:
+        raise FileNotFoundError(f"there is no model folder {text!r}")
+    if "/" not in text:
+        packaged = [checkpoint.name for checkpoint in CHECKPOINTS if checkpoint.is_packaged]
+        near = difflib.get_close_matches(text, packaged, cutoff=0.8)
+        if near:
+            raise FileNotFoundError(f"no folder and no packaged checkpoint {text!r}; did you mean {' or '.join(near)}?")
+    return text

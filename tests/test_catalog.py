@@ -149,3 +149,29 @@ def test_missing_packaged_folder_is_named(monkeypatch, tmp_path):
         catalog.packaged_path("shipped")
     (tmp_path / "shipped").mkdir()
     assert catalog.packaged_path("shipped") == tmp_path / "shipped"
+
+
+@pytest.mark.parametrize("name", ["./run", "~/no/run", "/no/run", "run/", "runs/mae/last", Path("run")])
+def test_missing_model_folder_is_not_looked_for_on_the_hub(name):
+    with pytest.raises(FileNotFoundError, match=f"no model folder '{name}'"):
+        catalog.model_source(name)
+
+
+def test_misspelt_packaged_name_suggests_the_right_one():
+    with pytest.raises(FileNotFoundError, match="did you mean mae-small-32"):
+        catalog.model_source("mae-smal-32")
+
+
+def test_model_file_points_to_its_folder(tmp_path):
+    file = tmp_path / "model.safetensors"
+    file.touch()
+    with pytest.raises(FileNotFoundError, match="is a file; a model is given as its folder"):
+        catalog.model_source(file)
+
+
+def test_model_folder_and_repository_are_what_from_pretrained_takes(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "run").mkdir()
+    assert catalog.model_source("~/run") == str(tmp_path / "run")
+    assert catalog.model_source("facebook/dinov2-small") == "facebook/dinov2-small"
+    assert catalog.model_source("gpt2") == "gpt2"
