@@ -6,6 +6,7 @@ import torch
 from torch.nn import functional
 
 from .configuration_sanm import CHOICES, check_ratios
+from .losses_sanm import at_least_float32
 
 MAX_TRIES = 100  # draws of a box until it is smaller than the image
 LEVELS = 255
@@ -281,7 +282,7 @@ def activation_maps(feature_maps: torch.Tensor, size: tuple[int, int]) -> torch.
     Returns:
         uint8 `[N, H, W]`, rounded down; a constant map gives zeros.
     """
-    energy = feature_maps.float().square().sum(dim=1)
+    energy = at_least_float32(feature_maps).square().sum(dim=1)
     energy = functional.normalize(energy.flatten(1), dim=1, eps=1e-12).view_as(energy)
     columns = _resized(energy, size[1], dim=2)
     resized = _resized(columns, size[0], dim=1)
@@ -293,7 +294,7 @@ def activation_maps(feature_maps: torch.Tensor, size: tuple[int, int]) -> torch.
 def _resized(values: torch.Tensor, length: int, dim: int) -> torch.Tensor:
     """
     Linear resizing of an axis of `[N, h, w]` with half-pixel centres and weights cut off at the edges: bit for bit what
-    OpenCV computes, `a + (b - a) * weight` in float32 with one rounding after the product.
+    OpenCV computes, `a + (b - a) * weight` with one rounding after the product, and float32 weights.
 
     `functional.interpolate` differs by rounding, and so finds other maxima where a map has a plateau.
     """
@@ -310,7 +311,7 @@ def _resized(values: torch.Tensor, length: int, dim: int) -> torch.Tensor:
     begins = functional.one_hot(start.clamp(0, old - 1).to(torch.int64), old).to(exact)
     matrix = torch.cat([begins, begins * weight[:, None]], dim=1)
     table = torch.cat([values, slopes], dim).to(exact)
-    return (matrix @ table if dim == 1 else table @ matrix.T).to(torch.float32)
+    return (matrix @ table if dim == 1 else table @ matrix.T).to(values.dtype)
 
 
 def extreme_positions(activation: torch.Tensor) -> torch.Tensor:

@@ -202,7 +202,7 @@ class SimCLRPreTrainedModel(PreTrainedModel):
             raise ValueError("pixel_values is required")
         if not pixel_values.is_floating_point():
             raise ValueError(f"pixel_values must be floats in [0, 1], got {pixel_values.dtype}")
-        if pixel_values.ndim != 4 or not len(pixel_values):
+        if pixel_values.ndim != 4 or pixel_values.shape[0] == 0:
             shape = tuple(pixel_values.shape)
             raise ValueError(f"pixel_values must have shape [B, C, H, W], at least one image, got shape {shape}")
         if self._pixel_range_is_known or pixel_values.is_meta or torch.compiler.is_compiling():

@@ -68,10 +68,11 @@ def looped(images, maps, trust, targets, draws, center=False):
     return torch.stack(views[0]), torch.stack(views[1]), masked_targets
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize(("grid", "size"), [((4, 4), (32, 32)), ((7, 7), (224, 224)), ((7, 3), (160, 100))])
-def test_maps_are_those_of_opencv(grid, size):
+def test_maps_are_those_of_opencv(grid, size, dtype):
     cv2 = pytest.importorskip("cv2", reason="opencv-python-headless comes with the bench extra")
-    maps = torch.randn(50, 16, *grid, generator=torch.Generator().manual_seed(0))
+    maps = torch.randn(50, 16, *grid, generator=torch.Generator().manual_seed(0), dtype=dtype)
     energy = torch.nn.functional.normalize(maps.square().sum(1).flatten(1), dim=1).view(50, *grid).numpy()
     heats = np.stack([cv2.resize(heat, (size[1], size[0])) for heat in energy])
     heats -= heats.min(axis=(1, 2), keepdims=True)
