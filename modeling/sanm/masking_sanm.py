@@ -294,7 +294,7 @@ def activation_maps(feature_maps: torch.Tensor, size: tuple[int, int]) -> torch.
 def _resized(values: torch.Tensor, length: int, dim: int) -> torch.Tensor:
     """
     Linear resizing of an axis of `[N, h, w]` with half-pixel centres and weights cut off at the edges: bit for bit what
-    OpenCV computes, `a + (b - a) * weight` with one rounding after the product, and float32 weights.
+    OpenCV computes, `a + (b - a) * weight` with one rounding after the product.
 
     `functional.interpolate` differs by rounding, and so finds other maxima where a map has a plateau.
     """
@@ -304,7 +304,7 @@ def _resized(values: torch.Tensor, length: int, dim: int) -> torch.Tensor:
     steps = torch.arange(length, dtype=exact, device=values.device)
     position = (steps + 0.5) * (old / length) - 0.5
     start = position.floor()
-    weight = (position - start).to(torch.float32)
+    weight = (position - start).to(values.dtype)
     weight = torch.where((start < 0) | (start >= old - 1), 0.0, weight).to(exact)
     # As a product of matrices, of which a row has a 1 and a weight: the product of two float32 is exact in float64, so
     # that the only rounding is that of the sum.
