@@ -273,6 +273,7 @@ def label_errors(
     """List the labels that are most probably wrong, with pictures."""
     from hubmodels.evaluation import NoisyLabelReport
 
+    NoisyLabelReport.free_paths(out)
     report = NoisyLabelReport.from_model(folder, data, split=split, label_column=label_column)
     paths = report.save(out, images)
     _console().print(report.table())

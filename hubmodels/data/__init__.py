@@ -1,7 +1,7 @@
 """Image data sets, augmentations and collators."""
 
 from hubmodels.data.collators import ImageCollator
-from hubmodels.data.images import ImageDataset, StreamingImageDataset, load_image_dataset
+from hubmodels.data.images import ImageDataset, StreamingImageDataset
 from hubmodels.data.label_noise import (
     inject_label_noise,
     load_cifar_n_labels,
@@ -9,6 +9,7 @@ from hubmodels.data.label_noise import (
     noise_cache_path,
     save_noisy_labels,
 )
+from hubmodels.data.loading import load_image_dataset
 from hubmodels.data.subsets import listed_indices, subset_indices
 from hubmodels.data.transforms import (
     EvalTransform,

@@ -2,6 +2,7 @@
 
 import os
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 
@@ -35,8 +36,15 @@ def _images_below(folder: Path) -> list[Path]:
     )
 
 
-def _split_folders(root: Path) -> dict[str, Path]:
-    """Split folders by name; empty when the folder is not divided into splits."""
+def split_folders(root: Path) -> dict[str, Path]:
+    """Find the split folders of a folder.
+
+    Args:
+        root: The folder.
+
+    Returns:
+        The folders by name; empty when the folder is not divided into splits.
+    """
     folders = _subfolders(root)
     splits = {folder.name: folder for folder in folders if folder.name.lower() in SPLIT_NAMES}
     divided = any(canonical_split(name) == "train" for name in splits) or len(splits) == len(folders)
@@ -50,7 +58,16 @@ def _class_folders(folder: Path) -> list[Path]:
     return _subfolders(folder)
 
 
-def find_images(root: Path, split: str | None) -> tuple[list[Path], np.ndarray | None, list[str] | None]:
+class FolderImages(NamedTuple):
+    """Images of a folder; labels int64 [N] and names of classes, or None and the reason where there are none."""
+
+    paths: list[Path]
+    labels: np.ndarray | None
+    class_names: list[str] | None
+    unlabelled_reason: str = ""
+
+
+def find_images(root: Path, split: str | None) -> FolderImages:
     """Find the images of a folder.
 
     A folder is divided into splits when it holds train/ or nothing but split folders. Inside (a split of) it, one
@@ -62,13 +79,13 @@ def find_images(root: Path, split: str | None) -> tuple[list[Path], np.ndarray |
         split: Name of the split, or None: "train", or the only one.
 
     Returns:
-        (paths, labels int64 [N] or None, class names or None).
+        The images, and their labels where there are some.
 
     Raises:
         MissingSplitError: No such split.
         ValueError: No images, or a class folder without images.
     """
-    splits = _split_folders(root)
+    splits = split_folders(root)
     if splits:
         folder = splits[choose_split(split, list(splits), str(root))]
     elif split is None or canonical_split(split) == "train":
@@ -80,11 +97,14 @@ def find_images(root: Path, split: str | None) -> tuple[list[Path], np.ndarray |
         paths = _images_below(folder)
         if not paths:
             raise ValueError(f"{folder} holds no images ({', '.join(sorted(IMAGE_SUFFIXES))})")
-        return paths, None, None
+        beside = next((path for path in paths if path.parent == folder), None)
+        others = _subfolders(folder)
+        reason = f"{beside} and others lie beside the folders, such as {others[0].name}" if beside and others else ""
+        return FolderImages(paths, None, None, reason)
     return _labelled_images(classes, [_class_folders(other) for other in splits.values()])
 
 
-def _labelled_images(classes: list[Path], all_classes: list[list[Path]]) -> tuple[list[Path], np.ndarray, list[str]]:
+def _labelled_images(classes: list[Path], all_classes: list[list[Path]]) -> FolderImages:
     """Images of class folders with labels that number the classes of all splits."""
     class_names = sorted({entry.name for entries in (classes, *all_classes) for entry in entries})
     images = {entry.name: _images_below(entry) for entry in classes}
@@ -92,4 +112,4 @@ def _labelled_images(classes: list[Path], all_classes: list[list[Path]]) -> tupl
     if empty:
         raise ValueError(f"class folders without images: {', '.join(empty)}")
     labels = np.repeat([class_names.index(name) for name in images], [len(paths) for paths in images.values()])
-    return [path for paths in images.values() for path in paths], labels, class_names
+    return FolderImages([path for paths in images.values() for path in paths], labels, class_names)

@@ -1,32 +1,14 @@
-"""Image data sets: folders, Parquet files, `datasets` on disk or on the Hub, and the packaged labelled set."""
+"""Image data sets that are read by index, with subsets and wrong labels, and streams of images."""
 
-import re
 from collections.abc import Iterator, Sequence
-from importlib import resources
-from pathlib import Path
-from typing import Any, Literal, overload
+from typing import Any
 
 import numpy as np
 import torch
 from torch.utils.data import Dataset, IterableDataset, get_worker_info
 
-from hubmodels.data.image_folder import find_images
-from hubmodels.data.image_list import read_image_list
 from hubmodels.data.randomness import random_permutation
-from hubmodels.data.sources import (
-    CACHE_BYTES,
-    ArraySource,
-    ColumnSource,
-    FileSource,
-    ImageCache,
-    ImageSource,
-    open_value,
-    pixels_of,
-)
-from hubmodels.data.splits import MissingSplitError, canonical_split, choose_split
-
-PACKAGED_DATASETS = ("fashion-mnist-small",)
-_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[\w.-]+)?")
+from hubmodels.data.sources import CACHE_BYTES, ArraySource, ImageCache, ImageSource, open_value, pixels_of
 
 
 class ImageDataset(Dataset):
@@ -40,6 +22,7 @@ class ImageDataset(Dataset):
         labels: int64 [N], or None.
         class_names: Name of each class, in label order; None or empty for unlabelled data.
         indices: Positions of a subset in the source, or None for all.
+        unlabelled_reason: Why there are no labels where some could be expected, for errors.
 
     Raises:
         ValueError: No images, or labels that do not fit.
@@ -52,6 +35,7 @@ class ImageDataset(Dataset):
         class_names: Sequence[str] | None = None,
         indices: np.ndarray | None = None,
         cache: ImageCache | None = None,
+        unlabelled_reason: str = "",
     ):
         if len(source) == 0:
             raise ValueError("the data set holds no images")
@@ -60,6 +44,7 @@ class ImageDataset(Dataset):
             raise ValueError("labels and class_names must be given together")
         if labels is not None and len(labels) != len(source):
             raise ValueError(f"expected {len(source)} labels, one per image, got {len(labels)}")
+        self.unlabelled_reason = unlabelled_reason
         self._source = source
         self._all_labels = None if labels is None else self._checked_labels(labels)
         self._all_clean_labels: torch.Tensor | None = None
@@ -245,6 +230,40 @@ class ImageDataset(Dataset):
         noisy._all_labels[torch.from_numpy(self._indices)] = self._checked_labels(labels)
         return noisy
 
+    def with_true_labels(self) -> "ImageDataset":
+        """The same images with their true labels, where `clean_labels` knows them; else as it is."""
+        if self._all_clean_labels is None:
+            return self
+        true = self._view(np.arange(len(self)))
+        true._all_labels, true._all_clean_labels = self._all_clean_labels, None
+        return true
+
+    def is_part_of(self, other: "ImageDataset") -> bool:
+        """Whether both are parts of one data set.
+
+        Args:
+            other: Another data set.
+        """
+        return self._source is other._source
+
+    def together_with(self, other: "ImageDataset") -> "ImageDataset":
+        """The images of this part of a data set and of another part of it, with the labels of this one.
+
+        Args:
+            other: A part of the same data set.
+
+        Returns:
+            Both parts, in the order of the data set.
+
+        Raises:
+            ValueError: A part of another data set.
+        """
+        if not other.is_part_of(self):
+            raise ValueError("other must be a part of the same data set, got one with other images")
+        both = self._view(np.arange(len(self)))
+        both._indices = np.union1d(self._indices, other._indices)
+        return both
+
     def _view(self, positions: np.ndarray) -> "ImageDataset":
         view = object.__new__(type(self))
         view.__dict__.update(self.__dict__)
@@ -332,196 +351,3 @@ class StreamingImageDataset(IterableDataset):
         if self._label_column is not None:
             item["label"] = int(batch[self._label_column][0])
         return item
-
-
-@overload
-def load_image_dataset(
-    source: Any,
-    split: str | None = None,
-    streaming: Literal[False] = False,
-    image_column: str | None = None,
-    label_column: str | None = None,
-    decode_size: int | None = None,
-    config: str | None = None,
-) -> ImageDataset: ...
-
-
-@overload
-def load_image_dataset(
-    source: Any,
-    split: str | None = None,
-    *,
-    streaming: bool,
-    image_column: str | None = None,
-    label_column: str | None = None,
-    decode_size: int | None = None,
-    config: str | None = None,
-) -> ImageDataset | StreamingImageDataset: ...
-
-
-def load_image_dataset(
-    source: Any,
-    split: str | None = None,
-    streaming: bool = False,
-    image_column: str | None = None,
-    label_column: str | None = None,
-    decode_size: int | None = None,
-    config: str | None = None,
-) -> ImageDataset | StreamingImageDataset:
-    """Load images from wherever they are.
-
-    Args:
-        source: One of
-            - a folder of images: flat (unlabelled), or one folder per class, or either inside train/, val/, test/;
-            - a Parquet file, or a folder of Parquet files;
-            - a text file (`.txt`) with one image a line, its path and its class number (see `read_image_list`);
-            - a folder written by `datasets`' `save_to_disk`;
-            - a `datasets` object;
-            - the packaged "fashion-mnist-small" (2,000 + 2,000 images 28x28, 10 classes);
-            - the id of a data set on the Hub.
-        split: Name of the split ("val" and "validation" are the same). None means "train", or the only one. A source
-            without splits counts as "train".
-        streaming: Read one image after the other (Parquet files and the Hub).
-        image_column: Column of the images; found by its type or name otherwise.
-        label_column: Column of the labels; found by its type or name otherwise. Of a text file: a second one that has
-            the class numbers.
-        decode_size: Decode JPEG files at a reduced resolution with sides of at least this many pixels.
-        config: Configuration of a Hub data set that has several.
-
-    Returns:
-        An [`ImageDataset`], or a [`StreamingImageDataset`] with `streaming=True`.
-
-    Raises:
-        FileNotFoundError: `source` is nowhere.
-        ValueError: A missing split or column, an empty class folder, no images, an unreadable first image.
-    """
-    if isinstance(source, str) and source in PACKAGED_DATASETS:
-        return _load_packaged(source, split)
-    if not isinstance(source, str | Path):
-        return _load_columns(source, str(type(source).__name__), split, image_column, label_column, decode_size)
-    path = Path(source).expanduser()
-    if path.is_dir() and not _holds_tables(path):
-        if streaming:
-            raise ValueError(
-                f"streaming=True applies to Parquet files and the Hub; {path} is a folder of images, "
-                "which is read lazily anyway"
-            )
-        paths, labels, class_names = find_images(path, split)
-        return ImageDataset(FileSource(paths, decode_size), labels, class_names)
-    if path.suffix == ".txt" and path.is_file() and not streaming:
-        paths, labels = read_image_list(path, label_column, split=split)
-        names = None if labels is None else [str(number) for number in range(int(labels.max()) + 1)]
-        return ImageDataset(FileSource(paths, decode_size), labels, names)
-    if path.exists():
-        table = _open_local(path, streaming)
-    else:
-        table, split = _open_hub(str(source), split, streaming, config), None
-    return _load_columns(table, str(source), split, image_column, label_column, decode_size)
-
-
-def _load_packaged(name: str, split: str | None) -> ImageDataset:
-    """A data set that is part of this package."""
-    folder = name.replace("-", "_")
-    file = resources.files("hubmodels.data") / folder / f"{folder}.npz"
-    with resources.as_file(file) as path, np.load(path, allow_pickle=False) as arrays:
-        split = choose_split(split, ["train", "test"], name)
-        images, labels = arrays[f"{split}_images"], arrays[f"{split}_labels"]
-        return ImageDataset(ArraySource(images[:, None]), labels, arrays["class_names"].tolist())
-
-
-def _holds_tables(folder: Path) -> bool:
-    """Whether a folder holds Parquet files or a saved `datasets` object rather than image files."""
-    saved = any((folder / name).is_file() for name in ("dataset_dict.json", "state.json"))
-    return saved or next(folder.rglob("*.parquet"), None) is not None
-
-
-def _open_local(path: Path, streaming: bool) -> Any:
-    """Open a Parquet file, a folder of them, or a saved `datasets` object."""
-    import datasets
-
-    if path.is_dir() and not any(path.rglob("*.parquet")):
-        if streaming:
-            raise ValueError(f"streaming=True applies to Parquet files and the Hub; {path} was saved by save_to_disk")
-        return datasets.load_from_disk(str(path))
-    if path.is_file() and path.suffix != ".parquet":
-        raise ValueError(f"{path} is not a folder of images or a Parquet file")
-    where = {"data_dir": str(path)} if path.is_dir() else {"data_files": str(path)}
-    return datasets.load_dataset("parquet", streaming=streaming, **where)
-
-
-def _open_hub(source: str, split: str | None, streaming: bool, config: str | None) -> Any:
-    """Open one split of a data set on the Hub."""
-    import datasets
-
-    missing = f"{source!r} is not a folder or file, not a packaged data set ({', '.join(PACKAGED_DATASETS)})"
-    if not _HUB_ID.fullmatch(source):
-        raise FileNotFoundError(missing)
-    try:
-        names = datasets.get_dataset_split_names(source, config_name=config)
-    except Exception as error:
-        raise FileNotFoundError(f"{missing}, and no data set of that id could be opened on the Hub: {error}") from error
-    return datasets.load_dataset(source, config, split=choose_split(split, names, source), streaming=streaming)
-
-
-def _load_columns(
-    table: Any,
-    title: str,
-    split: str | None,
-    image_column: str | None,
-    label_column: str | None,
-    decode_size: int | None,
-) -> ImageDataset | StreamingImageDataset:
-    """Wrap a `datasets` object."""
-    import datasets
-
-    if isinstance(table, datasets.DatasetDict | datasets.IterableDatasetDict):
-        table = table[choose_split(split, list(table), title)]
-    elif split is not None and isinstance(table, datasets.Dataset | datasets.IterableDataset):
-        own = canonical_split(str(table.split or "train"))
-        if canonical_split(split) != own:
-            raise MissingSplitError(f"{title} has no split {split!r}: it is a single table, which counts as {own!r}")
-    if not isinstance(table, datasets.Dataset | datasets.IterableDataset):
-        raise ValueError(f"source must be a path, a name or a datasets object, got {type(table).__name__}")
-    features = table.features or datasets.Features.from_dict({})
-    names = table.column_names or list(next(iter(table)))
-    image_column = _find_column(image_column, names, features, datasets.Image, ("image", "img", "picture"), title)
-    if image_column is None:
-        raise ValueError(f"{title} has no image column; its columns are {', '.join(names)}")
-    if isinstance(features.get(image_column), datasets.Image):
-        table = table.cast_column(image_column, datasets.Image(decode=False))
-    label_column = _find_column(label_column, names, features, datasets.ClassLabel, ("label", "labels"), title)
-    if isinstance(table, datasets.IterableDataset):
-        class_names = getattr(features.get(label_column), "names", None)
-        return StreamingImageDataset(table, image_column, label_column, class_names, title)
-    if len(table) == 0:
-        raise ValueError(f"{title} holds no images")
-    labels, class_names = _column_labels(table, features, label_column)
-    return ImageDataset(ColumnSource(table, image_column, title, decode_size), labels, class_names)
-
-
-def _find_column(
-    asked: str | None, names: Sequence[str], features: Any, kind: type, usual: Sequence[str], title: str
-) -> str | None:
-    """The column asked for, else the first with a usual name, else the first of a type; None if there is none."""
-    if asked is not None:
-        if asked not in names:
-            raise ValueError(f"{title} has no column {asked!r}; its columns are {', '.join(names)}")
-        return asked
-    typed = [name for name in names if isinstance(features.get(name), kind)]
-    return next((name for name in (*usual, *typed) if name in names), None)
-
-
-def _column_labels(table: Any, features: Any, column: str | None) -> tuple[np.ndarray | None, list[str] | None]:
-    """Labels [N] and class names of a column of integers or strings; none where test labels are withheld (-1)."""
-    if column is None:
-        return None, None
-    values = np.asarray(table[column][:])
-    if values.dtype.kind in "US":
-        class_names, labels = np.unique(values, return_inverse=True)
-        return labels, class_names.tolist()
-    if values.dtype.kind not in "iu":
-        raise ValueError(f"label column {column!r} must hold integers or strings, got {values.dtype}")
-    if values.min() < 0:
-        return None, None
-    names = getattr(features[column], "names", None)
-    return values, names or [str(label) for label in range(int(values.max()) + 1)]

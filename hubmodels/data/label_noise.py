@@ -260,19 +260,22 @@ def save_noisy_labels(labels: Sequence[int] | np.ndarray, path: str | Path) -> N
     os.replace(partial, path)
 
 
-def load_noisy_labels(path: str | Path, count: int, num_classes: int) -> np.ndarray:
-    """Read labels that this or the official code wrote.
+def load_noisy_labels(
+    path: str | Path, count: int, num_classes: int, class_names: Sequence[str] | None = None
+) -> np.ndarray:
+    """Read labels that this or the official code wrote, or a list of class names.
 
     Args:
-        path: JSON list of numbers.
+        path: JSON list of numbers or of names.
         count: Number of images.
         num_classes: Number of classes.
+        class_names: Their names, needed for a list of names.
 
     Returns:
         int64 [count].
 
     Raises:
-        ValueError: No such list, another length, or labels out of range.
+        ValueError: No such list, another length, labels out of range, or names of other classes.
     """
     try:
         values = json.loads(Path(path).read_text(encoding="utf-8"))
@@ -281,7 +284,17 @@ def load_noisy_labels(path: str | Path, count: int, num_classes: int) -> np.ndar
     if not isinstance(values, list) or len(values) != count:
         found = f"{len(values)} labels" if isinstance(values, list) else f"a {type(values).__name__}"
         raise ValueError(f"{path} must hold a list of {count} labels, one per image, found {found}")
-    return _checked_labels(np.array(values), num_classes)
+    if all(isinstance(value, str) for value in values):
+        numbers = {name: number for number, name in enumerate(class_names or ())}
+        unknown = sorted({value for value in values if value not in numbers})
+        if unknown:
+            known = ", ".join(numbers) or "none are given"
+            raise ValueError(f"{path} has labels that are no class: {', '.join(unknown[:5])} (classes: {known})")
+        values = [numbers[value] for value in values]
+    try:
+        return _checked_labels(np.array(values), num_classes)
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from error
 
 
 def load_cifar_n_labels(
@@ -337,7 +350,12 @@ def _numpy_names() -> list[Any]:
     rebuild = getattr(np, "_core", None) or np.core
     constructor = rebuild.multiarray._reconstruct
     names = [(constructor, f"numpy.{room}.multiarray._reconstruct") for room in ("core", "_core")]
-    return [*names, np.ndarray, np.dtype, *(type(np.dtype(kind)) for kind in ("int64", "int32", "uint8"))]
+    return [
+        *names,
+        np.ndarray,
+        np.dtype,
+        *(type(np.dtype(kind)) for kind in ("int64", "int32", "int16", "int8", "uint8")),
+    ]
 
 
 __all__ = [

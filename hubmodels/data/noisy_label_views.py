@@ -13,6 +13,7 @@ import torch
 from PIL import Image, ImageDraw, ImageEnhance, ImageOps
 from torchvision.transforms import v2
 
+from hubmodels.data.resampling import resized_bilinearly
 from hubmodels.data.transforms import FinetuneTransform, Images, preserved_global_generators, seed_global_generators
 
 FILL = 128  # grey of AutoAugment's empty pixels
@@ -108,7 +109,7 @@ class WarmUpView(_PillowView):
     def __init__(self, size: int | Sequence[int], **kwargs):
         super().__init__(size, **kwargs)
         self._jitter = v2.ColorJitter(0.4, 0.4, 0.4, 0.4)
-        self._affine = v2.RandomAffine(15, translate=(0.1, 0.1), scale=(2 / 3, 3 / 2), shear=(-0.1, 0.1))
+        self._affine = v2.RandomAffine(15, translate=(0.1, 0.1), scale=(2 / 3, 3 / 2), shear=(-0.1, 0.1, -0.1, 0.1))
 
     def _before_crop(self, images, uniforms):
         jittered = self._each(self._jitter, [_picture(image) for image in images], uniforms)
@@ -133,8 +134,7 @@ def _resized(image: torch.Tensor, short_side: int) -> torch.Tensor:
     if min(height, width) == short_side:
         return image
     scale = short_side / min(height, width)
-    size = (max(short_side, int(width * scale)), max(short_side, int(height * scale)))
-    return _pixels(_picture(image).resize(size, Image.Resampling.BILINEAR))
+    return resized_bilinearly(image, (max(short_side, int(height * scale)), max(short_side, int(width * scale))))
 
 
 def _strongly_augmented(picture: Image.Image, draws: np.ndarray) -> Image.Image:
@@ -170,7 +170,7 @@ def _mapped(coefficients: Callable[[float, tuple[int, int]], tuple[float, ...]])
 
 
 # FixMatch's 14 operations of (picture, level in (0, 1), sign); largest values: 0.95 for enhancements, 30 degrees, 0.3
-# for shears and shifts, all 256 levels for solarising, and 4 to 8 bits for posterising.
+# for shears and shifts (of whole pixels, towards 0), all 256 levels for solarising, and 4 to 8 bits for posterising.
 OPERATIONS: tuple[Callable[..., Image.Image], ...] = (
     lambda picture, level, sign: ImageOps.autocontrast(picture),
     _enhanced(ImageEnhance.Brightness),
@@ -184,6 +184,6 @@ OPERATIONS: tuple[Callable[..., Image.Image], ...] = (
     _mapped(lambda value, size: (1, 0.3 * value, 0, 0, 1, 0)),
     _mapped(lambda value, size: (1, 0, 0, 0.3 * value, 1, 0)),
     lambda picture, level, sign: ImageOps.solarize(picture, 256 - math.floor(256 * level)),
-    _mapped(lambda value, size: (1, 0, math.floor(0.3 * value * size[0]), 0, 1, 0)),
-    _mapped(lambda value, size: (1, 0, 0, 0, 1, math.floor(0.3 * value * size[1]))),
+    _mapped(lambda value, size: (1, 0, int(0.3 * value * size[0]), 0, 1, 0)),
+    _mapped(lambda value, size: (1, 0, 0, 0, 1, int(0.3 * value * size[1]))),
 )

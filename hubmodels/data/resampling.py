@@ -109,6 +109,24 @@ def _resized_crop_pillow(image: torch.Tensor, box: np.ndarray, size: tuple[int, 
     return torch.from_numpy(np.ascontiguousarray(resized[:, :, ::-1] if flip else resized))
 
 
+def resized_bilinearly(image: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
+    """Resize an image with Pillow's bilinear filter.
+
+    Args:
+        image: uint8 [C, H, W].
+        size: (height, width) of the result in pixels.
+
+    Returns:
+        uint8 [C, height, width].
+    """
+    planes = image.permute(1, 2, 0).contiguous().numpy()
+    pictures = [planes] if planes.shape[2] == 3 else list(planes.transpose(2, 0, 1))
+    resized = [Image.fromarray(picture).resize(size[::-1], Image.Resampling.BILINEAR) for picture in pictures]
+    if len(resized) == 1 and resized[0].mode == "RGB":
+        return torch.from_numpy(np.array(resized[0])).permute(2, 0, 1)
+    return torch.from_numpy(np.stack([np.array(picture) for picture in resized]))
+
+
 def _plain_crop(images: torch.Tensor | Sequence[torch.Tensor], boxes: np.ndarray, flips: np.ndarray) -> torch.Tensor:
     """Crop and flip where nothing is to be resized."""
     height, width = (int(side) for side in boxes[0, 2:])

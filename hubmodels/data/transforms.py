@@ -18,7 +18,7 @@ from timm.data.auto_augment import rand_augment_transform
 from timm.data.random_erasing import RandomErasing
 
 from hubmodels.data import crops
-from hubmodels.data.resampling import resized_crop
+from hubmodels.data.resampling import resized_bilinearly, resized_crop
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
@@ -240,7 +240,7 @@ class LinearProbeTransform(PretrainTransform):
 
 
 class EvalTransform(ImageTransform):
-    """Evaluation transform: resize the short side bicubically, centre crop, normalise.
+    """Evaluation transform: resize the short side, centre crop, normalise.
 
     The short side becomes int(size / (224 / 256)) for sizes up to 224 and `size` above, as published for MAE.
 
@@ -249,6 +249,7 @@ class EvalTransform(ImageTransform):
         crop_fraction: Size of the crop as a fraction of the resized short side; None means the rule above. 1 keeps
             the whole short side, which suits images that already have the model's size.
         num_channels, mean, std, pad: See [`ImageTransform`].
+        resample: Pillow's filter that resizes, bicubic or bilinear.
     """
 
     def __init__(
@@ -259,6 +260,7 @@ class EvalTransform(ImageTransform):
         mean: Sequence[float] | float | None = None,
         std: Sequence[float] | float | None = None,
         pad: int = 0,
+        resample: Image.Resampling = Image.Resampling.BICUBIC,
     ):
         super().__init__(size, num_channels, mean, std, pad)
         if crop_fraction is None:
@@ -266,6 +268,9 @@ class EvalTransform(ImageTransform):
         if not 0.0 < crop_fraction <= 1.0:
             raise ValueError(f"crop_fraction must be in (0, 1], got {crop_fraction}")
         self.crop_fraction = crop_fraction
+        if resample not in (Image.Resampling.BICUBIC, Image.Resampling.BILINEAR):
+            raise ValueError(f"resample must be Image.Resampling.BICUBIC or BILINEAR, got {resample!r}")
+        self.resample = resample
 
     @property
     def short_side(self) -> int:
@@ -293,9 +298,11 @@ class EvalTransform(ImageTransform):
         """Resize a batch of one size and cut out the centre, uint8 [B, C, height, width]."""
         batch, _, height, width = images.shape
         resized_height, resized_width = self.resized_size(height, width)
-        if (resized_height, resized_width) != (height, width):
-            box = np.tile([0, 0, height, width], (batch, 1))
-            images = resized_crop(images, box, (resized_height, resized_width))
+        size = resized_height, resized_width
+        if size != (height, width) and self.resample == Image.Resampling.BILINEAR:
+            images = torch.stack([resized_bilinearly(image, size) for image in images])
+        elif size != (height, width):
+            images = resized_crop(images, np.tile([0, 0, height, width], (batch, 1)), size)
         top, left = round((resized_height - self.size[0]) / 2), round((resized_width - self.size[1]) / 2)
         return images[:, :, top : top + self.size[0], left : left + self.size[1]]
 

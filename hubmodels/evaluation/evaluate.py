@@ -1,6 +1,5 @@
 """One call that evaluates a saved model on a data set."""
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -9,8 +8,10 @@ import torch
 from torch import nn
 
 from hubmodels.catalog import model_source
+from hubmodels.data.class_names import match_classes
 from hubmodels.data.collators import BatchTransform
-from hubmodels.data.images import ImageDataset, load_image_dataset
+from hubmodels.data.images import ImageDataset
+from hubmodels.data.loading import load_image_dataset
 from hubmodels.data.processing import ProcessorTransform
 from hubmodels.data.splits import MissingSplitError
 from hubmodels.evaluation.classification import (
@@ -230,37 +231,11 @@ def _labelled(data: Any, split: str | None) -> ImageDataset:
     """Load a split and see that it has labels."""
     dataset = load_image_dataset(data, split)
     if not isinstance(dataset, ImageDataset) or not dataset.class_names:
-        raise ValueError(f"{data} has no labels; evaluation needs one folder per class, or a label column")
+        reason = getattr(dataset, "unlabelled_reason", "") or "evaluation needs one folder per class, or a label column"
+        raise ValueError(f"{data} has no labels: {reason}")
     return dataset
 
 
 def model_classes(model: Any) -> list[str]:
     """Names of a classifier's classes, in label order."""
     return [str(model.config.id2label[index]) for index in range(model.config.num_labels)]
-
-
-def match_classes(dataset: ImageDataset, class_names: Sequence[str]) -> tuple[ImageDataset, list[str]]:
-    """Number a data set's labels as a classifier (or another split) numbers its classes.
-
-    Classes are matched by name where the names agree, and by number where all of them differ (a model without class
-    names calls its classes LABEL_0, LABEL_1, ...).
-
-    Args:
-        dataset: Labelled data.
-        class_names: The classifier's class names, in label order.
-
-    Returns:
-        (the data set with the classifier's labels, the class names to show).
-
-    Raises:
-        ValueError: Some classes of the data are not among the classifier's, or the numbers of classes differ.
-    """
-    names = list(class_names)
-    unknown = [name for name in dataset.class_names if name not in names]
-    if not unknown:
-        return dataset.relabelled([names.index(name) for name in dataset.class_names], names), names
-    if len(unknown) < dataset.num_classes:
-        raise ValueError(f"classes of the data that the model does not know: {', '.join(unknown)}")
-    if dataset.num_classes != len(names):
-        raise ValueError(f"the model has {len(names)} classes, the data {dataset.num_classes}")
-    return dataset, dataset.class_names

@@ -16,9 +16,11 @@ from sklearn.metrics import average_precision_score, roc_auc_score
 from torch import nn
 from tqdm.auto import tqdm
 
+from hubmodels.data.class_names import match_classes
 from hubmodels.data.collators import BatchTransform
-from hubmodels.data.images import ImageDataset, load_image_dataset
-from hubmodels.evaluation.evaluate import classifier_and_transform, match_classes, model_classes
+from hubmodels.data.images import ImageDataset
+from hubmodels.data.loading import load_image_dataset
+from hubmodels.evaluation.evaluate import classifier_and_transform, model_classes
 from hubmodels.evaluation.sample_predictions import predict_samples
 
 SHOWN_IMAGES = 100
@@ -98,10 +100,9 @@ class NoisyLabelReport:
                 f"expected clean_prob of shape {expected[:1]} and probabilities of shape {expected}, got "
                 f"{self.clean_prob.shape} and {self.probabilities.shape}"
             )
-        if not ((self.clean_prob >= 0) & (self.clean_prob <= 1)).all():
-            raise ValueError(
-                f"clean_prob must be in [0, 1], got values from {self.clean_prob.min()} to {self.clean_prob.max()}"
-            )
+        for name, values in (("clean_prob", self.clean_prob), ("probabilities", self.probabilities)):
+            if not ((values >= 0) & (values <= 1)).all():
+                raise ValueError(f"{name} must be in [0, 1], got values from {values.min()} to {values.max()}")
         rows = np.arange(len(dataset))
         self.given_probability = self.probabilities[rows, self.labels]
         others = self.probabilities.copy()
@@ -185,7 +186,12 @@ class NoisyLabelReport:
 
         Returns:
             The entries, most suspicious first.
+
+        Raises:
+            ValueError: A negative count.
         """
+        if count < 0:
+            raise ValueError(f"count must be at least 0, got {count}")
         return [self._entry(rank, int(position)) for rank, position in enumerate(self.order[:count], start=1)]
 
     def _entry(self, rank: int, position: int) -> SuspiciousLabel:
@@ -209,7 +215,12 @@ class NoisyLabelReport:
 
         Returns:
             uint8 [H, W, 3], or [H, W] of a grey image.
+
+        Raises:
+            ValueError: A place that is not in the list.
         """
+        if not 1 <= rank <= len(self):
+            raise ValueError(f"rank must be in 1..{len(self)}, got {rank}")
         image = self.dataset[int(self.order[rank - 1])]["image"].permute(1, 2, 0).numpy()
         return image[:, :, 0] if image.shape[2] == 1 else image
 
@@ -239,12 +250,17 @@ class NoisyLabelReport:
             Precision and recall by length of the list, and their summaries.
 
         Raises:
-            ValueError: No true labels, or none or all of the given ones are wrong.
+            ValueError: No true labels, those of other images, or none or all of the given ones are wrong.
         """
         clean = self.dataset.clean_labels if clean_labels is None else clean_labels
         if clean is None:
             raise ValueError("clean_labels are needed: the data set does not know its true labels")
-        wrong = np.asarray(clean) != self.labels
+        clean = np.asarray(clean)
+        if clean.shape != self.labels.shape or clean.dtype.kind not in "iu":
+            raise ValueError(
+                f"clean_labels must be {len(self.labels)} class numbers, got {clean.dtype} of shape {list(clean.shape)}"
+            )
+        wrong = clean != self.labels
         if not 0 < wrong.sum() < len(wrong):
             raise ValueError(f"{int(wrong.sum())} of {len(wrong)} labels are wrong: there is nothing to tell apart")
         suspicion = np.empty(len(wrong))
@@ -357,6 +373,26 @@ class NoisyLabelReport:
         noisy_label_sheet(self, path, count)
         return Path(path)
 
+    @staticmethod
+    def free_paths(folder: str | Path, stem: str = "noisy_labels") -> list[Path]:
+        """The files that `save` writes, which must not be there yet: worth a look before a model judges for long.
+
+        Args:
+            folder: Folder to write into.
+            stem: Name of the files without suffix.
+
+        Returns:
+            The files.
+
+        Raises:
+            FileExistsError: One of the files exists.
+        """
+        paths = [Path(folder) / f"{stem}.{suffix}" for suffix in ("html", "png", "csv", "json")]
+        existing = [str(path) for path in paths if path.exists()]
+        if existing:
+            raise FileExistsError(f"{', '.join(existing)} exists; choose another folder")
+        return paths
+
     def save(self, folder: str | Path, count: int = SHOWN_IMAGES, stem: str = "noisy_labels") -> list[Path]:
         """Write the report as page, picture, table and JSON.
 
@@ -371,11 +407,7 @@ class NoisyLabelReport:
         Raises:
             FileExistsError: One of the files exists.
         """
-        folder = Path(folder)
-        paths = [folder / f"{stem}.{suffix}" for suffix in ("html", "png", "csv", "json")]
-        existing = [str(path) for path in paths if path.exists()]
-        if existing:
-            raise FileExistsError(f"{', '.join(existing)} exists; choose another folder")
+        paths = self.free_paths(folder, stem)
         self.write_html(paths[0], count)
         self.write_png(paths[1], min(count, 40))
         self.write_csv(paths[2])
@@ -387,7 +419,8 @@ def _loaded(data: Any, split: str | None, label_column: str | None) -> ImageData
     dataset = load_image_dataset(data, split, label_column=label_column)
     assert isinstance(dataset, ImageDataset)  # nothing was streamed
     if not dataset.class_names:
-        raise ValueError(f"{data} has no labels to check; give one folder per class, or a label column")
+        reason = dataset.unlabelled_reason or "give one folder per class, or a label column"
+        raise ValueError(f"{data} has no labels to check: {reason}")
     return dataset
 
 

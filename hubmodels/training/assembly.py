@@ -23,6 +23,7 @@ from hubmodels.data import (
     load_image_dataset,
     subset_indices,
 )
+from hubmodels.data.class_names import match_classes
 from hubmodels.data.label_noise import load_cifar_n_labels, load_noisy_labels
 from hubmodels.data.splits import MissingSplitError
 from hubmodels.training.arguments import HubTrainingArguments
@@ -95,16 +96,17 @@ def load_data(recipe: Recipe) -> RunData:
     columns: dict[str, Any] = {"image_column": data.image_column, "label_column": data.label_column}
     train: Any = load_image_dataset(data.source, data.train_split, streaming=data.streaming, **columns)
     if recipe.task != "pretrain" and not train.class_names:
-        raise RecipeError(f"the task {recipe.task} needs labels, and {data.source} has none: one folder per class")
+        reason = getattr(train, "unlabelled_reason", "") or "one folder per class"
+        raise RecipeError(f"the task {recipe.task} needs labels, and {data.source} has none: {reason}")
     train = _with_noise(recipe, train, columns)
     if data.file_list is not None:
         train = train.select(listed_indices(train, data.file_list))
-    test, note = _test_split(recipe, columns), "test split"
+    test, note = _test_split(recipe, columns, train.class_names), "test split"
     if data.streaming:
         assert isinstance(data.size, int)  # Recipe has checked it
         return RunData(RepeatedStream(train, recipe.run.seed), test, data.size, note if test else "none")
     if test is None and recipe.task != "pretrain":
-        test, train = train.split(HELD_OUT_FRACTION, recipe.run.seed)
+        test, train = _held_out(train, recipe.run.seed)
         note = f"{HELD_OUT_FRACTION:.0%} of the training images, held out"
     if data.size is not None:
         train = train.subset(data.size, recipe.run.seed)
@@ -124,15 +126,43 @@ def _with_noise(recipe: Recipe, train: Any, columns: dict[str, Any]) -> Any:
         labels = load_cifar_n_labels(data.noise_file, data.noise_options["name"], train.labels)
         return train.with_noisy_labels(labels)
     if data.noise_file is not None:
-        return train.with_noisy_labels(load_noisy_labels(data.noise_file, len(train), train.num_classes))
+        return train.with_noisy_labels(
+            load_noisy_labels(data.noise_file, len(train), train.num_classes, train.class_names)
+        )
     if data.noise_mode is None:
         columns = columns | {"label_column": data.noisy_label_column}
-        return train.with_noisy_labels(load_image_dataset(data.source, data.train_split, **columns).labels)
+        noisy = load_image_dataset(data.source, data.train_split, **columns)
+        if not noisy.class_names:
+            raise RecipeError(f"data.noisy_label_column: {data.source} has no such labels: {noisy.unlabelled_reason}")
+        matched, _ = match_classes(noisy, train.class_names, f"the column {data.label_column or 'label'!r}")
+        return train.with_noisy_labels(_in_order_of(train, matched))
     features = _pixels(train) if data.noise_mode == "instance" else None
     how = (data.noise_mode, data.noise_rate, train.num_classes, data.noise_seed)
     return train.with_noisy_labels(
         inject_label_noise(train.labels, *how, features=features, **data.noise_options).labels
     )
+
+
+def _in_order_of(images: ImageDataset, labelled: ImageDataset) -> torch.Tensor:
+    """The labels of `labelled`, in the order of `images`: class folders and a table list them differently."""
+    places = {labelled.name(position): position for position in range(len(labelled))}
+    names = [images.name(position) for position in range(len(images))]
+    missing = [name for name in names if name not in places]
+    if missing:
+        raise RecipeError(f"data.noisy_label_column has no label of {len(missing)} images, such as {missing[0]}")
+    return labelled.labels[[places[name] for name in names]]
+
+
+def _held_out(train: ImageDataset, seed: int) -> tuple[ImageDataset, ImageDataset]:
+    """A part to measure on, with its true labels where they are known, and the rest, which has every class."""
+    several = (train.labels.bincount(minlength=train.num_classes) > 1)[train.labels].nonzero().flatten()
+    if not len(several):
+        raise RecipeError("every class has a single image: nothing can be held out; give a test split, data.test_split")
+    test, rest = train.select(several.numpy()).split(HELD_OUT_FRACTION, seed)
+    if len(several) < len(train):
+        alone = np.setdiff1d(np.arange(len(train)), several.numpy())
+        rest = rest.together_with(train.select(alone))
+    return test.with_true_labels(), rest
 
 
 def _pixels(images: ImageDataset) -> np.ndarray:
@@ -142,7 +172,7 @@ def _pixels(images: ImageDataset) -> np.ndarray:
     return torch.cat([batch["pixel_values"].flatten(1) for batch in batches]).numpy()
 
 
-def _test_split(recipe: Recipe, columns: dict[str, Any]) -> ImageDataset | None:
+def _test_split(recipe: Recipe, columns: dict[str, Any], class_names: list[str]) -> ImageDataset | None:
     asked = recipe.data.test_split
     for split in (asked,) if asked is not None else ("test", "validation"):
         try:
@@ -151,7 +181,16 @@ def _test_split(recipe: Recipe, columns: dict[str, Any]) -> ImageDataset | None:
             if asked is not None:
                 raise
             continue
-        return test if test.class_names else None
+        if not test.class_names:
+            return None
+        if not class_names:
+            return test
+        try:
+            return match_classes(test, class_names, "the training split")[0]
+        except ValueError:
+            if recipe.task == "pretrain":  # its probe is nothing to fail for
+                return None
+            raise
     return None
 
 
@@ -295,6 +334,7 @@ def evaluation_transform(recipe: Recipe, config: PreTrainedConfig) -> EvalTransf
         num_channels=channels,
         mean=section.mean,
         std=section.std,
+        resample=method_training(recipe.method).eval_resample,
     )
 
 

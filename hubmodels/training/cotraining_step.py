@@ -279,7 +279,7 @@ def _blocks(labelled, unlabelled, targets_x, targets_u, views, mixing):
         targets += [guessed] * len(MIXED_VIEWS[mixing])
         if views is not None:
             inputs += [views.max_views[part], views.min_views[part]]
-            targets += [views.targets[part]] * 2
+            targets += [views.targets[part], views.min_targets[part]]
         count = count or sum(len(block) for block in inputs)
     return torch.cat(inputs), torch.cat(targets), count
 

@@ -20,15 +20,17 @@ class MaskedViews:
     Attributes:
         max_views (`torch.Tensor` of shape `[N, C, H, W]`): images without their most activated region.
         min_views (`torch.Tensor` of shape `[N, C, H, W]`): images without their least activated region.
-        targets (`torch.Tensor` of shape `[N, K]`): masked labels, of both views.
+        targets (`torch.Tensor` of shape `[N, K]`): masked labels of the first view.
+        min_targets (`torch.Tensor` of shape `[N, K]`): those of the second; others only with `separate_areas`.
         boxes (`torch.LongTensor` of shape `[N, 2, 4]`): top, left, height and width in pixels of both boxes.
         activation (`torch.Tensor` of shape `[N, H, W]`): the maps, uint8.
-        ratios (`torch.Tensor` of shape `[N]`): share of the label that was moved.
+        ratios (`torch.Tensor` of shape `[N, 2]`): share of the label that was moved, in either view.
     """
 
     max_views: torch.Tensor
     min_views: torch.Tensor
     targets: torch.Tensor
+    min_targets: torch.Tensor
     boxes: torch.Tensor
     activation: torch.Tensor
     ratios: torch.Tensor
@@ -52,7 +54,7 @@ class AdversarialNoisyMasking:
             pictures.
         mask_labels (`bool`): whether labels are masked.
         clip_labels (`bool`): whether masked labels are kept from becoming negative.
-        separate_areas (`bool`): draw size and aspect for both views; the label is then moved by the mean share.
+        separate_areas (`bool`): draw size and aspect for both views, of which each has its own masked label.
 
     Raises:
         ValueError: for a setting out of range.
@@ -195,15 +197,19 @@ class AdversarialNoisyMasking:
         ratios, sizes = self._sizes(draws, clean_prob, size, channels)
         activation = activation_maps(feature_maps.detach(), size)
         boxes = self._boxes(activation, sizes, draws)
-        moved = ratios.mean(dim=1).to(targets.dtype)
-        masked_targets = mask_labels(targets, moved, self.clip_labels) if self.mask_labels else targets.clone()
+        ratios = ratios.to(targets.dtype)
+        max_targets = min_targets = targets.clone()
+        if self.mask_labels:
+            max_targets = min_targets = mask_labels(targets, ratios[:, 0], self.clip_labels)
+            if self.separate_areas:
+                min_targets = mask_labels(targets, ratios[:, 1], self.clip_labels)
         fills = draws[:, 2 : 2 + 2 * channels].to(images.dtype).reshape(-1, 2, channels)
         if self.mask == "none":
             max_views, min_views = images.clone(), images.clone()
         else:
             largest = self._largest_sides(sizes, size, is_drawn)
             max_views, min_views = (fill_boxes(images, boxes[:, view], fills[:, view], largest) for view in range(2))
-        return MaskedViews(max_views, min_views, masked_targets, boxes, activation, moved)
+        return MaskedViews(max_views, min_views, max_targets, min_targets, boxes, activation, ratios)
 
     def _sizes(self, draws, clean_prob, size, channels):
         """Shares `[N, 2]`, and heights and widths `[N, 2, 2]` of both boxes in pixels, rounded half to even."""

@@ -161,7 +161,7 @@ class SANMForImageClassification(SANMPreTrainedModel):
         if config.mask != "none" or config.mask_labels:
             views = self._masking(pixel_values, outputs.feature_map, clean_prob, targets, draws, generator)
             masked = self.encode(torch.cat([views.max_views, views.min_views]), output_reconstruction=decodes)
-            outputs.masked_loss = soft_cross_entropy(masked.logits, torch.cat([views.targets, views.targets]))
+            outputs.masked_loss = soft_cross_entropy(masked.logits, torch.cat([views.targets, views.min_targets]))
             loss, reconstruction = loss + outputs.masked_loss, masked.reconstruction
         elif decodes:  # nothing is masked: both views are the images
             reconstruction = self.decoder(outputs.feature_map, pixel_values.shape[-2:]).repeat(2, 1, 1, 1)

@@ -104,7 +104,7 @@ def test_missing_source(source):
 
 def test_file_that_is_no_table(tmp_path):
     (tmp_path / "images.zip").write_bytes(b"")
-    with pytest.raises(ValueError, match="not a folder of images or a Parquet file"):
+    with pytest.raises(ValueError, match=r"not a folder of images, a Parquet file or a table of images \(.csv, .txt\)"):
         load_image_dataset(tmp_path / "images.zip")
 
 

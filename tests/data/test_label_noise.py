@@ -182,3 +182,14 @@ def test_a_data_set_takes_noisy_labels_and_keeps_the_true_ones():
         images.with_noisy_labels(np.zeros(5))
     with pytest.raises(ValueError, match=r"labels must be in \[0, 10\)"):
         images.with_noisy_labels(np.full(2000, 11))
+
+
+def test_lists_of_class_names(tmp_path):
+    path = tmp_path / "labels.json"
+    path.write_text(json.dumps(["dog", "cat"]))
+    assert load_noisy_labels(path, 2, 2, ["cat", "dog"]).tolist() == [1, 0]
+    with pytest.raises(ValueError, match=r"labels.json has labels that are no class: dog \(classes: cat, emu\)"):
+        load_noisy_labels(path, 2, 2, ["cat", "emu"])
+    path.write_text("[0, 9]")
+    with pytest.raises(ValueError, match=r"labels.json: labels must be in 0..1, got 9 at index 1"):
+        load_noisy_labels(path, 2, 2)

@@ -73,6 +73,15 @@ def test_operations_keep_size_and_mode(number):
             assert (changed.size, changed.mode) == ((17, 17), mode)
 
 
+@pytest.mark.parametrize("sign, left", [(1, 1), (-1, 1)])
+def test_shifts_are_cut_to_whole_pixels_in_both_directions(sign, left):
+    """A fifth of 0.3 of 32 pixels is 1.9: one pixel, also to the left."""
+    picture = Image.fromarray(np.arange(32, dtype=np.uint8)[None].repeat(32, 0))
+    moved = np.array(OPERATIONS[-2](picture, 0.2, sign))
+    inside = moved[0, 2:-2].astype(int) - np.arange(32)[2:-2]
+    assert (inside == sign * left).all()
+
+
 def test_large_images_are_resized_to_their_short_side_first():
     view = PlainView(32, resize=32, crop_padding=0, flip=0.0, **NO_NORMALISATION)
     wide = torch.zeros(3, 64, 96, dtype=torch.uint8)

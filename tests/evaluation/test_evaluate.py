@@ -137,7 +137,7 @@ def test_packaged_checkpoints_are_named(photos):
 
 
 def test_unlabelled_data_is_refused(pretrained, photos):
-    with pytest.raises(ValueError, match="has no labels; evaluation needs one folder per class"):
+    with pytest.raises(ValueError, match="has no labels: evaluation needs one folder per class"):
         evaluate(pretrained, photos / "train" / "red", protocol="knn", progress=False)
 
 

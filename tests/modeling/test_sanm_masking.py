@@ -113,7 +113,7 @@ def test_wrong_labels_lose_more():
     draws = masking.draw(9, 3, generator=torch.Generator().manual_seed(0))
     trusted = masking(images, maps, torch.ones(9), targets, draws=draws)
     doubted = masking(images, maps, torch.zeros(9), targets, draws=draws)
-    torch.testing.assert_close(doubted.ratios - trusted.ratios, torch.full((9,), 0.03))
+    torch.testing.assert_close(doubted.ratios - trusted.ratios, torch.full((9, 2), 0.03))
     areas = [views.boxes[..., 2:].prod(-1).sum() for views in (trusted, doubted)]
     assert areas[1] > areas[0]
 
@@ -142,8 +142,10 @@ def test_views_with_areas_of_their_own():
     assert draws.shape == (9, 10)
     views = masking(*batch, draws=draws)
     assert not torch.equal(views.boxes[:, 0, 2:], views.boxes[:, 1, 2:])
-    expected = (draws[:, 0] + draws[:, 8]) / 2 + 0.1 * (1 - batch[2])
-    torch.testing.assert_close(views.ratios, expected.float())
+    expected = (draws[:, [0, 8]] + 0.1 * (1 - batch[2])[:, None]).float()
+    torch.testing.assert_close(views.ratios, expected)
+    for targets, ratios in ((views.targets, expected[:, 0]), (views.min_targets, expected[:, 1])):
+        torch.testing.assert_close(targets, mask_labels(batch[3], ratios))
 
 
 def test_nothing_waits_for_the_device():

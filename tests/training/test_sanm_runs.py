@@ -294,6 +294,73 @@ def test_a_noisy_column_is_trained_on_and_the_true_one_measured(tmp_path):
     assert {entry["given"] for entry in report["labels"]} == {"1"}
 
 
+def noisy_column(classes, noisy):
+    """A recipe on a table with true labels and other ones."""
+    rng = np.random.default_rng(0)
+    images = [Image.fromarray(rng.integers(0, 255, (18, 18, 3), dtype=np.uint8)) for _ in classes]
+    return Dataset.from_dict({"image": images, "label": classes, "human": noisy})
+
+
+def load_with_noisy_column(data, folder, *more):
+    data.save_to_disk(folder)
+    overrides = [o for o in LIGHT if not o.startswith("data.noise")] + ["data.noisy_label_column=human", *more]
+    return load_data(Recipe.load("sanm/small_light", overrides=[*overrides, f"data.source={folder}"]))
+
+
+def test_names_of_a_noisy_column_are_those_of_the_true_one(tmp_path):
+    """The column has fewer classes than there are, so that its own numbers would be others."""
+    data = load_with_noisy_column(
+        noisy_column(["bird", "cat", "dog", "cat"] * 5, ["cat", "cat", "dog", "dog"] * 5), tmp_path
+    )
+    train, names = data.train, ["bird", "cat", "dog"]
+    assert train.class_names == names
+    expected = [["cat", "cat", "dog", "dog"][index % 4] for index in train.indices]
+    assert [names[label] for label in train.labels] == expected
+    with pytest.raises(ValueError, match="classes of the data that the column 'label' does not know: emu"):
+        load_with_noisy_column(noisy_column(["bird", "cat"] * 5, ["cat", "emu"] * 5), tmp_path / "emu")
+    with pytest.raises(RecipeError, match=r"noisy_label_column: .* has no such labels: 5 of the 10 labels"):
+        load_with_noisy_column(noisy_column(["bird", "cat"] * 5, ["cat", None] * 5), tmp_path / "none")
+
+
+def test_a_noisy_column_beside_class_folders_is_joined_by_file(pictures, tmp_path):
+    folder = tmp_path / "pictures"
+    lines = []
+    for name in ("b", "a"):
+        (folder / name).mkdir(parents=True)
+        for number in range(3):
+            Image.new("RGB", (18, 18), (number, 0, 0)).save(folder / name / f"{number}.png")
+            lines.append(f"{name}/{number}.png,{'a' if number == 2 else name}")
+    (folder / "metadata.csv").write_text("\n".join(["file_name,human", *lines]))
+    overrides = [o for o in LIGHT if not o.startswith("data.noise")] + ["data.noisy_label_column=human"]
+    recipe = Recipe.load("sanm/small_light", overrides=[*overrides, f"data.source={folder}", "data.test_split=null"])
+    data = load_data(recipe)
+    whole = data.train.together_with(data.test)
+    assert whole.clean_labels.tolist() == [0, 0, 0, 1, 1, 1] and whole.labels.tolist() == [0, 0, 0, 1, 1, 0]
+
+
+def test_held_out_images_are_measured_by_their_true_labels(tmp_path):
+    overrides = [o for o in LIGHT if "noise_rate" not in o] + ["data.noise_rate=1.0"]
+    noisy_column([0, 1] * 20, [0, 1] * 20).remove_columns("human").save_to_disk(tmp_path)
+    data = load_data(Recipe.load("sanm/small_light", overrides=[*overrides, f"data.source={tmp_path}"]))
+    assert data.test.labels.tolist() == [index % 2 for index in data.test.indices]
+    assert (data.train.labels != data.train.clean_labels).any()
+
+
+def test_classes_with_one_image_are_trained(tmp_path):
+    noisy_column([0, 1] * 5 + [2], [0] * 11).remove_columns("human").save_to_disk(tmp_path)
+    overrides = [o for o in LIGHT if not o.startswith("data.noise")]
+    data = load_data(Recipe.load("sanm/small_light", overrides=[*overrides, f"data.source={tmp_path}"]))
+    assert 2 in data.train.labels and 2 not in data.test.labels
+    assert len(data.train) + len(data.test) == 11
+
+
+def test_the_report_tells_of_all_images_also_held_out_ones(pictures, tmp_path, capsys):
+    run = train(**arguments("small_light", pictures / "train", tmp_path / "run"))
+    rows = (run.folder / "noisy_labels.csv").read_text().splitlines()[1:]
+    assert len(rows) == len(load_image_dataset(pictures / "train"))
+    assert "(of them 5 held out of training)" in capsys.readouterr().out
+
+
 def test_recipes_with_noise_that_cannot_be_are_refused():
     with pytest.raises(RecipeError, match="for images that are not streamed"):
         Recipe.load("sanm/small_light", [*LIGHT, "data.streaming=true", "data.size=8"])

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from transformers import PreTrainedConfig, PreTrainedModel
+from transformers.image_utils import PILImageResampling
 
 from hubmodels.catalog import get_method
 from hubmodels.data import EvalTransform, FinetuneTransform, ImageCollator, ImageTransform, LinearProbeTransform
@@ -26,6 +27,7 @@ class MethodTraining:
             for losses that compare the images of a batch with each other.
         has_test_loss: Whether the pre-training loss of the test images says something, so that it is worth its time.
         sheet_file: Name of the picture that `draw` makes.
+        eval_resample: Pillow's filter that resizes images for evaluation.
         takes_statistics: Whether pixels are normalised as those of the model that a run starts from.
     """
 
@@ -33,6 +35,7 @@ class MethodTraining:
     encoder_prefixes: tuple[str, ...] = ()
     divides_steps = True
     has_test_loss = True
+    eval_resample = PILImageResampling.BICUBIC
     takes_statistics = True
     sheet_file: str
 

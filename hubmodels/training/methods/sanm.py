@@ -53,6 +53,7 @@ class SANMTraining(MethodTraining):
 
     shape_keys = ("image_size", "backbone_config", "layer_type", "depths", "widths", "pool")
     divides_steps = False
+    eval_resample = PILImageResampling.BILINEAR  # as the views of the training, and torchvision's Resize of the authors
 
     def divides_task(self, task):
         """Mixing and batch normalisation see the whole batch."""
@@ -118,7 +119,7 @@ class SANMTraining(MethodTraining):
             size={"shortest_edge": evaluation.short_side},
             crop_size={"height": height, "width": width},
             do_center_crop=True,
-            resample=PILImageResampling.BICUBIC,
+            resample=self.eval_resample,
             do_convert_rgb=evaluation.num_channels == 3,
             image_mean=list(evaluation.mean),
             image_std=list(evaluation.std),
@@ -178,7 +179,7 @@ class SANMTraining(MethodTraining):
         masking_sheet(model, pixel_values, path, list(evaluation.mean), list(evaluation.std))
 
     def finish(self, recipe, trainer, evaluation, output):
-        """A picture of the masks, and the report of suspicious labels of the training images."""
+        """A picture of the masks, and the report of suspicious labels, also of images held out of training."""
         if trainer.is_world_process_zero():
             data = trainer.train_dataset
             samples = [data[index] for index in range(min(SHEET_IMAGES, len(data)))]
@@ -188,15 +189,20 @@ class SANMTraining(MethodTraining):
             return
         from hubmodels.evaluation import NoisyLabelReport
 
+        data, held_out = trainer.train_dataset, trainer.eval_dataset
+        with_held_out = held_out is not None and held_out.is_part_of(data)
+        if with_held_out:  # the user wants to know of all labels
+            data = data.together_with(held_out)
         report = NoisyLabelReport.from_model(
-            trainer.model, trainer.train_dataset, transform=evaluation, device=trainer.args.device, progress=False
+            trainer.model, data, transform=evaluation, device=trainer.args.device, progress=False
         )
         if not trainer.is_world_process_zero():
             return
         for old in output.glob(f"{REPORT_STEM}.*"):
             old.unlink()
         report.save(output, min(count, len(report)), REPORT_STEM)
-        print(f"{report.num_wrong:,} of {len(report):,} labels are probably wrong: {output / REPORT_STEM}.html")
+        note = f" (of them {len(held_out):,} held out of training)" if with_held_out else ""
+        print(f"{report.num_wrong:,} of {len(report):,} labels{note} are probably wrong: {output / REPORT_STEM}.html")
 
 
 def _epochs_of(steps: int, steps_per_epoch: float, fewest: int) -> int:
