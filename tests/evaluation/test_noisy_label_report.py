@@ -140,5 +140,19 @@ def test_the_command_writes_the_report(classifier, tmp_path):
     result = CliRunner().invoke(app, [*arguments, str(tmp_path / "report"), "--images", "4"])
     assert result.exit_code == 0, result.output
     assert "labels are probably wrong" in result.output and "noisy_labels.html" in result.output
+    arguments[1] = "nowhere/at/all"  # files in the way are found before anything is loaded
     again = CliRunner().invoke(app, [*arguments, str(tmp_path / "report")])
     assert again.exit_code == 2 and "exists; choose another folder" in again.output
+
+
+def test_questions_that_cannot_be_answered(report):
+    with pytest.raises(ValueError, match=r"rank must be in 1\.\.6, got 0"):
+        report.picture(0)
+    with pytest.raises(ValueError, match="count must be at least 0, got -1"):
+        report.top(-1)
+    with pytest.raises(ValueError, match=r"clean_labels must be 6 class numbers, got int64 of shape \[5\]"):
+        report.detection_quality([0] * 5)
+    with pytest.raises(ValueError, match="clean_labels must be 6 class numbers, got <U3"):
+        report.detection_quality(["cat"] * 6)
+    with pytest.raises(ValueError, match=r"probabilities must be in \[0, 1\], got values from nan"):
+        NoisyLabelReport(report.dataset, report.clean_prob, np.full((6, 3), np.nan))
