@@ -315,8 +315,11 @@ class HubTrainer(Trainer):
         if not self.args.mixes:
             soft = mixup_target(labels, self._mixup.num_classes, smoothing=self.args.label_smoothing)
             return {**inputs, "labels": soft}
-        if len(images) % 2:
-            raise ValueError(f"mixup and cutmix need an even batch, got {len(images)} images")
+        if len(images) % 2 or images.ndim != 4:
+            raise ValueError(
+                "mixup and cutmix need an even number of images, pixel_values of shape [B, C, H, W], "
+                f"got shape {tuple(images.shape)}"
+            )
         images, soft = self._mixup(images.clone(), labels)
         return {**inputs, "pixel_values": images, "labels": soft}
 

@@ -131,6 +131,34 @@ def test_two_processes_train_together(method, pictures, tmp_path):
         assert logs[0] == pytest.approx(logs[1], abs=1e-4)
 
 
+def test_a_linear_probe_learns_the_classes_in_pre_training(pictures, tmp_path):
+    overrides = [*TINY["simclr"], "model.linear_probe=true", "probe.every_epochs=0"]
+    overrides += ["optimizer.base_learning_rate=0.01", "schedule.warmup_epochs=0"]
+    run = train("simclr", pictures, tmp_path / "run", recipe="simclr/small_pretrain", overrides=overrides)
+    losses = [line["supervised_loss"] for line in read_jsonl(run.folder / "log.jsonl") if "loss" in line]
+    assert losses[-1] < losses[0]
+    model = AutoModelForPreTraining.from_pretrained(run.folder)
+    assert model.config.id2label == {0: "dark", 1: "light"}
+    assert model.classifier.out_features == 2
+    classifier = SimCLRForImageClassification.from_pretrained(run.folder)
+    assert torch.equal(classifier.classifier.weight, model.classifier.weight)
+
+    further = [*TINY["simclr"], "schedule.epochs=1", "probe.every_epochs=0"]
+    run = train("simclr", pictures, tmp_path / "further", str(run.folder), "simclr/small_pretrain", further)
+    assert not AutoModelForPreTraining.from_pretrained(run.folder).config.linear_probe, "the recipe asks for none"
+
+
+def test_a_linear_probe_needs_classes(pictures, tmp_path):
+    overrides = [*TINY["simclr"], "model.linear_probe=true"]
+    arguments = {"recipe": "simclr/small_pretrain", "overrides": overrides}
+    with pytest.raises(RecipeError, match=r"model.linear_probe in pre-training\) needs labels, and .*dark has none"):
+        train("simclr", pictures / "train" / "dark", tmp_path / "run", **arguments)
+    assert not (tmp_path / "run").exists()
+    arguments["overrides"] = [*overrides, "regularization.cutmix=1"]
+    with pytest.raises(ValueError, match=r"mixup and cutmix need .* \[B, C, H, W\], got shape \(8, 2, 3, 18, 18\)"):
+        train("simclr", pictures, tmp_path / "mixed", **arguments)
+
+
 def test_views_depend_on_the_sample_and_the_epoch_alone(pictures):
     images = load_image_dataset(pictures, "train")
     items = [images[index] for index in range(6)]

@@ -42,21 +42,25 @@ class ViewsCollator(EpochCollator):
         seed: Seed of the run.
         train: Whether the epoch counts.
         keys: What the model takes of the processor's output.
+        labels: Whether it takes the labels too.
     """
 
-    def __init__(self, processor: Any, seed: int, train: bool, keys: Sequence[str] = ("pixel_values",)):
+    def __init__(
+        self, processor: Any, seed: int, train: bool, keys: Sequence[str] = ("pixel_values",), labels: bool = False
+    ):
         super().__init__(seed, train)
         self.processor = processor
         self.keys = tuple(keys)
+        self.labels = labels
 
     def __call__(self, items: Sequence[dict[str, Any]]) -> dict[str, torch.Tensor]:
         """Make a batch.
 
         Args:
-            items: Items with "image" (uint8 [C, H, W]) and "index".
+            items: Items with "image" (uint8 [C, H, W]), "index" and, where labels are taken, "label".
 
         Returns:
-            "pixel_values" float32 [B, 2, C, S, S], and what else `keys` names.
+            "pixel_values" float32 [B, 2, C, S, S], what else `keys` names, and with `labels` "labels" int64 [B].
         """
         indices = [item["index"] for item in items]
         draws = self.processor.draws
@@ -64,7 +68,10 @@ class ViewsCollator(EpochCollator):
         views = self.processor(
             [item["image"] for item in items], mode="pretrain", uniforms=table.reshape(len(items), VIEWS, draws)
         )
-        return {key: views[key] for key in self.keys}
+        batch = {key: views[key] for key in self.keys}
+        if self.labels:
+            batch["labels"] = torch.tensor([item["label"] for item in items], dtype=torch.int64)
+        return batch
 
 
 class ContrastiveTraining(MethodTraining):
@@ -79,6 +86,14 @@ class ContrastiveTraining(MethodTraining):
     def __init__(self, name: str):
         super().__init__(name)
         self.takes_statistics = name != "simclr"  # whose pixels are not normalised
+
+    def needs_classes(self, recipe):
+        """The linear probe of SimCLR learns them in pre-training."""
+        return recipe.task != "pretrain" or bool(recipe.model.get("linear_probe"))
+
+    def implied_settings(self, recipe):
+        """A run that goes on from a model with a linear probe trains one only if it says so."""
+        return {"linear_probe": False} if self.name == "simclr" else {}
 
     def replaced_keys(self, source):
         """The encoder of another method comes without heads."""
@@ -181,9 +196,10 @@ class ContrastiveTraining(MethodTraining):
         processor = self.processor(recipe, config, evaluation)
         geometry = getattr(config, "matching", None) == "geometry"
         keys = ("pixel_values", "crop_boxes", "flips") if geometry else ("pixel_values",)
+        labels, seed = getattr(config, "linear_probe", False), recipe.run.seed
         return (
-            ViewsCollator(processor, recipe.run.seed, train=True, keys=keys),
-            ViewsCollator(processor, recipe.run.seed, train=False, keys=keys),
+            ViewsCollator(processor, seed, train=True, keys=keys, labels=labels),
+            ViewsCollator(processor, seed, train=False, keys=keys, labels=labels),
         )
 
     def draw(self, model, collator, samples, evaluation, path):
