@@ -34,6 +34,7 @@ from hubmodels.training import run as run_module
 from hubmodels.training.assembly import build_collators, build_model
 from hubmodels.training.methods import method_class, method_training
 from hubmodels.training.methods.contrastive import ViewsCollator
+from hubmodels.training.parameter_groups import layer_adaptation_groups, parameter_groups
 
 COMMON = [
     "schedule.epochs=3",
@@ -257,6 +258,30 @@ def test_fine_tuning_starts_with_the_classifier_that_the_recipe_says(tmp_path):
         assert not model.classifier.bias.any()
     loaded = SimCLRForImageClassification.from_pretrained(tmp_path, zero_init_logits_layer=True)
     assert loaded.classifier.weight.any()
+
+
+@pytest.mark.parametrize(
+    "overrides, in_loss, in_optimizer",
+    [
+        ([], 1e-4, 0.0),
+        (["model.weight_decay=0.01"], 0.01, 0.0),
+        (["task=pretrain", "model.linear_probe=true"], 1e-4, 0.0),
+        (["optimizer.decay_vectors=true"], 0.0, 1e-4),
+        (["optimizer.name=sgd"], 0.0, 1e-4),
+    ],
+)
+def test_the_classifier_is_decayed_once(overrides, in_loss, in_optimizer, tmp_path):
+    """In the loss under LARS, as in the official code; also where the loaded config was made for another optimiser."""
+    started = SimCLRForImageClassification(SimCLRConfig(**SIZES, num_labels=2, weight_decay=0.5))
+    started.save_pretrained(tmp_path)
+    values = {"method": "simclr", "task": "finetune", "init_from": str(tmp_path)}
+    recipe = Recipe.from_dict(values, ["optimizer.name=lars", "optimizer.weight_decay=1e-4", *overrides])
+    model, optimizer = build_model(recipe, ["a", "b"]), recipe.optimizer
+    lars = optimizer.name == "lars"
+    groups = parameter_groups(model, 0.1, optimizer.weight_decay, None, optimizer.decay_vectors, lars)
+    groups = layer_adaptation_groups(model, groups) if lars else groups
+    group = next(group for group in groups if any(each is model.classifier.weight for each in group["params"]))
+    assert (model.config.weight_decay, group["weight_decay"]) == (in_loss, in_optimizer)
 
 
 def test_a_fine_tuned_run_is_measured_as_its_users_prepare_images(pictures, tmp_path):

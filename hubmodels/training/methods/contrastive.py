@@ -92,8 +92,15 @@ class ContrastiveTraining(MethodTraining):
         return recipe.task != "pretrain" or bool(recipe.model.get("linear_probe"))
 
     def implied_settings(self, recipe):
-        """A run that goes on from a model with a linear probe trains one only if it says so."""
-        return {"linear_probe": False} if self.name == "simclr" else {}
+        """What a loaded SimCLR config says about its classifier was about the run that it comes from.
+
+        LARS leaves the classifier out, whose weight decay is then in the loss, as in the official code.
+        """
+        if self.name != "simclr":
+            return {}
+        optimizer = recipe.optimizer
+        in_loss = optimizer.name == "lars" and not optimizer.decay_vectors and self.needs_classes(recipe)
+        return {"linear_probe": False, "weight_decay": optimizer.weight_decay if in_loss else 0.0}
 
     def replaced_keys(self, source):
         """The encoder of another method comes without heads."""
