@@ -210,6 +210,21 @@ def test_off_center_pixels_of_the_evaluation_crop():
     assert central_crop_box(100, 100, (10, 20), 1.0) == (25, 0, 50, 100)
 
 
+@pytest.mark.parametrize(
+    ("height", "width", "size", "box"),
+    [
+        (78, 52, (96, 64), (5, 3, 68, 46)),  # 0.875 * 2 / 3 * 78 is 45.5, in float32 a little more
+        (40, 54, (64, 96), (5, 4, 31, 47)),  # 31.5, a little less
+        (60, 84, (160, 224), (4, 5, 52, 74)),
+        (85, 60, (224, 160), (6, 4, 74, 52)),
+        (70, 51, (128, 96), (6, 3, 59, 45)),
+    ],
+)
+def test_the_evaluation_crop_rounds_float32_numbers(height, width, size, box):
+    """As the official code computes them."""
+    assert central_crop_box(height, width, size, 0.875) == box
+
+
 # Inputs and modes
 
 
