@@ -85,6 +85,12 @@ class HubTrainer(Trainer):
     ):
         if not isinstance(args, HubTrainingArguments):
             raise ValueError(f"args must be HubTrainingArguments, got {type(args).__name__}")
+        compares = getattr(model, "compares_images", False) and kwargs.get("train_dataset") is not None
+        if compares and not args.dataloader_drop_last:
+            raise ValueError(
+                f"dataloader_drop_last must be True for {type(model).__name__}, whose loss compares the images of a "
+                "batch with each other, got False"
+            )
         self._train_sampler: EpochSampler | None = None
         self._logged_outputs: defaultdict[str, list[torch.Tensor]] = defaultdict(list)
         super().__init__(

@@ -123,10 +123,16 @@ def _gather_views(own: torch.Tensor, group: "dist.ProcessGroup | None") -> tuple
         dist.all_gather(sizes, torch.full_like(sizes[0], images), group=group)
         sizes = torch.cat(sizes).tolist()
         if len(set(sizes)) > 1:
-            raise ValueError(f"every process must have the same number of images, got {sizes}: drop the last batch")
+            raise ValueError(
+                f"every process must have the same number of images, got {sizes}: drop the last, smaller batch "
+                "(dataloader_drop_last=True)"
+            )
         everyone, first = torch.cat(all_gather(own, group), dim=1), dist.get_rank(group) * images
     if everyone.shape[1] < 2:
-        raise ValueError("the global batch has 1 image, which leaves no negatives: at least 2 are needed")
+        raise ValueError(
+            "the global batch has 1 image, which leaves no negatives: at least 2 are needed; at the end of an epoch "
+            "dataloader_drop_last=True drops a smaller batch"
+        )
     return everyone, first
 
 

@@ -16,6 +16,7 @@ from .backbones_simclr import build_backbone, channels_first, class_token, pool
 from .classifier_simclr import classification_loss, kernel_decay, make_classifier
 from .configuration_simclr import SimCLRConfig
 from .heads_simclr import SimCLRProjectionHead
+from .inputs_simclr import check_images, flat_views, warn_of_pixel_range
 from .loading_simclr import check_encoder, check_head, shapes_of
 from .losses_simclr import nt_xent
 from .normalization_simclr import SimCLRBatchNorm
@@ -198,22 +199,11 @@ class SimCLRPreTrainedModel(PreTrainedModel):
         )
 
     def _check_images(self, pixel_values):
-        if pixel_values is None:
-            raise ValueError("pixel_values is required")
-        if not pixel_values.is_floating_point():
-            raise ValueError(f"pixel_values must be floats in [0, 1], got {pixel_values.dtype}")
-        if pixel_values.ndim != 4 or pixel_values.shape[0] == 0:
-            shape = tuple(pixel_values.shape)
-            raise ValueError(f"pixel_values must have shape [B, C, H, W], at least one image, got shape {shape}")
+        check_images(pixel_values)
         if self._pixel_range_is_known or pixel_values.is_meta or torch.compiler.is_compiling():
             return
         self._pixel_range_is_known = True  # of the first batch only: looking costs a synchronisation on a GPU
-        low, high = (bound.item() for bound in pixel_values.detach().aminmax())
-        if low < 0 or high > 1:
-            logger.warning(
-                f"pixel_values are expected in [0, 1], without subtracting a mean; got values from {low:.3g} to "
-                f"{high:.3g}. Weights of the official code give poor features on such images."
-            )
+        warn_of_pixel_range(pixel_values)
 
 
 class SimCLRModel(SimCLRPreTrainedModel):
@@ -279,6 +269,8 @@ class SimCLRForPreTraining(SimCLRPreTrainedModel):
     ```
     """
 
+    # The loss compares the images of a batch with each other: a trainer must leave out a smaller last one.
+    compares_images = True
     # Scalars of the output that tell how training goes, for a trainer that logs them.
     logged_outputs = ("contrastive_loss", "supervised_loss", "contrast_accuracy", "contrast_entropy")
 
@@ -330,7 +322,7 @@ class SimCLRForPreTraining(SimCLRPreTrainedModel):
             ValueError: if `pixel_values` are not two views of every image, for labels of another shape or missing
                 while a linear probe is trained, and for a global batch of one image, which has no negatives.
         """
-        pixel_values = self._flat_views(pixel_values, return_loss)
+        pixel_values = flat_views(pixel_values, pairs=return_loss)
         if return_loss and self.config.linear_probe and labels is None:
             raise ValueError("labels are required: config.linear_probe trains a classifier on them")
         if self.config.encoder_chunk_size is None:
@@ -349,20 +341,6 @@ class SimCLRForPreTraining(SimCLRPreTrainedModel):
             hidden_states=outputs.hidden_states,
             attentions=outputs.attentions,
         )
-
-    def _flat_views(self, pixel_values, return_loss):
-        """Rows of all first views, then of all second views."""
-        if pixel_values is None:
-            raise ValueError("pixel_values is required")
-        shape = tuple(pixel_values.shape)
-        if pixel_values.ndim == 5 and shape[1] == 2:
-            return pixel_values.transpose(0, 1).flatten(0, 1)
-        if pixel_values.ndim != 4 or (return_loss and shape[0] % 2):
-            raise ValueError(
-                "expected two views of every image, pixel_values of shape [B, 2, C, H, W] or (an even number of rows, "
-                f"first views first) [2B, C, H, W], got shape {shape}"
-            )
-        return pixel_values
 
     def _encode_in_chunks(self, pixel_values):
         """Representations `h`, with the activations of one chunk at a time; the backward pass computes them again."""

@@ -128,7 +128,7 @@ def test_encoder_takes_images_not_views():
 @pytest.mark.parametrize("shift, warns", [(0.0, False), (-0.1, True), (0.5, True)])
 def test_values_outside_of_the_range_warn_once(shift, warns, monkeypatch):
     messages = []
-    monkeypatch.setattr("hubmodels.modeling.simclr.modeling_simclr.logger.warning", messages.append)
+    monkeypatch.setattr("hubmodels.modeling.simclr.inputs_simclr.logger.warning", messages.append)
     model = SimCLRModel(tiny_config()).eval()
     for _ in range(3):
         model(images(2) + shift)

@@ -29,7 +29,7 @@ from hubmodels.catalog import packaged_path
 from hubmodels.data import load_image_dataset
 from hubmodels.data.randomness import uniforms
 from hubmodels.evaluation import evaluate
-from hubmodels.training import Recipe, RecipeError, read_jsonl, train
+from hubmodels.training import HubTrainer, HubTrainingArguments, Recipe, RecipeError, read_jsonl, train
 from hubmodels.training import run as run_module
 from hubmodels.training.assembly import build_collators, build_model
 from hubmodels.training.methods import method_class, method_training
@@ -175,6 +175,19 @@ def test_a_step_is_never_divided(pictures, tmp_path):
     run = train("simclr", pictures, tmp_path / "run", recipe="simclr/small_pretrain", overrides=overrides)
     steps = [line["step"] for line in read_jsonl(run.folder / "log.jsonl") if "loss" in line]
     assert steps[-1] == 3
+
+
+def test_a_smaller_last_batch_is_refused_in_pre_training(tmp_path):
+    """Its images would have fewer negatives, and a batch of one has none."""
+    views = [{"pixel_values": torch.rand(2, 3, 16, 16)} for _ in range(9)]
+    arguments = HubTrainingArguments(
+        str(tmp_path), per_device_train_batch_size=8, dataloader_drop_last=False, use_cpu=True, report_to="none"
+    )
+    message = r"dataloader_drop_last must be True for SimCLRForPreTraining, .* got False"
+    with pytest.raises(ValueError, match=message):
+        HubTrainer(SimCLRForPreTraining(SimCLRConfig(**SIZES)), arguments, train_dataset=views)
+    HubTrainer(SimCLRForPreTraining(SimCLRConfig(**SIZES)), arguments)
+    HubTrainer(SimCLRForImageClassification(SimCLRConfig(**SIZES)), arguments, train_dataset=views)
 
 
 def test_a_timm_network_becomes_the_backbone(pictures, tmp_path):
