@@ -115,7 +115,8 @@ def _gather_views(own: torch.Tensor, group: "dist.ProcessGroup | None") -> tuple
     images = own.shape[1]
     world_size = dist.get_world_size(group) if dist.is_available() and dist.is_initialized() else 1
     if world_size == 1:
-        everyone, first = own, 0
+        # A tensor of its own: torch.compile refuses the same one as two inputs of an autograd function.
+        everyone, first = own.view_as(own), 0
     else:
         from torch.distributed.nn.functional import all_gather  # not in every build of torch
 
