@@ -23,17 +23,25 @@ def check_images(pixel_values: torch.Tensor | None) -> None:
         raise ValueError(f"pixel_values must have shape [B, C, H, W], at least one image, got shape {shape}")
 
 
-def warn_of_pixel_range(pixel_values: torch.Tensor) -> None:
+def is_range_known(pixel_values: torch.Tensor) -> bool:
     """
+    Warns of images that do not lie in [0, 1].
+
     Args:
-        pixel_values (`torch.Tensor`): images, which should lie in [0, 1]; a warning says if they do not.
+        pixel_values (`torch.Tensor`): images.
+
+    Returns:
+        Whether further batches need no look: after a warning, and on other devices than the CPU after the first batch,
+        as looking costs them a synchronisation.
     """
     low, high = (bound.item() for bound in pixel_values.detach().aminmax())
-    if low < 0 or high > 1:
+    is_inside = low >= 0 and high <= 1  # never of NaN
+    if not is_inside:
         logger.warning(
             f"pixel_values are expected in [0, 1], without subtracting a mean; got values from {low:.3g} to "
             f"{high:.3g}. Weights of the official code give poor features on such images."
         )
+    return not is_inside or pixel_values.device.type != "cpu"
 
 
 def flat_views(pixel_values: torch.Tensor | None, pairs: bool = True) -> torch.Tensor:
@@ -63,4 +71,4 @@ def flat_views(pixel_values: torch.Tensor | None, pairs: bool = True) -> torch.T
     return pixel_values
 
 
-__all__ = ["check_images", "flat_views", "warn_of_pixel_range"]
+__all__ = ["check_images", "flat_views", "is_range_known"]

@@ -16,7 +16,7 @@ from .backbones_simclr import build_backbone, channels_first, class_token, pool
 from .classifier_simclr import classification_loss, kernel_decay, make_classifier
 from .configuration_simclr import SimCLRConfig
 from .heads_simclr import SimCLRProjectionHead
-from .inputs_simclr import check_images, flat_views, warn_of_pixel_range
+from .inputs_simclr import check_images, flat_views, is_range_known
 from .loading_simclr import check_encoder, check_head, shapes_of
 from .losses_simclr import nt_xent
 from .normalization_simclr import SimCLRBatchNorm
@@ -49,7 +49,7 @@ class SimCLRPreTrainedModel(PreTrainedModel):
         self.backbone = build_backbone(config)
         if config.backbone_config is not None:
             self.supports_gradient_checkpointing = self.backbone.supports_gradient_checkpointing
-        self._pixel_range_is_known = config.backbone_config is not None
+        self._pixel_range_is_known = False
 
     @classmethod
     def from_pretrained(
@@ -174,11 +174,11 @@ class SimCLRPreTrainedModel(PreTrainedModel):
         Raises:
             ValueError: for images of another shape or of an integer type.
         """
-        self._check_images(pixel_values)
+        check_images(pixel_values)
         if output_hidden_states is None:
             output_hidden_states = self.config.output_hidden_states
         if isinstance(self.backbone, SimCLRResNet):
-            feature_maps = self.backbone(pixel_values)
+            feature_maps = self._official_maps(pixel_values)
             hidden_states, attentions = feature_maps if output_hidden_states else None, None
             last_map = feature_maps[-1]
             pooled = pool(last_map)
@@ -198,12 +198,12 @@ class SimCLRPreTrainedModel(PreTrainedModel):
             attentions=attentions,
         )
 
-    def _check_images(self, pixel_values):
-        check_images(pixel_values)
-        if self._pixel_range_is_known or pixel_values.is_meta or torch.compiler.is_compiling():
-            return
-        self._pixel_range_is_known = True  # of the first batch only: looking costs a synchronisation on a GPU
-        warn_of_pixel_range(pixel_values)
+    def _official_maps(self, pixel_values):
+        """Feature maps of the official ResNet, whose weights want pixels in [0, 1]; looked at if nothing was raised."""
+        feature_maps = self.backbone(pixel_values)
+        if not (self._pixel_range_is_known or pixel_values.is_meta or torch.compiler.is_compiling()):
+            self._pixel_range_is_known = is_range_known(pixel_values)
+        return feature_maps
 
 
 class SimCLRModel(SimCLRPreTrainedModel):
@@ -546,14 +546,14 @@ class SimCLRBackbone(BackboneMixin, SimCLRPreTrainedModel):
         Returns:
             One feature map `[B, D, H', W']` per entry of `out_features`.
         """
-        self._check_images(pixel_values)
+        check_images(pixel_values)
         if output_hidden_states is None:
             output_hidden_states = self.config.output_hidden_states
         if not isinstance(self.backbone, SimCLRResNet):
             return self.backbone.forward_with_filtered_kwargs(
                 pixel_values, output_hidden_states=output_hidden_states, **kwargs
             )
-        hidden_states = self.backbone(pixel_values)
+        hidden_states = self._official_maps(pixel_values)
         feature_maps = tuple(
             states for stage, states in zip(self.stage_names, hidden_states, strict=True) if stage in self.out_features
         )
