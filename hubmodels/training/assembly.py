@@ -189,7 +189,6 @@ def build_model(recipe: Recipe, class_names: list[str]) -> PreTrainedModel:
     else:
         with _start(recipe) as start:
             model = method_parts.load_model(start, settings) or _load_model(start, model_class, settings)
-        method_parts.prepare_loaded(recipe, model)
     if recipe.task == "linear_probe":
         model.freeze_encoder()
     elif recipe.task == "partial_finetune":

@@ -107,7 +107,8 @@ class SimCLRConfig(BackboneConfigMixin, PreTrainedConfig):
         weight_decay (`float`, defaults to 0.0):
             Decay of the classifier's kernel, added to the loss as `weight_decay / 2 * |W|^2`, which is what the
             official code does under LARS (LARS itself leaves the classifier out).
-        zero_init_logits_layer (`bool`, defaults to `False`): start the classifier at zero.
+        zero_init_logits_layer (`bool`, defaults to `False`):
+            Start a new classifier at zero. Given to `from_pretrained`, `True` zeroes that of the file too.
         out_features (`list[str]`, *optional*):
             Stages that [`SimCLRBackbone`] returns, of `stem, stage1 ... stage4`; the last one by default.
         out_indices (`list[int]`, *optional*): the same as indices.
@@ -194,7 +195,11 @@ class SimCLRConfig(BackboneConfigMixin, PreTrainedConfig):
         if "global_bn" in changes:
             replaced.add("bn_running_var")
         stored = {name: value for name, value in config_dict.items() if name not in replaced}
-        return super().from_dict(stored | changes | selection, **kwargs)
+        result = super().from_dict(stored | changes | selection, **kwargs)
+        if kwargs.get("return_unused_kwargs") and changes.get("zero_init_logits_layer"):
+            # An Auto class gives what is left to `from_pretrained` of the model, which zeroes what it loads.
+            result[1]["zero_init_logits_layer"] = True
+        return result
 
     @property
     def image_height_width(self) -> tuple[int, int]:

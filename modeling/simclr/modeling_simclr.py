@@ -59,6 +59,7 @@ class SimCLRPreTrainedModel(PreTrainedModel):
         from_head: bool | None = None,
         output_loading_info: bool = False,
         ignore_mismatched_sizes: bool = False,
+        zero_init_logits_layer: bool | None = None,
         **kwargs,
     ):
         """
@@ -69,12 +70,17 @@ class SimCLRPreTrainedModel(PreTrainedModel):
                 Whether the projection head must come from the file. By default the layers in front of a classifier
                 must (`config.ft_proj_selector`), and a head that only pre-training uses may be new; with `True` all
                 of it must be there, with `False` all of it may be new.
+            zero_init_logits_layer (`bool`, *optional*):
+                `True` starts the classifier at zero, also if the file has one. By default a classifier that is new
+                follows the configuration.
 
         Raises:
             ValueError: for a file that lacks weights of the ResNet or of a required head, or has another ResNet.
             RuntimeError: for heads of another shape than the configuration says, as in transformers;
                 `ignore_mismatched_sizes=True` starts them anew (never the ResNet).
         """
+        if zero_init_logits_layer is False:
+            kwargs["zero_init_logits_layer"] = False
         model, info = super().from_pretrained(
             pretrained_model_name_or_path, *model_args, output_loading_info=True, ignore_mismatched_sizes=True, **kwargs
         )
@@ -87,6 +93,8 @@ class SimCLRPreTrainedModel(PreTrainedModel):
                 f"{pretrained_model_name_or_path} does not fit the configuration: {shapes}; "
                 "ignore_mismatched_sizes=True starts these anew"
             )
+        if zero_init_logits_layer:
+            model._zero_classifier()
         model._complete_loading()
         if "proj_head_mode" not in kwargs:
             model._warn_of_missing_head(pretrained_model_name_or_path)
@@ -106,6 +114,12 @@ class SimCLRPreTrainedModel(PreTrainedModel):
     def _head_layers_in_use(self) -> int:
         """How many layers of the projection head the output depends on, and are not to be trained first."""
         return 0
+
+    def _zero_classifier(self) -> None:
+        self.config.zero_init_logits_layer = True
+        if isinstance(classifier := getattr(self, "classifier", None), nn.Linear):
+            for parameter in classifier.parameters():
+                nn.init.zeros_(parameter)
 
     def _complete_loading(self) -> None:
         """What remains to be done after weights were loaded."""

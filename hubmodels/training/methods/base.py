@@ -172,14 +172,6 @@ class MethodTraining:
                 f"model.image_size must be that of init_from, {model.config.image_size}, got {image_size}"
             ) from error
 
-    def prepare_loaded(self, recipe: Recipe, model: PreTrainedModel) -> None:
-        """Do to a loaded model what a recipe asks for besides its config; by default nothing.
-
-        Args:
-            recipe: The recipe, with `init_from`.
-            model: The model, changed in place.
-        """
-
     def labelled_collators(
         self, recipe: Recipe, config: PreTrainedConfig, evaluation: EvalTransform
     ) -> tuple[Collator, Collator]:

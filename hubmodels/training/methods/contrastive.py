@@ -163,12 +163,6 @@ class ContrastiveTraining(MethodTraining):
                 f"must be {str(loaded_stem).lower()} to keep it"
             )
 
-    def prepare_loaded(self, recipe, model):
-        """The classifier of the official SimCLR checkpoints, which fine-tuning does not start from, becomes zero."""
-        if recipe.task != "pretrain" and recipe.model.get("zero_init_logits_layer"):
-            torch.nn.init.zeros_(model.classifier.weight)
-            torch.nn.init.zeros_(model.classifier.bias)
-
     def processor(self, recipe, config, evaluation):
         """The method's own processor; it makes views for training and plain crops for evaluation."""
         mean, std = list(evaluation.mean), list(evaluation.std)
