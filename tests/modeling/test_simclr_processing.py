@@ -138,6 +138,20 @@ def test_probabilities_and_ranges():
     assert additive["brightness"].min() == pytest.approx(-0.8, abs=0.01)
 
 
+def test_strength_zero_leaves_the_colors_as_they_are():
+    """Neither jitter nor grey, as in the official TF2 code; the other draws stay where they are."""
+    images = make_images(200, 16, 16)
+    processor = small(strength=0, do_random_crop=False, do_blur=False, flip_probability=0.0)
+    result = processor(images, mode="pretrain", uniforms=table(200), return_params=True)
+    assert set(result["params"]) == {"crop", "flip"}
+    torch.testing.assert_close(result["pixel_values"], (images / 255)[:, None].expand(-1, 2, -1, -1, -1))
+    flips = [
+        small(strength=strength)(images, uniforms=table(200), return_params=True)["params"]["flip"]
+        for strength in (0, 1)
+    ]
+    assert torch.equal(*flips)
+
+
 # Pixels
 
 
