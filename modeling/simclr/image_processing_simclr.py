@@ -57,8 +57,8 @@ class SimCLRImageProcessor(TorchvisionBackend):
         size: of the result in pixels, {"height", "width"} or an int.
         mode: "pretrain", "finetune" or "eval", of calls that do not say it. A call with an argument that only concerns
             pre-training (see `preprocess`) means "pretrain".
-        crop_proportion: of the image that the central crop keeps; 1 keeps all. By default 0.875, but sizes up to 32 are
-            taken as they are and must fit, as in the official code.
+        crop_proportion: of the image that the central crop keeps; 1 keeps all. By default 0.875, but sizes up to 32
+            (the longer side) are taken as they are and must fit, as in the official code.
         strength: of the colour jitter, s in the paper: 1 for ImageNet, 0.5 for CIFAR. At most 1.25; 0 leaves out jitter
             and grey, as in the official TF2 code.
         do_random_crop: without it the whole image is resized.
@@ -267,7 +267,7 @@ def _central_params(images: Images, size: tuple[int, int], proportion: float | N
     _check_proportion(proportion)
     boxes = []
     for height, width in zip(*(sides.tolist() for sides in _heights_and_widths(images)), strict=True):
-        if proportion is not None or size[0] > 32:
+        if proportion is not None or max(size) > 32:  # the model's rule for its stem
             boxes.append(central_crop_box(height, width, size, proportion or 0.875))
         elif (height, width) != size:
             raise ValueError(

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from hubmodels.modeling.simclr import SimCLRImageProcessor
+from hubmodels.modeling.simclr import SimCLRConfig, SimCLRImageProcessor
 from hubmodels.modeling.simclr import resampling_simclr as resampling
 from hubmodels.modeling.simclr.augmentation_simclr import DRAWS
 from hubmodels.modeling.simclr.colors_simclr import hue_, hue_shifts, saturation_
@@ -290,6 +290,17 @@ def test_small_images_are_evaluated_as_they_are():
     with pytest.raises(ValueError, match=r"must be 32x32, got 22x27; set crop_proportion"):
         SimCLRImageProcessor(size=32)(make_images())
     assert SimCLRImageProcessor(size=32, crop_proportion=1.0)(make_images())["pixel_values"].shape == (4, 3, 32, 32)
+
+
+@pytest.mark.parametrize("size", [(32, 64), (64, 32), (24, 32)])
+def test_small_rectangles_are_those_of_the_model(size):
+    """Taken as they are where the model has the stem for small images."""
+    processor = SimCLRImageProcessor(size={"height": size[0], "width": size[1]})
+    if SimCLRConfig(image_size=size).uses_cifar_stem:
+        with pytest.raises(ValueError, match=r"must be 24x32, got 80x90; set crop_proportion"):
+            processor(make_images(2, 80, 90))
+    else:
+        assert processor(make_images(2, 80, 90))["pixel_values"].shape == (2, 3, *size)
 
 
 def test_saving_keeps_the_settings_and_ships_the_code(tmp_path):
