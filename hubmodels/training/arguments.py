@@ -21,7 +21,8 @@ class HubTrainingArguments(TrainingArguments):
     Everything of `transformers.TrainingArguments` holds; these are added, and a few defaults differ (below).
 
     Args:
-        optimizer: "lars" or a name of `timm.optim.list_optimizers()`: "adamw", "lamb", "sgd" ... (`optim` is unused).
+        optimizer: "lars" or a name of `timm.optim.list_optimizers()`: "adamw", "lamb", "sgd" (Nesterov momentum, what
+            the official SimCLR code calls momentum), "momentum" (the plain one) ... (`optim` is unused).
         optimizer_kwargs: Further arguments of the optimiser, e.g. `{"betas": [0.9, 0.95]}`. Where the optimiser takes
             betas, they default to (`adam_beta1`, `adam_beta2`).
         base_learning_rate: Sets `learning_rate` by the batch size, as `lr_scaling` says.

@@ -199,19 +199,25 @@ def build_model(recipe: Recipe, class_names: list[str]) -> PreTrainedModel:
 
     Args:
         recipe: The recipe.
-        class_names: Classes of a labelled task.
+        class_names: Classes of the data; empty if it is unlabelled.
 
     Returns:
         The model.
 
     Raises:
-        RecipeError: If the config does not know a key of `model`, or `init_from` holds no encoder that fits.
+        RecipeError: If the config does not know a key of `model`, `init_from` holds no encoder that fits, or a linear
+            probe has no classes.
     """
     set_seed(recipe.run.seed)
     method_parts = method_training(recipe.method)
     model_class: Any = method_parts.model_class(recipe)
-    settings = _checked_settings(recipe)
-    if recipe.task != "pretrain":
+    settings = method_parts.implied_settings(recipe) | _checked_settings(recipe)
+    if method_parts.needs_classes(recipe):
+        if not class_names:
+            raise RecipeError(
+                "a model with a classifier (model.linear_probe in pre-training) needs labels, and "
+                f"{recipe.data.source} has none: one folder per class"
+            )
         settings |= {
             "num_labels": len(class_names),
             "id2label": dict(enumerate(class_names)),
@@ -222,7 +228,6 @@ def build_model(recipe: Recipe, class_names: list[str]) -> PreTrainedModel:
     else:
         with _start(recipe) as start:
             model = method_parts.load_model(start, settings) or _load_model(start, model_class, settings)
-        method_parts.prepare_loaded(recipe, model)
     if recipe.task == "linear_probe":
         model.freeze_encoder()
     elif recipe.task == "partial_finetune":

@@ -124,7 +124,8 @@ def create_optimizer(
     """Build an optimiser by name.
 
     Args:
-        name: "lars" for `LARS`, or any name of `timm.optim.list_optimizers()` such as "adamw", "lamb" or "sgd".
+        name: "lars" for `LARS`, or any name of `timm.optim.list_optimizers()` such as "adamw", "lamb" or "sgd". In timm
+            "sgd" has Nesterov momentum, which the official SimCLR code calls momentum; "momentum" is the plain one.
         groups: Parameter groups, from `parameter_groups`.
         learning_rate: Learning rate of groups that have none.
         weight_decay: Weight decay of groups that have none.

@@ -100,10 +100,12 @@ class OptimizerSection:
     """The optimiser.
 
     Args:
-        name: "lars" or a name of timm: "adamw", "lamb", "sgd" ...
+        name: "lars" or a name of timm: "adamw", "lamb", "sgd" ... In timm "sgd" has Nesterov momentum, which the
+            official SimCLR code calls momentum; "momentum" is the plain one (heavy ball).
         base_learning_rate: Learning rate that is scaled with `schedule.batch_size`.
         lr_scaling: "linear": `base_learning_rate * batch_size / 256`; "sqrt": `base_learning_rate * sqrt(batch_size)`.
-        weight_decay: Weight decay of matrices; vectors are not decayed.
+        weight_decay: Weight decay of matrices; vectors are not decayed. With "lars" that of SimCLR's classifier goes
+            into the loss (`model.weight_decay`).
         decay_vectors: Decay biases and normalisation too.
         layer_decay: Learning-rate factor from a layer to the one before it; None: the same rate everywhere.
         options: Further arguments of the optimiser, such as `betas: [0.9, 0.95]`.

@@ -85,6 +85,12 @@ class HubTrainer(Trainer):
     ):
         if not isinstance(args, HubTrainingArguments):
             raise ValueError(f"args must be HubTrainingArguments, got {type(args).__name__}")
+        compares = getattr(model, "compares_images", False) and kwargs.get("train_dataset") is not None
+        if compares and not args.dataloader_drop_last:
+            raise ValueError(
+                f"dataloader_drop_last must be True for {type(model).__name__}, whose loss compares the images of a "
+                "batch with each other, got False"
+            )
         self._train_sampler: EpochSampler | None = None
         self._logged_outputs: defaultdict[str, list[torch.Tensor]] = defaultdict(list)
         super().__init__(
@@ -315,8 +321,11 @@ class HubTrainer(Trainer):
         if not self.args.mixes:
             soft = mixup_target(labels, self._mixup.num_classes, smoothing=self.args.label_smoothing)
             return {**inputs, "labels": soft}
-        if len(images) % 2:
-            raise ValueError(f"mixup and cutmix need an even batch, got {len(images)} images")
+        if len(images) % 2 or images.ndim != 4:
+            raise ValueError(
+                "mixup and cutmix need an even number of images, pixel_values of shape [B, C, H, W], "
+                f"got shape {tuple(images.shape)}"
+            )
         images, soft = self._mixup(images.clone(), labels)
         return {**inputs, "pixel_values": images, "labels": soft}
 

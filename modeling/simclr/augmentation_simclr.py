@@ -94,9 +94,9 @@ class AugmentationSettings:
     def parameters(self) -> tuple[str, ...]:
         """Names of the parameters that these settings use."""
         names = ["crop", "flip"]
-        if self.jitter_probability > 0:
+        if self.strength > 0 and self.jitter_probability > 0:
             names += ["apply_jitter", "order", "brightness", "contrast", "saturation", "hue"]
-        if self.grayscale_probability > 0:
+        if self.strength > 0 and self.grayscale_probability > 0:
             names += ["gray"]
         if self.do_blur:
             names += ["blur", "sigma"]

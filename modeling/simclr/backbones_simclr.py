@@ -55,7 +55,7 @@ def use_global_statistics(module: nn.Module, config: SimCLRConfig) -> None:
                 child.num_features,
                 eps=child.eps,
                 momentum=child.momentum,
-                running_var=config.bn_running_var,
+                running_var=config.running_variance,
                 global_stats=True,
             )
             norm.load_state_dict(child.state_dict())

@@ -76,9 +76,10 @@ class SimCLRConfig(BackboneConfigMixin, PreTrainedConfig):
             Padding of the stem's max pool, `"same_tf"` as the official weights need it or `"torch"` (one pixel around).
         global_bn (`bool`, defaults to `True`):
             Statistics of batch normalisation over the batch of all processes.
-        bn_running_var (`str`, defaults to `"biased"`):
-            Variance that the moving averages of convolutional layers store. Without `global_bn` it is always the
-            `"unbiased"` one; the head's layers always store the biased one (as the official code).
+        bn_running_var (`str`, *optional*):
+            Variance that the moving averages of the ResNet's layers store, `"biased"` or `"unbiased"`. By default, as
+            in the official TF1 code, it is the biased one exactly with `global_bn`; the TF2 code stores the biased one
+            always, as both do in the head. A `backbone_config`'s layers need `global_bn` for the biased one.
         frozen_bn (`str`, defaults to `"batch"`):
             What frozen blocks do in fine-tuning with `fine_tune_after_block` 0 to 3: use and update batch statistics
             (`"batch"`, TF1 code, the published numbers), or run in inference mode (`"inference"`, TF2 code).
@@ -106,7 +107,8 @@ class SimCLRConfig(BackboneConfigMixin, PreTrainedConfig):
         weight_decay (`float`, defaults to 0.0):
             Decay of the classifier's kernel, added to the loss as `weight_decay / 2 * |W|^2`, which is what the
             official code does under LARS (LARS itself leaves the classifier out).
-        zero_init_logits_layer (`bool`, defaults to `False`): start the classifier at zero.
+        zero_init_logits_layer (`bool`, defaults to `False`):
+            Start a new classifier at zero. Given to `from_pretrained`, `True` zeroes that of the file too.
         out_features (`list[str]`, *optional*):
             Stages that [`SimCLRBackbone`] returns, of `stem, stage1 ... stage4`; the last one by default.
         out_indices (`list[int]`, *optional*): the same as indices.
@@ -143,7 +145,7 @@ class SimCLRConfig(BackboneConfigMixin, PreTrainedConfig):
     image_size: int | list[int] | tuple[int, ...] = 224
     pool_padding: str = "same_tf"
     global_bn: bool = True
-    bn_running_var: str = "biased"
+    bn_running_var: str | None = None
     frozen_bn: str = "batch"
     proj_head_mode: str = "nonlinear"
     num_proj_layers: int = 3
@@ -176,7 +178,7 @@ class SimCLRConfig(BackboneConfigMixin, PreTrainedConfig):
 
     @classmethod
     def from_dict(cls, config_dict, **kwargs):
-        """As in transformers; changed fields are checked, and `resnet_depth` and the stages follow them."""
+        """As in transformers; changed fields are checked; `resnet_depth`, stages and `bn_running_var` follow them."""
         model_type = config_dict.get("model_type", cls.model_type)
         if model_type != cls.model_type:
             raise ValueError(f"model_type of the configuration must be {cls.model_type!r}, got {model_type!r}")
@@ -190,8 +192,14 @@ class SimCLRConfig(BackboneConfigMixin, PreTrainedConfig):
             replaced |= {"depths", "layer_type"}
         elif {"depths", "layer_type"} & set(changes):
             replaced.add("resnet_depth")
+        if "global_bn" in changes:
+            replaced.add("bn_running_var")
         stored = {name: value for name, value in config_dict.items() if name not in replaced}
-        return super().from_dict(stored | changes | selection, **kwargs)
+        result = super().from_dict(stored | changes | selection, **kwargs)
+        if kwargs.get("return_unused_kwargs") and changes.get("zero_init_logits_layer"):
+            # An Auto class gives what is left to `from_pretrained` of the model, which zeroes what it loads.
+            result[1]["zero_init_logits_layer"] = True
+        return result
 
     @property
     def image_height_width(self) -> tuple[int, int]:
@@ -202,6 +210,11 @@ class SimCLRConfig(BackboneConfigMixin, PreTrainedConfig):
     def uses_cifar_stem(self) -> bool:
         """Whether the official ResNet has the stem for small images."""
         return max(self.image_height_width) <= CIFAR_IMAGE_SIZE if self.cifar_stem is None else self.cifar_stem
+
+    @property
+    def running_variance(self) -> str:
+        """`bn_running_var`, or what it is by default."""
+        return self.bn_running_var or ("biased" if self.global_bn else "unbiased")
 
     @property
     def embedding_size(self) -> int:
@@ -254,7 +267,8 @@ class SimCLRConfig(BackboneConfigMixin, PreTrainedConfig):
 
     def _check(self):
         for name in CHOICES:
-            self._check_choice(name)
+            if name != "bn_running_var" or self.bn_running_var is not None:
+                self._check_choice(name)
         for name in ("num_channels", "stem_width", "width_multiplier", "num_proj_layers", "proj_out_dim"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")

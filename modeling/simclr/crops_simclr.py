@@ -106,12 +106,14 @@ def central_crop_box(height: int, width: int, size: tuple[int, int], proportion:
         proportion: of the limiting side that is kept.
 
     Returns:
-        The box; sides are rounded half to even, offsets up.
+        The box; sides are computed in float32, as in the official code, and rounded half to even, offsets up.
     """
-    aspect = size[1] / size[0]
-    if aspect > width / height:
-        box_height, box_width = np.rint(proportion / aspect * width), np.rint(proportion * width)
+    single, aspect = np.float32, size[1] / size[0]
+    if single(aspect) > single(width) / single(height):
+        box_height = np.rint(single(proportion / aspect) * single(width))
+        box_width = np.rint(single(proportion) * single(width))
     else:
-        box_height, box_width = np.rint(proportion * height), np.rint(proportion * aspect * height)
+        box_height = np.rint(single(proportion) * single(height))
+        box_width = np.rint(single(proportion * aspect) * single(height))
     box_height, box_width = max(int(box_height), 1), max(int(box_width), 1)
     return (height - box_height + 1) // 2, (width - box_width + 1) // 2, box_height, box_width

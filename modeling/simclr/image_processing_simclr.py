@@ -57,9 +57,10 @@ class SimCLRImageProcessor(TorchvisionBackend):
         size: of the result in pixels, {"height", "width"} or an int.
         mode: "pretrain", "finetune" or "eval", of calls that do not say it. A call with an argument that only concerns
             pre-training (see `preprocess`) means "pretrain".
-        crop_proportion: of the image that the central crop keeps; 1 keeps all. By default 0.875, but sizes up to 32 are
-            taken as they are and must fit, as in the official code.
-        strength: of the colour jitter, s in the paper: 1 for ImageNet, 0.5 for CIFAR. At most 1.25.
+        crop_proportion: of the image that the central crop keeps; 1 keeps all. By default 0.875, but sizes up to 32
+            (the longer side) are taken as they are and must fit, as in the official code.
+        strength: of the colour jitter, s in the paper: 1 for ImageNet, 0.5 for CIFAR. At most 1.25; 0 leaves out jitter
+            and grey, as in the official TF2 code.
         do_random_crop: without it the whole image is resized.
         flip_probability, jitter_probability, grayscale_probability, blur_probability: of the operations per view.
         area_range, aspect_range, min_covered: of the random crop: area as a fraction of the image, width / height (for
@@ -252,7 +253,7 @@ def _settings(kwargs: Mapping[str, Any]) -> AugmentationSettings:
 
 
 def _without_colors(settings: AugmentationSettings) -> AugmentationSettings:
-    return replace(settings, jitter_probability=0.0, grayscale_probability=0.0, do_blur=False)
+    return replace(settings, strength=0.0, do_blur=False)
 
 
 def _heights_and_widths(images: Images) -> tuple[np.ndarray, np.ndarray]:
@@ -266,7 +267,7 @@ def _central_params(images: Images, size: tuple[int, int], proportion: float | N
     _check_proportion(proportion)
     boxes = []
     for height, width in zip(*(sides.tolist() for sides in _heights_and_widths(images)), strict=True):
-        if proportion is not None or size[0] > 32:
+        if proportion is not None or max(size) > 32:  # the model's rule for its stem
             boxes.append(central_crop_box(height, width, size, proportion or 0.875))
         elif (height, width) != size:
             raise ValueError(

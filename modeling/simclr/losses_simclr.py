@@ -115,7 +115,8 @@ def _gather_views(own: torch.Tensor, group: "dist.ProcessGroup | None") -> tuple
     images = own.shape[1]
     world_size = dist.get_world_size(group) if dist.is_available() and dist.is_initialized() else 1
     if world_size == 1:
-        everyone, first = own, 0
+        # A tensor of its own: torch.compile refuses the same one as two inputs of an autograd function.
+        everyone, first = own.view_as(own), 0
     else:
         from torch.distributed.nn.functional import all_gather  # not in every build of torch
 
@@ -123,10 +124,16 @@ def _gather_views(own: torch.Tensor, group: "dist.ProcessGroup | None") -> tuple
         dist.all_gather(sizes, torch.full_like(sizes[0], images), group=group)
         sizes = torch.cat(sizes).tolist()
         if len(set(sizes)) > 1:
-            raise ValueError(f"every process must have the same number of images, got {sizes}: drop the last batch")
+            raise ValueError(
+                f"every process must have the same number of images, got {sizes}: drop the last, smaller batch "
+                "(dataloader_drop_last=True)"
+            )
         everyone, first = torch.cat(all_gather(own, group), dim=1), dist.get_rank(group) * images
     if everyone.shape[1] < 2:
-        raise ValueError("the global batch has 1 image, which leaves no negatives: at least 2 are needed")
+        raise ValueError(
+            "the global batch has 1 image, which leaves no negatives: at least 2 are needed; at the end of an epoch "
+            "dataloader_drop_last=True drops a smaller batch"
+        )
     return everyone, first
 
 

@@ -16,6 +16,7 @@ from .backbones_simclr import build_backbone, channels_first, class_token, pool
 from .classifier_simclr import classification_loss, kernel_decay, make_classifier
 from .configuration_simclr import SimCLRConfig
 from .heads_simclr import SimCLRProjectionHead
+from .inputs_simclr import check_images, flat_views, is_range_known
 from .loading_simclr import check_encoder, check_head, shapes_of
 from .losses_simclr import nt_xent
 from .normalization_simclr import SimCLRBatchNorm
@@ -48,7 +49,7 @@ class SimCLRPreTrainedModel(PreTrainedModel):
         self.backbone = build_backbone(config)
         if config.backbone_config is not None:
             self.supports_gradient_checkpointing = self.backbone.supports_gradient_checkpointing
-        self._pixel_range_is_known = config.backbone_config is not None
+        self._pixel_range_is_known = False
 
     @classmethod
     def from_pretrained(
@@ -58,6 +59,7 @@ class SimCLRPreTrainedModel(PreTrainedModel):
         from_head: bool | None = None,
         output_loading_info: bool = False,
         ignore_mismatched_sizes: bool = False,
+        zero_init_logits_layer: bool | None = None,
         **kwargs,
     ):
         """
@@ -68,12 +70,17 @@ class SimCLRPreTrainedModel(PreTrainedModel):
                 Whether the projection head must come from the file. By default the layers in front of a classifier
                 must (`config.ft_proj_selector`), and a head that only pre-training uses may be new; with `True` all
                 of it must be there, with `False` all of it may be new.
+            zero_init_logits_layer (`bool`, *optional*):
+                `True` starts the classifier at zero, also if the file has one. By default a classifier that is new
+                follows the configuration.
 
         Raises:
             ValueError: for a file that lacks weights of the ResNet or of a required head, or has another ResNet.
             RuntimeError: for heads of another shape than the configuration says, as in transformers;
                 `ignore_mismatched_sizes=True` starts them anew (never the ResNet).
         """
+        if zero_init_logits_layer is False:
+            kwargs["zero_init_logits_layer"] = False
         model, info = super().from_pretrained(
             pretrained_model_name_or_path, *model_args, output_loading_info=True, ignore_mismatched_sizes=True, **kwargs
         )
@@ -86,6 +93,8 @@ class SimCLRPreTrainedModel(PreTrainedModel):
                 f"{pretrained_model_name_or_path} does not fit the configuration: {shapes}; "
                 "ignore_mismatched_sizes=True starts these anew"
             )
+        if zero_init_logits_layer:
+            model._zero_classifier()
         model._complete_loading()
         if "proj_head_mode" not in kwargs:
             model._warn_of_missing_head(pretrained_model_name_or_path)
@@ -105,6 +114,12 @@ class SimCLRPreTrainedModel(PreTrainedModel):
     def _head_layers_in_use(self) -> int:
         """How many layers of the projection head the output depends on, and are not to be trained first."""
         return 0
+
+    def _zero_classifier(self) -> None:
+        self.config.zero_init_logits_layer = True
+        if isinstance(classifier := getattr(self, "classifier", None), nn.Linear):
+            for parameter in classifier.parameters():
+                nn.init.zeros_(parameter)
 
     def _complete_loading(self) -> None:
         """What remains to be done after weights were loaded."""
@@ -173,11 +188,11 @@ class SimCLRPreTrainedModel(PreTrainedModel):
         Raises:
             ValueError: for images of another shape or of an integer type.
         """
-        self._check_images(pixel_values)
+        check_images(pixel_values)
         if output_hidden_states is None:
             output_hidden_states = self.config.output_hidden_states
         if isinstance(self.backbone, SimCLRResNet):
-            feature_maps = self.backbone(pixel_values)
+            feature_maps = self._official_maps(pixel_values)
             hidden_states, attentions = feature_maps if output_hidden_states else None, None
             last_map = feature_maps[-1]
             pooled = pool(last_map)
@@ -197,23 +212,12 @@ class SimCLRPreTrainedModel(PreTrainedModel):
             attentions=attentions,
         )
 
-    def _check_images(self, pixel_values):
-        if pixel_values is None:
-            raise ValueError("pixel_values is required")
-        if not pixel_values.is_floating_point():
-            raise ValueError(f"pixel_values must be floats in [0, 1], got {pixel_values.dtype}")
-        if pixel_values.ndim != 4 or pixel_values.shape[0] == 0:
-            shape = tuple(pixel_values.shape)
-            raise ValueError(f"pixel_values must have shape [B, C, H, W], at least one image, got shape {shape}")
-        if self._pixel_range_is_known or pixel_values.is_meta or torch.compiler.is_compiling():
-            return
-        self._pixel_range_is_known = True  # of the first batch only: looking costs a synchronisation on a GPU
-        low, high = (bound.item() for bound in pixel_values.detach().aminmax())
-        if low < 0 or high > 1:
-            logger.warning(
-                f"pixel_values are expected in [0, 1], without subtracting a mean; got values from {low:.3g} to "
-                f"{high:.3g}. Weights of the official code give poor features on such images."
-            )
+    def _official_maps(self, pixel_values):
+        """Feature maps of the official ResNet, whose weights want pixels in [0, 1]; looked at if nothing was raised."""
+        feature_maps = self.backbone(pixel_values)
+        if not (self._pixel_range_is_known or pixel_values.is_meta or torch.compiler.is_compiling()):
+            self._pixel_range_is_known = is_range_known(pixel_values)
+        return feature_maps
 
 
 class SimCLRModel(SimCLRPreTrainedModel):
@@ -279,6 +283,8 @@ class SimCLRForPreTraining(SimCLRPreTrainedModel):
     ```
     """
 
+    # The loss compares the images of a batch with each other: a trainer must leave out a smaller last one.
+    compares_images = True
     # Scalars of the output that tell how training goes, for a trainer that logs them.
     logged_outputs = ("contrastive_loss", "supervised_loss", "contrast_accuracy", "contrast_entropy")
 
@@ -330,7 +336,7 @@ class SimCLRForPreTraining(SimCLRPreTrainedModel):
             ValueError: if `pixel_values` are not two views of every image, for labels of another shape or missing
                 while a linear probe is trained, and for a global batch of one image, which has no negatives.
         """
-        pixel_values = self._flat_views(pixel_values, return_loss)
+        pixel_values = flat_views(pixel_values, pairs=return_loss)
         if return_loss and self.config.linear_probe and labels is None:
             raise ValueError("labels are required: config.linear_probe trains a classifier on them")
         if self.config.encoder_chunk_size is None:
@@ -349,20 +355,6 @@ class SimCLRForPreTraining(SimCLRPreTrainedModel):
             hidden_states=outputs.hidden_states,
             attentions=outputs.attentions,
         )
-
-    def _flat_views(self, pixel_values, return_loss):
-        """Rows of all first views, then of all second views."""
-        if pixel_values is None:
-            raise ValueError("pixel_values is required")
-        shape = tuple(pixel_values.shape)
-        if pixel_values.ndim == 5 and shape[1] == 2:
-            return pixel_values.transpose(0, 1).flatten(0, 1)
-        if pixel_values.ndim != 4 or (return_loss and shape[0] % 2):
-            raise ValueError(
-                "expected two views of every image, pixel_values of shape [B, 2, C, H, W] or (an even number of rows, "
-                f"first views first) [2B, C, H, W], got shape {shape}"
-            )
-        return pixel_values
 
     def _encode_in_chunks(self, pixel_values):
         """Representations `h`, with the activations of one chunk at a time; the backward pass computes them again."""
@@ -568,14 +560,14 @@ class SimCLRBackbone(BackboneMixin, SimCLRPreTrainedModel):
         Returns:
             One feature map `[B, D, H', W']` per entry of `out_features`.
         """
-        self._check_images(pixel_values)
+        check_images(pixel_values)
         if output_hidden_states is None:
             output_hidden_states = self.config.output_hidden_states
         if not isinstance(self.backbone, SimCLRResNet):
             return self.backbone.forward_with_filtered_kwargs(
                 pixel_values, output_hidden_states=output_hidden_states, **kwargs
             )
-        hidden_states = self.backbone(pixel_values)
+        hidden_states = self._official_maps(pixel_values)
         feature_maps = tuple(
             states for stage, states in zip(self.stage_names, hidden_states, strict=True) if stage in self.out_features
         )

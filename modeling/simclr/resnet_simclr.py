@@ -18,12 +18,11 @@ CHANNELS_LAST_WIDTH = 16
 
 def batch_norm(config: SimCLRConfig, channels: int) -> SimCLRBatchNorm:
     """Batch normalisation of feature maps `[B, channels, H, W]` as the official code has it."""
-    biased = config.global_bn and config.bn_running_var == "biased"
     return SimCLRBatchNorm(
         channels,
         eps=BN_EPS,
         momentum=BN_MOMENTUM,
-        running_var="biased" if biased else "unbiased",
+        running_var=config.running_variance,
         global_stats=config.global_bn,
     )
 

@@ -3,6 +3,7 @@
 import pytest
 import torch
 from hubmodels.modeling.simclr import (
+    SimCLRBackbone,
     SimCLRConfig,
     SimCLRForImageClassification,
     SimCLRForPreTraining,
@@ -125,15 +126,47 @@ def test_encoder_takes_images_not_views():
             model(images(2, 2))
 
 
-@pytest.mark.parametrize("shift, warns", [(0.0, False), (-0.1, True), (0.5, True)])
-def test_values_outside_of_the_range_warn_once(shift, warns, monkeypatch):
+@pytest.fixture
+def warnings(monkeypatch):
     messages = []
-    monkeypatch.setattr("hubmodels.modeling.simclr.modeling_simclr.logger.warning", messages.append)
-    model = SimCLRModel(tiny_config()).eval()
+    monkeypatch.setattr("hubmodels.modeling.simclr.inputs_simclr.logger.warning", messages.append)
+    return messages
+
+
+@pytest.mark.parametrize("model_class", [SimCLRModel, SimCLRBackbone])
+@pytest.mark.parametrize("shift, warns", [(0.0, False), (-0.1, True), (0.5, True), (float("nan"), True)])
+def test_values_outside_of_the_range_warn_once(shift, warns, model_class, warnings):
+    model = model_class(tiny_config()).eval()
+    model(images(2))
     for _ in range(3):
         model(images(2) + shift)
-    assert len(messages) == warns
-    assert not warns or "expected in [0, 1], without subtracting a mean; got values from" in messages[0]
+    assert len(warnings) == warns
+    assert not warns or "expected in [0, 1], without subtracting a mean; got values from" in warnings[0]
+
+
+def test_a_call_that_fails_leaves_the_range_to_be_looked_at(warnings):
+    model = SimCLRModel(tiny_config()).eval()
+    with pytest.raises(ValueError, match="must have 3 channels"):
+        model(images(2)[:, :1] - 1)
+    assert not warnings
+    model(images(2) - 1)
+    assert len(warnings) == 1
+
+
+def test_accelerators_look_at_the_first_batch_only(warnings):
+    """Looking costs them a synchronisation."""
+    model = SimCLRModel(tiny_config()).eval()
+    for shift in (0, 1):
+        model((images(2) + shift).as_subclass(OnAccelerator))
+    assert not warnings
+    SimCLRModel(tiny_config()).eval()((images(2) + 1).as_subclass(OnAccelerator))
+    assert len(warnings) == 1
+
+
+class OnAccelerator(torch.Tensor):
+    """A tensor that says that it is not on the CPU."""
+
+    device = torch.device("cuda")
 
 
 def test_linear_probe_needs_labels():

@@ -5,6 +5,7 @@ import torch
 from hubmodels.modeling.simclr import SimCLRBackbone, SimCLRForImageClassification, SimCLRForPreTraining, SimCLRModel
 from hubmodels.modeling.simclr.normalization_simclr import SimCLRBatchNorm
 from torch import nn
+from transformers import AutoModel, AutoModelForImageClassification
 
 from tests.modeling.tiny_simclr import images, perturbed, tiny_config
 
@@ -57,6 +58,27 @@ def test_zeroed_classifier():
     model = SimCLRForImageClassification(tiny_config(zero_init_logits_layer=True))
     assert not model.classifier.weight.any() and not model.classifier.bias.any()
     assert not model.eval()(images(2)).logits.any()
+
+
+@pytest.mark.parametrize("auto", [False, True])
+def test_a_loaded_classifier_is_zeroed_when_asked(auto, tmp_path):
+    """Fine-tuning starts anew; a finished model, whose configuration says how it began, loads as it is."""
+    model = perturbed(SimCLRForImageClassification(tiny_config()))
+    load = (AutoModelForImageClassification if auto else SimCLRForImageClassification).from_pretrained
+    for _ in range(2):
+        model.save_pretrained(tmp_path)
+        zeroed = load(tmp_path, zero_init_logits_layer=True)
+        assert not zeroed.classifier.weight.any() and not zeroed.classifier.bias.any()
+        assert zeroed.config.zero_init_logits_layer
+        assert torch.equal(zeroed.backbone.embedder.convolution.weight, model.backbone.embedder.convolution.weight)
+        model = perturbed(zeroed)
+    for loaded in (load(tmp_path), load(tmp_path, zero_init_logits_layer=False)):
+        assert loaded.classifier.weight.any()
+    pretraining = SimCLRForPreTraining(tiny_config(zero_init_logits_layer=True))
+    pretraining.save_pretrained(tmp_path)
+    assert not load(tmp_path).classifier.weight.any(), "a new one follows the configuration"
+    assert load(tmp_path, zero_init_logits_layer=False).classifier.weight.any()
+    assert AutoModel.from_pretrained(tmp_path, zero_init_logits_layer=True).config.zero_init_logits_layer
 
 
 def test_missing_heads_are_initialised_when_loading(tmp_path):

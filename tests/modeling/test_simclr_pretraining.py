@@ -128,6 +128,21 @@ def test_autocast_keeps_the_loss_in_float32():
     assert output.loss.item() == pytest.approx(reference.item(), rel=0.05)
 
 
+@pytest.mark.parametrize("fields", [{}, {"linear_probe": True, "num_labels": 3, "weight_decay": 0.1}])
+def test_the_compiled_step_is_the_plain_one(fields):
+    """In one graph: values, gradients and moving statistics."""
+    torch._dynamo.reset()
+    plain, compiled = pretraining(**fields), pretraining(**fields)
+    inputs = {"pixel_values": images(4, 2)} | ({"labels": torch.tensor([0, 1, 2, 0])} if fields else {})
+    expected = plain(**inputs)
+    actual = torch.compile(compiled, backend="aot_eager", fullgraph=True)(**inputs)
+    for outputs in (expected, actual):
+        outputs.loss.backward()
+    torch.testing.assert_close(actual.loss, expected.loss)
+    torch.testing.assert_close(gradients(compiled), gradients(plain))
+    torch.testing.assert_close(dict(compiled.named_buffers()), dict(plain.named_buffers()))
+
+
 def test_float64_throughout():
     output = pretraining().double().train()(images(3, 2, dtype=torch.float64))
     kinds = {t.dtype for t in (output.loss, output.projections, output.logits_ab, output.contrast_entropy)}

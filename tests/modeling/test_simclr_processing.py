@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from hubmodels.modeling.simclr import SimCLRImageProcessor
+from hubmodels.modeling.simclr import SimCLRConfig, SimCLRImageProcessor
 from hubmodels.modeling.simclr import resampling_simclr as resampling
 from hubmodels.modeling.simclr.augmentation_simclr import DRAWS
 from hubmodels.modeling.simclr.colors_simclr import hue_, hue_shifts, saturation_
@@ -138,6 +138,20 @@ def test_probabilities_and_ranges():
     assert additive["brightness"].min() == pytest.approx(-0.8, abs=0.01)
 
 
+def test_strength_zero_leaves_the_colors_as_they_are():
+    """Neither jitter nor grey, as in the official TF2 code; the other draws stay where they are."""
+    images = make_images(200, 16, 16)
+    processor = small(strength=0, do_random_crop=False, do_blur=False, flip_probability=0.0)
+    result = processor(images, mode="pretrain", uniforms=table(200), return_params=True)
+    assert set(result["params"]) == {"crop", "flip"}
+    torch.testing.assert_close(result["pixel_values"], (images / 255)[:, None].expand(-1, 2, -1, -1, -1))
+    flips = [
+        small(strength=strength)(images, uniforms=table(200), return_params=True)["params"]["flip"]
+        for strength in (0, 1)
+    ]
+    assert torch.equal(*flips)
+
+
 # Pixels
 
 
@@ -210,6 +224,21 @@ def test_off_center_pixels_of_the_evaluation_crop():
     assert central_crop_box(100, 100, (10, 20), 1.0) == (25, 0, 50, 100)
 
 
+@pytest.mark.parametrize(
+    ("height", "width", "size", "box"),
+    [
+        (78, 52, (96, 64), (5, 3, 68, 46)),  # 0.875 * 2 / 3 * 78 is 45.5, in float32 a little more
+        (40, 54, (64, 96), (5, 4, 31, 47)),  # 31.5, a little less
+        (60, 84, (160, 224), (4, 5, 52, 74)),
+        (85, 60, (224, 160), (6, 4, 74, 52)),
+        (70, 51, (128, 96), (6, 3, 59, 45)),
+    ],
+)
+def test_the_evaluation_crop_rounds_float32_numbers(height, width, size, box):
+    """As the official code computes them."""
+    assert central_crop_box(height, width, size, 0.875) == box
+
+
 # Inputs and modes
 
 
@@ -261,6 +290,17 @@ def test_small_images_are_evaluated_as_they_are():
     with pytest.raises(ValueError, match=r"must be 32x32, got 22x27; set crop_proportion"):
         SimCLRImageProcessor(size=32)(make_images())
     assert SimCLRImageProcessor(size=32, crop_proportion=1.0)(make_images())["pixel_values"].shape == (4, 3, 32, 32)
+
+
+@pytest.mark.parametrize("size", [(32, 64), (64, 32), (24, 32)])
+def test_small_rectangles_are_those_of_the_model(size):
+    """Taken as they are where the model has the stem for small images."""
+    processor = SimCLRImageProcessor(size={"height": size[0], "width": size[1]})
+    if SimCLRConfig(image_size=size).uses_cifar_stem:
+        with pytest.raises(ValueError, match=r"must be 24x32, got 80x90; set crop_proportion"):
+            processor(make_images(2, 80, 90))
+    else:
+        assert processor(make_images(2, 80, 90))["pixel_values"].shape == (2, 3, *size)
 
 
 def test_saving_keeps_the_settings_and_ships_the_code(tmp_path):

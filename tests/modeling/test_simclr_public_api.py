@@ -72,6 +72,18 @@ def test_configuration_survives_saving(tmp_path):
     assert changed.temperature == 0.5 and changed.out_indices == [0]
 
 
+def test_running_variance_survives_saving_and_follows_global_bn(tmp_path):
+    """Also where the file names the one that is the default with global statistics."""
+    for stored, local in ((None, "unbiased"), ("biased", "unbiased"), ("unbiased", "unbiased")):
+        tiny_config(bn_running_var=stored).save_pretrained(tmp_path)
+        assert SimCLRConfig.from_pretrained(tmp_path).bn_running_var == stored
+        assert SimCLRConfig.from_pretrained(tmp_path, global_bn=False).running_variance == local
+    changes = {"global_bn": False, "bn_running_var": "biased"}
+    assert SimCLRConfig.from_pretrained(tmp_path, **changes).running_variance == "biased"
+    tiny_config(**changes).save_pretrained(tmp_path)
+    assert SimCLRConfig.from_pretrained(tmp_path).running_variance == "biased"
+
+
 def test_image_classification_pipeline(folder, picture, tmp_path):
     classes = {0: "cat", 1: "dog", 2: "bird"}
     model = SimCLRForImageClassification.from_pretrained(folder, id2label=classes)

@@ -217,10 +217,17 @@ def test_widths():
 
 @pytest.mark.parametrize(
     "global_bn, bn_running_var, stored",
-    [(True, "biased", "biased"), (True, "unbiased", "unbiased"), (False, "biased", "unbiased")],
+    [
+        (True, None, "biased"),
+        (True, "biased", "biased"),
+        (True, "unbiased", "unbiased"),
+        (False, None, "unbiased"),
+        (False, "biased", "biased"),
+        (False, "unbiased", "unbiased"),
+    ],
 )
 def test_moving_variance_of_maps(global_bn, bn_running_var, stored):
-    """Maps store the sample's variance where the official code uses fused kernels, vectors never do."""
+    """By default maps store the sample's variance where the TF1 code uses fused kernels; vectors never do."""
     model = SimCLRForPreTraining(tiny_config(global_bn=global_bn, bn_running_var=bn_running_var)).train()
     seen = {}
     norms = {"map": model.backbone.embedder.normalization, "vector": model.projection_head.layers[0].normalization}

@@ -29,11 +29,12 @@ from hubmodels.catalog import packaged_path
 from hubmodels.data import load_image_dataset
 from hubmodels.data.randomness import uniforms
 from hubmodels.evaluation import evaluate
-from hubmodels.training import Recipe, RecipeError, read_jsonl, train
+from hubmodels.training import HubTrainer, HubTrainingArguments, Recipe, RecipeError, read_jsonl, train
 from hubmodels.training import run as run_module
 from hubmodels.training.assembly import build_collators, build_model
 from hubmodels.training.methods import method_class, method_training
 from hubmodels.training.methods.contrastive import ViewsCollator
+from hubmodels.training.parameter_groups import layer_adaptation_groups, parameter_groups
 
 COMMON = [
     "schedule.epochs=3",
@@ -131,6 +132,34 @@ def test_two_processes_train_together(method, pictures, tmp_path):
         assert logs[0] == pytest.approx(logs[1], abs=1e-4)
 
 
+def test_a_linear_probe_learns_the_classes_in_pre_training(pictures, tmp_path):
+    overrides = [*TINY["simclr"], "model.linear_probe=true", "probe.every_epochs=0"]
+    overrides += ["optimizer.base_learning_rate=0.01", "schedule.warmup_epochs=0"]
+    run = train("simclr", pictures, tmp_path / "run", recipe="simclr/small_pretrain", overrides=overrides)
+    losses = [line["supervised_loss"] for line in read_jsonl(run.folder / "log.jsonl") if "loss" in line]
+    assert losses[-1] < losses[0]
+    model = AutoModelForPreTraining.from_pretrained(run.folder)
+    assert model.config.id2label == {0: "dark", 1: "light"}
+    assert model.classifier.out_features == 2
+    classifier = SimCLRForImageClassification.from_pretrained(run.folder)
+    assert torch.equal(classifier.classifier.weight, model.classifier.weight)
+
+    further = [*TINY["simclr"], "schedule.epochs=1", "probe.every_epochs=0"]
+    run = train("simclr", pictures, tmp_path / "further", str(run.folder), "simclr/small_pretrain", further)
+    assert not AutoModelForPreTraining.from_pretrained(run.folder).config.linear_probe, "the recipe asks for none"
+
+
+def test_a_linear_probe_needs_classes(pictures, tmp_path):
+    overrides = [*TINY["simclr"], "model.linear_probe=true"]
+    arguments = {"recipe": "simclr/small_pretrain", "overrides": overrides}
+    with pytest.raises(RecipeError, match=r"model.linear_probe in pre-training\) needs labels, and .*dark has none"):
+        train("simclr", pictures / "train" / "dark", tmp_path / "run", **arguments)
+    assert not (tmp_path / "run").exists()
+    arguments["overrides"] = [*overrides, "regularization.cutmix=1"]
+    with pytest.raises(ValueError, match=r"mixup and cutmix need .* \[B, C, H, W\], got shape \(8, 2, 3, 18, 18\)"):
+        train("simclr", pictures, tmp_path / "mixed", **arguments)
+
+
 def test_views_depend_on_the_sample_and_the_epoch_alone(pictures):
     images = load_image_dataset(pictures, "train")
     items = [images[index] for index in range(6)]
@@ -146,6 +175,19 @@ def test_a_step_is_never_divided(pictures, tmp_path):
     run = train("simclr", pictures, tmp_path / "run", recipe="simclr/small_pretrain", overrides=overrides)
     steps = [line["step"] for line in read_jsonl(run.folder / "log.jsonl") if "loss" in line]
     assert steps[-1] == 3
+
+
+def test_a_smaller_last_batch_is_refused_in_pre_training(tmp_path):
+    """Its images would have fewer negatives, and a batch of one has none."""
+    views = [{"pixel_values": torch.rand(2, 3, 16, 16)} for _ in range(9)]
+    arguments = HubTrainingArguments(
+        str(tmp_path), per_device_train_batch_size=8, dataloader_drop_last=False, use_cpu=True, report_to="none"
+    )
+    message = r"dataloader_drop_last must be True for SimCLRForPreTraining, .* got False"
+    with pytest.raises(ValueError, match=message):
+        HubTrainer(SimCLRForPreTraining(SimCLRConfig(**SIZES)), arguments, train_dataset=views)
+    HubTrainer(SimCLRForPreTraining(SimCLRConfig(**SIZES)), arguments)
+    HubTrainer(SimCLRForImageClassification(SimCLRConfig(**SIZES)), arguments, train_dataset=views)
 
 
 def test_a_timm_network_becomes_the_backbone(pictures, tmp_path):
@@ -227,8 +269,30 @@ def test_fine_tuning_starts_with_the_classifier_that_the_recipe_says(tmp_path):
         model = build_model(Recipe.from_dict({"method": "simclr", **settings}), ["a", "b"])
         assert bool(model.classifier.weight.any()) != zero
         assert not model.classifier.bias.any()
-    loaded = SimCLRForImageClassification.from_pretrained(tmp_path, zero_init_logits_layer=True)
-    assert loaded.classifier.weight.any()
+
+
+@pytest.mark.parametrize(
+    "overrides, in_loss, in_optimizer",
+    [
+        ([], 1e-4, 0.0),
+        (["model.weight_decay=0.01"], 0.01, 0.0),
+        (["task=pretrain", "model.linear_probe=true"], 1e-4, 0.0),
+        (["optimizer.decay_vectors=true"], 0.0, 1e-4),
+        (["optimizer.name=sgd"], 0.0, 1e-4),
+    ],
+)
+def test_the_classifier_is_decayed_once(overrides, in_loss, in_optimizer, tmp_path):
+    """In the loss under LARS, as in the official code; also where the loaded config was made for another optimiser."""
+    started = SimCLRForImageClassification(SimCLRConfig(**SIZES, num_labels=2, weight_decay=0.5))
+    started.save_pretrained(tmp_path)
+    values = {"method": "simclr", "task": "finetune", "init_from": str(tmp_path)}
+    recipe = Recipe.from_dict(values, ["optimizer.name=lars", "optimizer.weight_decay=1e-4", *overrides])
+    model, optimizer = build_model(recipe, ["a", "b"]), recipe.optimizer
+    lars = optimizer.name == "lars"
+    groups = parameter_groups(model, 0.1, optimizer.weight_decay, None, optimizer.decay_vectors, lars)
+    groups = layer_adaptation_groups(model, groups) if lars else groups
+    group = next(group for group in groups if any(each is model.classifier.weight for each in group["params"]))
+    assert (model.config.weight_decay, group["weight_decay"]) == (in_loss, in_optimizer)
 
 
 def test_a_fine_tuned_run_is_measured_as_its_users_prepare_images(pictures, tmp_path):

@@ -234,6 +234,12 @@ def test_lars_names_an_unknown_momentum_style():
         LARS([nn.Parameter(torch.ones(1))], lr=0.1, momentum_style="heavy")
 
 
+@pytest.mark.parametrize(("name", "nesterov"), [("sgd", True), ("momentum", False)])
+def test_momentum_of_the_names_is_as_documented(name, nesterov):
+    groups = [{"params": [nn.Parameter(torch.ones(1))]}]
+    assert create_optimizer(name, groups, 0.1, options={"momentum": 0.9}).defaults["nesterov"] == nesterov
+
+
 @pytest.mark.parametrize(
     ("argument", "value"),
     [("lr", -1.0), ("weight_decay", -0.1), ("momentum", 1.0), ("trust_coefficient", 0.0)],

@@ -84,6 +84,25 @@ class MethodTraining:
         """
         return self.divides_steps or task != "pretrain"
 
+    def needs_classes(self, recipe: Recipe) -> bool:
+        """Whether the model of a recipe has a classifier, whose classes are those of the data.
+
+        Args:
+            recipe: The recipe.
+        """
+        return recipe.task != "pretrain"
+
+    def implied_settings(self, recipe: Recipe) -> dict[str, Any]:
+        """Fields of the config that follow from a recipe where its `model` section does not say them.
+
+        Args:
+            recipe: The recipe.
+
+        Returns:
+            The fields; by default none.
+        """
+        return {}
+
     def fit_to(self, recipe: Recipe, images: int) -> None:
         """Fit a recipe that was chosen for the user, and whose batch fits, to the number of training images.
 
@@ -155,14 +174,6 @@ class MethodTraining:
             raise RecipeError(
                 f"model.image_size must be that of init_from, {model.config.image_size}, got {image_size}"
             ) from error
-
-    def prepare_loaded(self, recipe: Recipe, model: PreTrainedModel) -> None:
-        """Do to a loaded model what a recipe asks for besides its config; by default nothing.
-
-        Args:
-            recipe: The recipe, with `init_from`.
-            model: The model, changed in place.
-        """
 
     def labelled_collators(
         self, recipe: Recipe, config: PreTrainedConfig, evaluation: EvalTransform

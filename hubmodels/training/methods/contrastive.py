@@ -42,21 +42,25 @@ class ViewsCollator(EpochCollator):
         seed: Seed of the run.
         train: Whether the epoch counts.
         keys: What the model takes of the processor's output.
+        labels: Whether it takes the labels too.
     """
 
-    def __init__(self, processor: Any, seed: int, train: bool, keys: Sequence[str] = ("pixel_values",)):
+    def __init__(
+        self, processor: Any, seed: int, train: bool, keys: Sequence[str] = ("pixel_values",), labels: bool = False
+    ):
         super().__init__(seed, train)
         self.processor = processor
         self.keys = tuple(keys)
+        self.labels = labels
 
     def __call__(self, items: Sequence[dict[str, Any]]) -> dict[str, torch.Tensor]:
         """Make a batch.
 
         Args:
-            items: Items with "image" (uint8 [C, H, W]) and "index".
+            items: Items with "image" (uint8 [C, H, W]), "index" and, where labels are taken, "label".
 
         Returns:
-            "pixel_values" float32 [B, 2, C, S, S], and what else `keys` names.
+            "pixel_values" float32 [B, 2, C, S, S], what else `keys` names, and with `labels` "labels" int64 [B].
         """
         indices = [item["index"] for item in items]
         draws = self.processor.draws
@@ -64,7 +68,10 @@ class ViewsCollator(EpochCollator):
         views = self.processor(
             [item["image"] for item in items], mode="pretrain", uniforms=table.reshape(len(items), VIEWS, draws)
         )
-        return {key: views[key] for key in self.keys}
+        batch = {key: views[key] for key in self.keys}
+        if self.labels:
+            batch["labels"] = torch.tensor([item["label"] for item in items], dtype=torch.int64)
+        return batch
 
 
 class ContrastiveTraining(MethodTraining):
@@ -79,6 +86,21 @@ class ContrastiveTraining(MethodTraining):
     def __init__(self, name: str):
         super().__init__(name)
         self.takes_statistics = name != "simclr"  # whose pixels are not normalised
+
+    def needs_classes(self, recipe):
+        """The linear probe of SimCLR learns them in pre-training."""
+        return recipe.task != "pretrain" or bool(recipe.model.get("linear_probe"))
+
+    def implied_settings(self, recipe):
+        """What a loaded SimCLR config says about its classifier was about the run that it comes from.
+
+        LARS leaves the classifier out, whose weight decay is then in the loss, as in the official code.
+        """
+        if self.name != "simclr":
+            return {}
+        optimizer = recipe.optimizer
+        in_loss = optimizer.name == "lars" and not optimizer.decay_vectors and self.needs_classes(recipe)
+        return {"linear_probe": False, "weight_decay": optimizer.weight_decay if in_loss else 0.0}
 
     def replaced_keys(self, source):
         """The encoder of another method comes without heads."""
@@ -141,12 +163,6 @@ class ContrastiveTraining(MethodTraining):
                 f"must be {str(loaded_stem).lower()} to keep it"
             )
 
-    def prepare_loaded(self, recipe, model):
-        """The classifier of the official SimCLR checkpoints, which fine-tuning does not start from, becomes zero."""
-        if recipe.task != "pretrain" and recipe.model.get("zero_init_logits_layer"):
-            torch.nn.init.zeros_(model.classifier.weight)
-            torch.nn.init.zeros_(model.classifier.bias)
-
     def processor(self, recipe, config, evaluation):
         """The method's own processor; it makes views for training and plain crops for evaluation."""
         mean, std = list(evaluation.mean), list(evaluation.std)
@@ -181,9 +197,10 @@ class ContrastiveTraining(MethodTraining):
         processor = self.processor(recipe, config, evaluation)
         geometry = getattr(config, "matching", None) == "geometry"
         keys = ("pixel_values", "crop_boxes", "flips") if geometry else ("pixel_values",)
+        labels, seed = getattr(config, "linear_probe", False), recipe.run.seed
         return (
-            ViewsCollator(processor, recipe.run.seed, train=True, keys=keys),
-            ViewsCollator(processor, recipe.run.seed, train=False, keys=keys),
+            ViewsCollator(processor, seed, train=True, keys=keys, labels=labels),
+            ViewsCollator(processor, seed, train=False, keys=keys, labels=labels),
         )
 
     def draw(self, model, collator, samples, evaluation, path):
