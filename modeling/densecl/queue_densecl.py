@@ -1,5 +1,7 @@
 """The queue of negatives and the momentum encoder (He et al., MoCo, arXiv 1911.05722, sections 3.1 and 3.2)."""
 
+from collections.abc import Iterable
+
 import torch
 from torch import nn
 from torch.nn import functional
@@ -52,18 +54,39 @@ class StepDetector:
     """
 
     def __init__(self):
-        self._weights_seen: int | None = None
+        self._changes_seen: int | None = None
+        self._sample_seen: torch.Tensor | None = None
 
+    @torch.no_grad()
     def is_new_step(self, module: nn.Module) -> bool:
         """
         Args:
             module (`nn.Module`): the network that the optimiser trains.
         """
         parameters = list(module.parameters())
-        # torch counts the in-place changes of every tensor.
-        weights = sum(parameter._version for parameter in parameters)
-        unchanged, self._weights_seen = weights == self._weights_seen, weights
-        return not (unchanged and any(parameter.grad is not None for parameter in parameters))
+        changes, sample = sum(parameter._version for parameter in parameters), sample_of_weights(parameters)
+        changes_seen, sample_seen = self._changes_seen, self._sample_seen
+        self._changes_seen, self._sample_seen = changes, sample
+        if changes != changes_seen or all(parameter.grad is None for parameter in parameters):
+            return True
+        # torch counts the in-place changes of every tensor, but not those of fused optimisers and of `parameter.data`.
+        # Values are compared only now, as an accelerator is waited for; they may have moved to another device.
+        return not torch.equal(sample_seen.to(sample), sample)
+
+
+def sample_of_weights(parameters: Iterable[nn.Parameter]) -> torch.Tensor:
+    """
+    A copy of some weights of every trained parameter, in which any optimiser step shows.
+
+    Args:
+        parameters: of a network. Of matrices and kernels the first row is taken, of vectors all.
+
+    Returns:
+        A vector, empty if nothing is trained.
+    """
+    trained = [parameter.detach() for parameter in parameters if parameter.requires_grad]
+    rows = [weights[:1] if weights.ndim > 1 else weights for weights in trained]
+    return torch.cat([row.flatten().to(rows[0].device) for row in rows]) if rows else torch.empty(0)
 
 
 __all__ = ["StepDetector", "enqueue", "random_queue", "update_momentum_encoder"]

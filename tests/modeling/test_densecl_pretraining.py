@@ -200,6 +200,53 @@ def test_momentum_moves_once_per_optimiser_step(zero_grad_first):
     assert int(model.queue_ptr) == 6 * BATCH % 12
 
 
+def step_in_data(parameters):
+    """As optimisers do that go around torch's count of changes."""
+    for parameter in parameters:
+        parameter.data.sub_(0.1 * parameter.grad)
+
+
+def step_to_new_data(parameters):
+    for parameter in parameters:
+        parameter.data = parameter.data - 0.1 * parameter.grad
+
+
+def step_fused(parameters):
+    torch.optim.SGD(parameters, lr=0.1, fused=True).step()
+
+
+@pytest.mark.parametrize("take_step", [step_in_data, step_to_new_data, step_fused])
+@pytest.mark.parametrize("keep_gradients", [True, False], ids=["gradients of zero", "zero_grad after forward"])
+@pytest.mark.parametrize("frozen_stages", [-1, 2])
+def test_steps_that_torch_does_not_count_are_recognised(take_step, keep_gradients, frozen_stages):
+    model = tiny_model(momentum=0.5, loss_lambda_warmup_steps=2, frozen_stages=frozen_stages)
+    parameters = [parameter for parameter in model.encoder.parameters() if parameter.requires_grad]
+    weight = model.momentum_encoder.global_head[0].weight
+    moved = []
+    for step in range(3):
+        for micro_batch in range(2):
+            before = weight.clone()
+            output = model(tiny_views(seed=10 * step + micro_batch))
+            moved.append(not torch.equal(weight, before))
+            if micro_batch == 0 and not keep_gradients:
+                model.zero_grad()
+            output.loss.backward()
+        take_step(parameters)
+        if keep_gradients:
+            model.zero_grad(set_to_none=False)
+    assert moved == [True, False] * 3
+    assert int(model.steps) == 3
+
+
+def test_gradients_that_wait_on_another_device_or_in_another_type_are_accumulated():
+    model = tiny_model(dtype=torch.float32)
+    model(tiny_views(dtype=torch.float32)).loss.backward()
+    weight = model.double().momentum_encoder.global_head[0].weight
+    before = weight.clone()
+    model(tiny_views())
+    assert torch.equal(weight, before)
+
+
 def test_momentum_update_can_be_forced():
     model = tiny_model(momentum=0.5)
     weight = model.momentum_encoder.global_head[0].weight
