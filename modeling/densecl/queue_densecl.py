@@ -8,8 +8,9 @@ from torch.nn import functional
 
 
 def random_queue(size: int, length: int) -> torch.Tensor:
-    """A queue of random directions: `[size, length]`, columns of unit length, float32 whatever torch's default."""
-    return functional.normalize(torch.randn(size, length, dtype=torch.float32), dim=0)
+    """A queue of random directions: `[size, length]`, columns of unit length, in torch's default but at least float32."""
+    dtype = torch.promote_types(torch.float32, torch.get_default_dtype())
+    return functional.normalize(torch.randn(size, length, dtype=dtype), dim=0)
 
 
 @torch.no_grad()

@@ -181,6 +181,18 @@ def test_queues_stay_in_float32(dtype, tmp_path):
     assert loaded.queue_ptr.dtype == torch.int64
 
 
+@pytest.mark.parametrize("arguments", [{}, {"dtype": torch.float64}, {"dtype": "auto"}])
+def test_float64_is_loaded_to_the_last_bit(arguments, tmp_path):
+    model = tiny_model()
+    model.queue.copy_(torch.nn.functional.normalize(torch.randn(6, 12, dtype=torch.float64), dim=0))
+    model(tiny_views())
+    model.save_pretrained(tmp_path)
+    loaded = DenseCLForPreTraining.from_pretrained(tmp_path, **arguments)
+    for name, tensor in model.state_dict().items():
+        assert loaded.state_dict()[name].dtype == tensor.dtype, name
+        assert torch.equal(loaded.state_dict()[name], tensor), name
+
+
 def test_buffers_and_configuration_are_those_of_the_published_state():
     names = {name for name in DenseCLForPreTraining(tiny_config()).state_dict() if "." not in name}
     assert names == {"queue", "queue_ptr", "queue2", "queue2_ptr"}
