@@ -59,6 +59,7 @@ ORIGIN = Origin(
 }""",
 )
 
+QUEUES = ("queue", "queue2")
 _PARALLEL = "module."
 # Names of mmpretrain (`mmpretrain/models/selfsup/densecl.py`); its averaged encoder also counts its steps.
 _MM_NECK, _MM_STEPS = "neck.", "encoder_k.steps"
@@ -128,7 +129,9 @@ def _state_dict(checkpoint: Mapping[str, Any]) -> dict[str, torch.Tensor]:
     key = next((key for key in ("state_dict", "model") if isinstance(checkpoint.get(key), Mapping)), None)
     if key is None and any(isinstance(value, torch.Tensor) for value in checkpoint.values()):
         key, checkpoint = "state_dict", {"state_dict": checkpoint}
-    state = model_state_dict(checkpoint, key or "state_dict")
+    # The queues of half-precision runs are in float32.
+    free_types = [prefix + name for prefix in ("", _PARALLEL) for name in QUEUES]
+    state = model_state_dict(checkpoint, key or "state_dict", free_types)
     return {name.removeprefix(_PARALLEL): tensor for name, tensor in state.items()}
 
 
@@ -189,7 +192,7 @@ def _config_fields(official: Mapping[str, torch.Tensor]) -> dict[str, Any]:
     if any(not name.startswith(QUERY) for name in official):
         fields["projection_hidden_size"] = _shape(official, "encoder_q.1.mlp.0.weight", 2)[0]
         fields["projection_size"] = _shape(official, "encoder_q.1.mlp.2.weight", 2)[0]
-    queue = next((name for name in ("queue", "queue2") if name in official), None)
+    queue = next((name for name in QUEUES if name in official), None)
     if queue is not None:
         fields["queue_length"] = _shape(official, queue, 2)[1]
     return fields
@@ -227,15 +230,15 @@ def _fresh_queues(
     config: DenseCLConfig, official: Mapping[str, torch.Tensor], notes: list[str]
 ) -> dict[str, torch.Tensor]:
     """Random keys for the queues that a training run does not have; an old one has the first queue only."""
-    dtype = official.get("queue", official["encoder_q.1.mlp.2.weight"]).dtype
+    dtype = torch.promote_types(torch.float32, official["encoder_q.1.mlp.2.weight"].dtype)
     fresh = {}
-    for name, content in (("queue", "image"), ("queue2", "dense")):
+    for name, content in zip(QUEUES, ("image", "dense"), strict=True):
         if any(key in official for key in (name, f"{name}_ptr")):
             continue
         notes.append(f"The file has no queue of {content} keys (`{name}`): it starts with random ones.")
         logger.warning(notes[-1])
-        keys = torch.randn(config.projection_size, config.queue_length)
-        fresh[name] = torch.nn.functional.normalize(keys, dim=0).to(dtype)
+        keys = torch.randn(config.projection_size, config.queue_length, dtype=dtype)
+        fresh[name] = torch.nn.functional.normalize(keys, dim=0)
         fresh[f"{name}_ptr"] = torch.zeros(1, dtype=torch.int64)
     return fresh
 

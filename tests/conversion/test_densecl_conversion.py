@@ -349,3 +349,33 @@ def test_float64_survives(write_checkpoint, tmp_path):
     out = convert("densecl", write_checkpoint({"state_dict": state}), tmp_path / "out")
     back = official(to_official(out, tmp_path / "back.pth"))["state_dict"]
     assert all(torch.equal(back[name], tensor) for name, tensor in state.items())
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("prefix", ["", "module."])
+def test_half_precision_states_with_their_float32_queues_go_out_and_in(
+    dtype, prefix, folder, write_checkpoint, tmp_path
+):
+    half = DenseCLForPreTraining.from_pretrained(folder(DenseCLForPreTraining), dtype=dtype)
+    half.save_pretrained(tmp_path / "half")
+    written = official(to_official(tmp_path / "half", tmp_path / "half.pth"))["state_dict"]
+    assert (written["queue"].dtype, written["encoder_k.0.conv1.weight"].dtype) == (torch.float32, dtype)
+    file = write_checkpoint({"state_dict": {prefix + name: tensor for name, tensor in written.items()}})
+    back = DenseCLForPreTraining.from_pretrained(convert("densecl", file, tmp_path / "back"))
+    for (name, left), (_, right) in zip(half.state_dict().items(), back.state_dict().items(), strict=True):
+        assert left.dtype == right.dtype and torch.equal(left, right), name
+
+
+@pytest.mark.parametrize(("dtype", "expected"), [(torch.bfloat16, torch.float32), (torch.float64, torch.float64)])
+def test_queues_that_a_file_lacks_are_at_least_float32(dtype, expected, write_checkpoint, tmp_path):
+    state = {n: t.to(dtype) if t.is_floating_point() else t for n, t in official(FULL)["state_dict"].items()}
+    del state["queue2"], state["queue2_ptr"]
+    out = convert("densecl", write_checkpoint({"state_dict": state}), tmp_path / "out")
+    assert load_file(out / "model.safetensors")["queue2"].dtype == expected
+    assert DenseCLForPreTraining.from_pretrained(out).queue2.dtype == expected
+
+
+def test_weights_of_several_types_are_refused(write_checkpoint, tmp_path):
+    content = damaged(lambda state: state.update({"encoder_k.0.conv1.weight": torch.zeros(2, 3, 7, 7).half()}))
+    with pytest.raises(ConversionError, match=r"one floating-point type, found torch\.float16, torch\.float32"):
+        convert("densecl", write_checkpoint(content), tmp_path / "out")
