@@ -30,9 +30,9 @@ from .matching_densecl import (
     normalize_positions,
 )
 from .outputs_densecl import DenseCLForPreTrainingOutput, DenseCLModelOutput
-from .queue_densecl import StepDetector, enqueue, random_queue, update_momentum_encoder
+from .queue_densecl import QUEUES, DenseCLQueues, StepDetector, update_momentum_encoder
 from .resnet_densecl import DenseCLResidualLayer, DenseCLResNet
-from .shuffle_densecl import BatchShuffle, check_equal_batches, check_permutation, gather_rows, world_size
+from .shuffle_densecl import BatchShuffle, check_equal_batches, check_permutation, world_size
 
 logger = logging.get_logger(__name__)
 
@@ -183,7 +183,7 @@ class DenseCLModel(DenseCLPreTrainedModel):
         )
 
 
-class DenseCLForPreTraining(DenseCLPreTrainedModel):
+class DenseCLForPreTraining(DenseCLQueues, DenseCLPreTrainedModel):
     """
     DenseCL for pre-training: encoder, momentum encoder, two queues and the two contrastive losses.
 
@@ -222,9 +222,7 @@ class DenseCLForPreTraining(DenseCLPreTrainedModel):
         super().__init__(config)
         self.encoder = DenseCLEncoder(config)
         self.momentum_encoder = DenseCLEncoder(config)
-        for name in ("queue", "queue2"):
-            self.register_buffer(name, random_queue(config.projection_size, config.queue_length))
-            self.register_buffer(f"{name}_ptr", torch.zeros(1, dtype=torch.int64))
+        self.add_queues(config.projection_size, config.queue_length)
         if config.loss_lambda_warmup_steps:
             self.register_buffer("steps", torch.zeros(1, dtype=torch.int64))
         self.post_init()
@@ -238,18 +236,9 @@ class DenseCLForPreTraining(DenseCLPreTrainedModel):
     def _init_weights(self, module):
         super()._init_weights(module)
         if module is self:
-            self._initialize_queues()
-
-    def _initialize_queues(self) -> None:
-        """Fills queues that were not loaded with random keys of unit length, and starts at their beginning."""
-        for name in ("queue", "queue2"):
-            queue = getattr(self, name)
-            if not getattr(queue, "_is_hf_initialized", False):
-                init.normal_(queue)
-                queue.copy_(functional.normalize(queue, dim=0))
-            init.zeros_(getattr(self, f"{name}_ptr"))
-        if self.config.loss_lambda_warmup_steps:
-            init.zeros_(self.steps)
+            self.initialize_queues()
+            if self.config.loss_lambda_warmup_steps:
+                init.zeros_(self.steps)
 
     @torch.no_grad()
     def _copy_encoder(self) -> None:
@@ -270,7 +259,7 @@ class DenseCLForPreTraining(DenseCLPreTrainedModel):
         if any(name.startswith("momentum_encoder.") for name in missing):
             self._copy_encoder()
             changes.append("the momentum encoder is a copy of the encoder")
-        changes += [f"{name} starts with random keys" for name in ("queue", "queue2") if name in missing]
+        changes += [f"{name} starts with random keys" for name in QUEUES if name in missing]
         if changes:
             logger.warning(f"No complete training state was loaded: {'; '.join(changes)}.")
 
@@ -497,33 +486,6 @@ class DenseCLForPreTraining(DenseCLPreTrainedModel):
         if not (self.training and torch.is_grad_enabled()):
             return 0.0
         return 0.0 * sum(parameter.sum() for parameter in self.encoder.dense_head.parameters())
-
-    @torch.compiler.disable
-    def _enqueue(self, keys: torch.Tensor, pooled_keys: torch.Tensor) -> None:
-        """The keys of all processes replace the oldest ones."""
-        keys, pooled_keys = gather_rows(torch.stack([keys, pooled_keys], dim=1)).unbind(dim=1)
-        enqueue(self.queue, self.queue_ptr, keys)
-        enqueue(self.queue2, self.queue2_ptr, pooled_keys)
-
-    def _share_training_state(self) -> None:
-        """Gives all processes the queues of rank 0, which DDP leaves to us."""
-        if world_size() > 1:
-            for _, buffer in self.named_buffers(recurse=False):
-                dist.broadcast(buffer, src=0)
-
-    def check_queues(self) -> None:
-        """
-        Compares the queues of all processes. Called every 100 forwards if `TORCH_DISTRIBUTED_DEBUG` is set.
-
-        Raises:
-            RuntimeError: if they differ.
-        """
-        if world_size() == 1:
-            return
-        checksums = torch.stack([buffer.double().sum() for _, buffer in self.named_buffers(recurse=False)])
-        everyone = gather_rows(checksums[None])
-        if not (everyone == everyone[0]).all():
-            raise RuntimeError(f"the queues differ between the processes; checksums by rank: {everyone.tolist()}")
 
 
 class DenseCLBackbone(BackboneMixin, DenseCLPreTrainedModel):

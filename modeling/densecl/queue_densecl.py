@@ -3,12 +3,19 @@
 from collections.abc import Iterable
 
 import torch
+import torch.distributed as dist
 from torch import nn
 from torch.nn import functional
+from transformers import initialization as init
+
+from .shuffle_densecl import gather_rows, world_size
+
+QUEUES = ("queue", "queue2")
+HALF_PRECISION = (torch.float16, torch.bfloat16)
 
 
 def random_queue(size: int, length: int) -> torch.Tensor:
-    """A queue of random directions: `[size, length]`, columns of unit length, in torch's default but at least float32."""
+    """A queue of random directions: `[size, length]`, columns of unit length, in torch's default, at least float32."""
     dtype = torch.promote_types(torch.float32, torch.get_default_dtype())
     return functional.normalize(torch.randn(size, length, dtype=dtype), dim=0)
 
@@ -28,6 +35,72 @@ def enqueue(queue: torch.Tensor, pointer: torch.Tensor, keys: torch.Tensor) -> N
     steps = torch.arange(len(keys) - len(kept), len(keys), device=queue.device)
     queue.index_copy_(1, (pointer + steps) % length, kept.T.to(queue.dtype))
     pointer.copy_((pointer + len(keys)) % length)
+
+
+class DenseCLQueues(nn.Module):
+    """
+    The two queues of a model and how they change: `queue` of image keys and `queue2` of pooled dense keys `[D, K]`,
+    each with the column of its oldest key (`queue_ptr`, `queue2_ptr`). A mixin, for the buffers to be the model's own.
+    """
+
+    def add_queues(self, size: int, length: int) -> None:
+        """
+        Registers the buffers.
+
+        Args:
+            size (`int`): length D of a key.
+            length (`int`): number K of keys in a queue.
+        """
+        for name in QUEUES:
+            self.register_buffer(name, random_queue(size, length))
+            self.register_buffer(f"{name}_ptr", torch.zeros(1, dtype=torch.int64))
+
+    @torch.no_grad()
+    def initialize_queues(self) -> None:
+        """Fills queues that were not loaded with random keys of unit length, and starts at their beginning."""
+        for name in QUEUES:
+            queue = getattr(self, name)
+            if not getattr(queue, "_is_hf_initialized", False):
+                init.normal_(queue)
+                queue.copy_(functional.normalize(queue, dim=0))
+            init.zeros_(getattr(self, f"{name}_ptr"))
+
+    def _apply(self, fn, recurse=True):
+        """As in torch, for `to`, `half` and the like; the queues follow to a device, not to half precision."""
+        before = {name: getattr(self, name) for name in QUEUES}
+        super()._apply(fn, recurse)
+        for name, queue in before.items():
+            moved = getattr(self, name)
+            if moved.dtype in HALF_PRECISION:
+                setattr(self, name, queue.to(moved.device, torch.float32))
+        return self
+
+    @torch.compiler.disable
+    def _enqueue(self, keys: torch.Tensor, pooled_keys: torch.Tensor) -> None:
+        """The keys of all processes replace the oldest ones."""
+        keys, pooled_keys = gather_rows(torch.stack([keys, pooled_keys], dim=1)).unbind(dim=1)
+        enqueue(self.queue, self.queue_ptr, keys)
+        enqueue(self.queue2, self.queue2_ptr, pooled_keys)
+
+    def _share_training_state(self) -> None:
+        """Gives all processes the queues of rank 0, which DDP leaves to us."""
+        if world_size() > 1:
+            for _, buffer in self.named_buffers(recurse=False):
+                dist.broadcast(buffer, src=0)
+
+    def check_queues(self) -> None:
+        """
+        Compares the queues of all processes. Called every 100 forwards if `TORCH_DISTRIBUTED_DEBUG` is set.
+
+        Raises:
+            RuntimeError: if they differ.
+        """
+        if world_size() == 1:
+            return
+        checksums = torch.stack([buffer.double().sum() for _, buffer in self.named_buffers(recurse=False)])
+        everyone = gather_rows(checksums[None])
+        if not (everyone == everyone[0]).all():
+            raise RuntimeError(f"the queues differ between the processes; checksums by rank: {everyone.tolist()}")
 
 
 @torch.compiler.disable
@@ -90,4 +163,4 @@ def sample_of_weights(parameters: Iterable[nn.Parameter]) -> torch.Tensor:
     return torch.cat([row.flatten().to(rows[0].device) for row in rows]) if rows else torch.empty(0)
 
 
-__all__ = ["StepDetector", "enqueue", "random_queue", "update_momentum_encoder"]
+__all__ = ["QUEUES", "DenseCLQueues", "StepDetector", "enqueue", "random_queue", "update_momentum_encoder"]

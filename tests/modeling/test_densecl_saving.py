@@ -181,6 +181,30 @@ def test_queues_stay_in_float32(dtype, tmp_path):
     assert loaded.queue_ptr.dtype == torch.int64
 
 
+@pytest.mark.parametrize("cast", [lambda m: m.half(), lambda m: m.bfloat16(), lambda m: m.to(dtype=torch.bfloat16)])
+def test_queues_of_a_cast_model_stay_in_float32(cast):
+    model = trained_model()
+    before = snapshot(model)
+    cast(model)
+    assert model.encoder.global_head[0].weight.dtype in (torch.float16, torch.bfloat16)
+    for name in ("queue", "queue2", "queue_ptr", "queue2_ptr"):
+        assert model.state_dict()[name].dtype == before[name].dtype, name
+        assert torch.equal(model.state_dict()[name], before[name]), name
+    assert model.double().queue.dtype == torch.float64
+    assert model.half().queue.dtype == torch.float32
+    assert model.to("meta").queue.device.type == "meta"
+
+
+def test_models_cast_to_half_precision_learn():
+    model = tiny_model(dtype=torch.bfloat16)
+    before = snapshot(model)
+    model(tiny_views(dtype=torch.bfloat16)).loss.backward()
+    new = model.queue[:, :4]
+    torch.testing.assert_close(new.norm(dim=0), torch.ones(4))
+    assert not torch.equal(new, new.bfloat16().float())
+    assert torch.equal(model.queue[:, 4:], before["queue"][:, 4:])
+
+
 @pytest.mark.parametrize("arguments", [{}, {"dtype": torch.float64}, {"dtype": "auto"}])
 def test_float64_is_loaded_to_the_last_bit(arguments, tmp_path):
     model = tiny_model()
