@@ -26,6 +26,7 @@ from hubmodels.modeling.densecl import (
     DenseCLImageProcessor,
     DenseCLModel,
 )
+from hubmodels.modeling.densecl.loading_densecl import check_queue_pointers, check_queue_types
 from huggingface_hub.errors import StrictDataclassError
 from transformers import PreTrainedModel
 from transformers.utils import logging
@@ -218,6 +219,12 @@ def _build(
     if model_class is DenseCLForPreTraining:
         official = official | _fresh_queues(config, official, notes)
     check_keys(expected, official)
+    if model_class is DenseCLForPreTraining:
+        try:
+            check_queue_types(official)
+            check_queue_pointers(official, config.queue_length)
+        except ValueError as error:
+            raise ConversionError(f"the queues cannot be used: {error}") from error
     ours = KEY_MAP.to_ours(official)
     check_identical(official, KEY_MAP.to_official(ours))
     model.load_state_dict(ours, assign=True)

@@ -17,7 +17,13 @@ from transformers.utils.generic import can_return_tuple
 
 from .configuration_densecl import DenseCLConfig
 from .encoder_densecl import DenseCLEncoder, DenseCLEncoding, build_backbone, check_pixels, pool_to_grid
-from .loading_densecl import check_backbone, check_shapes
+from .loading_densecl import (
+    check_backbone,
+    check_queue_pointers,
+    check_queue_types,
+    check_shapes,
+    stored_tensors,
+)
 from .losses_densecl import info_nce
 from .matching_densecl import (
     at_least_float32,
@@ -68,7 +74,8 @@ class DenseCLPreTrainedModel(PreTrainedModel):
 
         Raises:
             ValueError: for weights of other shapes than the configuration says (`ignore_mismatched_sizes=True` starts
-                these anew), and for a file without weights of the ResNet or with a ResNet of another depth.
+                these anew), for a file without weights of the ResNet or with a ResNet of another depth, and for queues
+                and pointers of another type or pointers outside of their queue.
         """
         model, info = super().from_pretrained(
             pretrained_model_name_or_path, *model_args, output_loading_info=True, ignore_mismatched_sizes=True, **kwargs
@@ -250,6 +257,12 @@ class DenseCLForPreTraining(DenseCLQueues, DenseCLPreTrainedModel):
             key.copy_(query)
         self.momentum_encoder.requires_grad_(False)
 
+    @staticmethod
+    def _load_pretrained_model(model, state_dict, checkpoint_files, *args, **kwargs):
+        # Afterwards all tensors have the types of the model, whatever they were.
+        check_queue_types(stored_tensors(state_dict, checkpoint_files))
+        return PreTrainedModel._load_pretrained_model(model, state_dict, checkpoint_files, *args, **kwargs)
+
     def _complete_loading(self, missing: set[str]) -> None:
         super()._complete_loading(missing)
         self.momentum_encoder.requires_grad_(False)
@@ -259,7 +272,13 @@ class DenseCLForPreTraining(DenseCLQueues, DenseCLPreTrainedModel):
         if any(name.startswith("momentum_encoder.") for name in missing):
             self._copy_encoder()
             changes.append("the momentum encoder is a copy of the encoder")
-        changes += [f"{name} starts with random keys" for name in QUEUES if name in missing]
+        for name in QUEUES:
+            if name in missing:
+                getattr(self, f"{name}_ptr").zero_()
+                changes.append(f"{name} starts with random keys")
+            elif f"{name}_ptr" in missing:
+                changes.append(f"{name}_ptr starts at 0")
+        check_queue_pointers(dict(self.named_buffers(recurse=False)), self.config.queue_length)
         if changes:
             logger.warning(f"No complete training state was loaded: {'; '.join(changes)}.")
 

@@ -193,6 +193,12 @@ def change_alias(state):
         (damaged(lambda s: s.pop("encoder_k.0.bn1.running_var")), "missing keys"),
         (damaged(lambda s: s.update({"encoder_q.1.extra": torch.zeros(1)})), r"unknown keys: encoder_q\.1\.extra"),
         (damaged(reshape_queue), r"wrong shapes: queue"),
+        (damaged(lambda s: s.update(queue=s["queue"].long())), "queue must be floating-point keys, got torch.int64"),
+        (
+            damaged(lambda s: s.update(queue_ptr=torch.tensor([3.7]))),
+            "queue_ptr must be torch.int64, got torch.float32",
+        ),
+        (damaged(lambda s: s.update(queue2_ptr=torch.tensor([8]))), r"queue2_ptr must be a column .*\[0, 8\), got 8"),
         ({"state_dict": {"fc.weight": torch.zeros(2, 3)}}, "no backbone weights found; known layouts: conv1.weight"),
         ({"state_dict": {}}, "empty dictionary"),
         ({"epoch": 3}, "no 'state_dict' key"),
