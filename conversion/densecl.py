@@ -4,7 +4,7 @@ The official code wrote two kinds of file, which are told apart by their keys:
 
 | keys | kind | becomes |
 | --- | --- | --- |
-| `conv1.weight`, `layer1.0...` (released `densecl_r*.pth`), also under `backbone.` | backbone | `DenseCLBackbone` |
+| `conv1.weight`, `layer1.0...` (released files, torchvision), also under `backbone.` | backbone | `DenseCLBackbone` |
 | `encoder_q.*` | encoder with heads | `DenseCLModel` |
 | `encoder_q.*`, `encoder_k.*`, `queue`, `queue2` (a training run) | everything | `DenseCLForPreTraining` |
 
@@ -62,6 +62,8 @@ ORIGIN = Origin(
 
 QUEUES = ("queue", "queue2")
 _PARALLEL = "module."
+_CLASSIFIER = {"fc.weight", "fc.bias"}
+_VARIANCE, _COUNT = "running_var", "num_batches_tracked"
 # Names of mmpretrain (`mmpretrain/models/selfsup/densecl.py`); its averaged encoder also counts its steps.
 _MM_NECK, _MM_STEPS = "neck.", "encoder_k.steps"
 _MM_PREFIXES = {ALIAS: QUERY, _MM_NECK: "encoder_q.1.", "encoder_k.module.": "encoder_k."}
@@ -105,7 +107,9 @@ def convert(
     Raises:
         ConversionError: no backbone weights in it, an alias that disagrees, unknown or missing keys, wrong shapes.
     """
-    official = _canonical(_state_dict(checkpoint), checkpoint)
+    notes: list[str] = []
+    state = _without_classifier(_state_dict(checkpoint), notes)
+    official = _with_batch_counts(_canonical(state, checkpoint), notes)
     options = {
         "strides": strides,
         "dilations": dilations,
@@ -120,7 +124,7 @@ def convert(
         config = DenseCLConfig(**fields)
     except (ValueError, StrictDataclassError) as error:
         raise ConversionError(f"the checkpoint and the options describe an impossible model: {error}") from error
-    model, notes = _build(_model_class(official), config, official)
+    model = _build(_model_class(official), config, official, notes)
     processors = (DenseCLImageProcessor(),) if config.num_channels == 3 else ()
     return Converted(model, processors, _card(model, source, notes))
 
@@ -134,6 +138,27 @@ def _state_dict(checkpoint: Mapping[str, Any]) -> dict[str, torch.Tensor]:
     free_types = [prefix + name for prefix in ("", _PARALLEL) for name in QUEUES]
     state = model_state_dict(checkpoint, key or "state_dict", free_types)
     return {name.removeprefix(_PARALLEL): tensor for name, tensor in state.items()}
+
+
+def _without_classifier(state: dict[str, torch.Tensor], notes: list[str]) -> dict[str, torch.Tensor]:
+    """The state dict without the last layer of a torchvision ResNet, which a backbone does not have."""
+    if not ("conv1.weight" in state and _CLASSIFIER & state.keys()):
+        return state
+    notes.append("The classifier of the file (`fc.weight`, `fc.bias`) was left out: a backbone has none.")
+    logger.warning(notes[-1])
+    return {name: tensor for name, tensor in state.items() if name not in _CLASSIFIER}
+
+
+def _with_batch_counts(official: dict[str, torch.Tensor], notes: list[str]) -> dict[str, torch.Tensor]:
+    """The state dict with `num_batches_tracked`, which files from before torch 0.4.1 lack and no result depends on."""
+    if any(name.endswith(_COUNT) for name in official):
+        return official
+    layers = [name.removesuffix(_VARIANCE) for name in official if name.endswith(_VARIANCE)]
+    notes.append(
+        "The file does not say how many batches its statistics have seen (`num_batches_tracked`): 0 is stored."
+    )
+    logger.warning(notes[-1])
+    return official | {layer + _COUNT: torch.tensor(0) for layer in layers}
 
 
 def _canonical(state: dict[str, torch.Tensor], checkpoint: Mapping[str, Any]) -> dict[str, torch.Tensor]:
@@ -209,16 +234,17 @@ def _shape(official: Mapping[str, torch.Tensor], key: str, axes: int) -> tuple[i
 
 
 def _build(
-    model_class: type[PreTrainedModel], config: DenseCLConfig, official: dict[str, torch.Tensor]
-) -> tuple[PreTrainedModel, list[str]]:
+    model_class: type[PreTrainedModel], config: DenseCLConfig, official: dict[str, torch.Tensor], notes: list[str]
+) -> PreTrainedModel:
     """Build the model around the official tensors, checking every name, shape and, back again, every bit."""
-    notes = []
     with torch.device("meta"):
         model = model_class(config)
     expected = KEY_MAP.to_official(model.state_dict())
     if model_class is DenseCLForPreTraining:
         official = official | _fresh_queues(config, official, notes)
-    check_keys(expected, official)
+    # Names as in the file, if it is of a backbone.
+    prefix = QUERY if model_class is DenseCLBackbone else ""
+    check_keys(*({name.removeprefix(prefix): t for name, t in state.items()} for state in (expected, official)))
     if model_class is DenseCLForPreTraining:
         try:
             check_queue_types(official)
@@ -230,7 +256,7 @@ def _build(
     model.load_state_dict(ours, assign=True)
     if isinstance(model, DenseCLForPreTraining):
         model.momentum_encoder.requires_grad_(False)
-    return model.eval(), notes
+    return model.eval()
 
 
 def _fresh_queues(

@@ -304,6 +304,37 @@ def test_torchvision_to_here_to_detectron2(write_checkpoint, tmp_path):
         assert pickled[name].flags.writeable
 
 
+def test_classifier_of_torchvision_is_left_out(write_checkpoint, tmp_path):
+    network = torchvision.models.resnet18()
+    out = convert("densecl", write_checkpoint(network.state_dict()), tmp_path / "out")
+    assert "`fc.weight`, `fc.bias`" in (out / "README.md").read_text()
+    written = torch.load(to_official(out, tmp_path / "back.pth", layout="torchvision"), weights_only=True)
+    assert network.load_state_dict(written, strict=False).missing_keys == ["fc.weight", "fc.bias"]
+
+
+@pytest.mark.parametrize(("file", "prefix"), [(EXTRACTED, ""), (FULL, "encoder_q.0.")])
+def test_old_files_do_not_count_their_batches(file, prefix, write_checkpoint, tmp_path):
+    full = official(file)["state_dict"]
+    old = {name: tensor for name, tensor in full.items() if not name.endswith("num_batches_tracked")}
+    out = convert("densecl", write_checkpoint({"state_dict": old}), tmp_path / "out")
+    assert "num_batches_tracked" in (out / "README.md").read_text()
+    back = official(to_official(out, tmp_path / "back.pth"))["state_dict"]
+    assert back.keys() == full.keys()
+    assert all(torch.equal(back[name], tensor) for name, tensor in old.items())
+    assert torch.equal(back[prefix + "bn1.num_batches_tracked"], torch.tensor(0))
+    del full[prefix + "bn1.num_batches_tracked"]
+    with pytest.raises(ConversionError, match=r"missing keys|must be the same tensors"):
+        convert("densecl", write_checkpoint({"state_dict": full}), tmp_path / "damaged")
+
+
+def test_errors_name_the_keys_of_the_file(write_checkpoint, tmp_path):
+    state = official(EXTRACTED)["state_dict"] | {"layer1.0.extra": torch.zeros(1)}
+    del state["layer2.0.bn1.bias"]
+    message = r"unknown keys: layer1\.0\.extra\. missing keys: layer2\.0\.bn1\.bias$"
+    with pytest.raises(ConversionError, match=message):
+        convert("densecl", write_checkpoint({"state_dict": state}), tmp_path / "out")
+
+
 def test_pickles_for_detectron2_name_one_harmless_class(folder, tmp_path):
     """An old numpy, which lacks private names of a new one, can read them as well."""
     data = to_official(folder(), tmp_path / "d2.pkl", layout="detectron2").read_bytes()
