@@ -345,7 +345,7 @@ class DenseCLForPreTraining(DenseCLQueues, DenseCLPreTrainedModel):
             raise ValueError("matching='geometry' needs crop_boxes, which the image processor returns with the views")
         begins_step = False
         if self.training:
-            self._prepare_training(batch, shuffle_index)
+            self._prepare_training(pixel_values, shuffle_index, match_index)
             begins_step = self._begins_step(update_momentum)
         weight = self._dense_weight()
         query = self.encoder(pixel_values[:, 0], dense=weight > 0)
@@ -377,16 +377,21 @@ class DenseCLForPreTraining(DenseCLQueues, DenseCLPreTrainedModel):
                 f"got shape {tuple(pixel_values.shape)}"
             )
         check_pixels(pixel_values)
+        if 0 in pixel_values.shape:
+            raise ValueError(f"pixel_values must not be empty, got shape {tuple(pixel_values.shape)}")
         return len(pixel_values)
 
     @torch.compiler.disable
-    def _prepare_training(self, batch: int, shuffle_index: torch.Tensor | None) -> None:
+    def _prepare_training(
+        self, pixel_values: torch.Tensor, shuffle_index: torch.Tensor | None, match_index: torch.Tensor | None
+    ) -> None:
         """Finds out what is wrong with a step before it changes anything; gives all processes the same queues."""
         if getattr(self, "_is_replica", False):
             raise RuntimeError(
                 "DataParallel copies the model for every batch, and the queues with it; start one process per device "
                 "(torchrun, accelerate launch) or show one device only (CUDA_VISIBLE_DEVICES=0)"
             )
+        batch, _, *image_size = pixel_values.shape
         ranks, length = world_size(), self.config.queue_length
         if ranks > 1:
             check_equal_batches(batch, self.queue.device)
@@ -397,6 +402,9 @@ class DenseCLForPreTraining(DenseCLQueues, DenseCLPreTrainedModel):
             )
         if shuffle_index is not None:
             check_permutation(shuffle_index, ranks * batch)
+        cells = self.encoder.check_step(batch, *image_size)
+        if match_index is not None and cells is not None:
+            check_matches(match_index, batch, cells)
         if self._forwards == 0:
             self._share_training_state()
             if int(self.queue_ptr) == 0:

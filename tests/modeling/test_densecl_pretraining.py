@@ -303,9 +303,15 @@ def test_compiled_steps_equal_plain_ones_and_are_compiled_once():
         ((4, 3, 32, 32), {}, {}, r"expected 5 dimensions \(batch, 2 views, channels, height, width\), got shape"),
         ((4, 3, 3, 32, 32), {}, {}, r"2 views.*\(4, 3, 3, 32, 32\)"),
         ((4, 2, 1, 32, 32), {}, {}, "3 channels, got 1"),
+        ((0, 2, 3, 32, 32), {}, {}, r"pixel_values must not be empty, got shape \(0, 2, 3, 32, 32\)"),
+        ((4, 2, 3, 0, 32), {}, {}, r"pixel_values must not be empty, got shape \(4, 2, 3, 0, 32\)"),
         ((5, 2, 3, 32, 32), {}, {}, r"queue_length 12 is not divisible by the global batch 5;.*queue_partial='wrap'"),
         ((4, 2, 3, 32, 32), {"num_grid": 5}, {}, "num_grid must be at most the sides of the feature map, 4x4, got 5"),
         ((1, 2, 3, 8, 8), {}, {}, "batch normalisation needs more than one value per channel.*1x1"),
+        ((1, 2, 3, 8, 8), {"frozen_stages": 1}, {}, "batch normalisation needs more than one value per channel.*1x1"),
+        ((4, 2, 3, 32, 32), {}, {"shuffle_index": [0, 1, 2, 3]}, r"shuffle_index must be a tensor, got list"),
+        ((4, 2, 3, 32, 32), {}, {"match_index": [[0] * 16] * 4}, r"match_index must be a tensor, got list"),
+        ((4, 2, 3, 32, 32), {}, {"crop_boxes": [[[0, 0, 1, 1]] * 2] * 4}, r"crop_boxes must be a tensor, got list"),
         ((4, 2, 3, 32, 32), {}, {"shuffle_index": torch.tensor([0, 1, 2, 2])}, "permutation of the 4 images"),
         ((4, 2, 3, 32, 32), {}, {"shuffle_index": torch.arange(8)}, "permutation of the 4 images"),
         (
@@ -331,12 +337,31 @@ def test_compiled_steps_equal_plain_ones_and_are_compiled_once():
     ],
 )
 def test_bad_inputs_are_refused_before_anything_changes(views, changes, inputs, message):
-    model = tiny_model(dtype=torch.float32, **changes)
+    model = tiny_model(dtype=torch.float32, loss_lambda_warmup_steps=1, **changes)
     before = snapshot(model)
     with pytest.raises(ValueError, match=message):
         model(torch.zeros(views), **inputs)
-    for name in ("queue", "queue2", "queue_ptr", "queue2_ptr"):
-        assert torch.equal(getattr(model, name), before[name])
+    for name, tensor in model.state_dict().items():
+        assert torch.equal(tensor, before[name]), name
+
+
+@pytest.mark.parametrize("changes", [{"norm_eval": True}, {"frozen_stages": 2}])
+def test_one_value_per_channel_is_enough_without_batch_statistics(changes):
+    assert tiny_model(dtype=torch.float32, **changes)(torch.rand(1, 2, 3, 8, 8)).loss > 0
+
+
+@pytest.mark.parametrize("size", [(32, 32), (33, 40), (64, 31), (5, 70)])
+@pytest.mark.parametrize("changes", [{}, {"strides": [2, 3]}, {"dilations": [2, 4], "style": "caffe"}, {"num_grid": 1}])
+@pytest.mark.parametrize("layer_type", ["basic", "bottleneck"])
+def test_cells_are_known_before_the_step(size, changes, layer_type):
+    model = tiny_model(dtype=torch.float32, layer_type=layer_type, **changes)
+    views = torch.rand(4, 2, 3, *size)
+    cells = model(views).match_index.shape[1]
+    before = snapshot(model)
+    with pytest.raises(ValueError, match=rf"shape \(4, {cells}\) \(batch, cells\)"):
+        model(views, match_index=torch.zeros(4, cells + 1, dtype=torch.int64))
+    for name, tensor in model.state_dict().items():
+        assert torch.equal(tensor, before[name]), name
 
 
 def test_pixels_that_are_integers_are_refused():
