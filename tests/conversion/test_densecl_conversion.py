@@ -281,6 +281,13 @@ def test_transformers_cannot_hold_every_resnet(strides, folder, tmp_path):
     assert not (tmp_path / "resnet").exists()
 
 
+def test_transformers_has_another_stem(folder, tmp_path):
+    """Its endpoint is behind the max pool."""
+    with pytest.raises(ConversionError, match=r"out_features must be of stage1 to stage4, got \['stem', 'stage4'\]"):
+        to_official(folder(out_features=["stem", "stage4"]), tmp_path / "resnet", layout="transformers")
+    assert not (tmp_path / "resnet").exists()
+
+
 def test_torchvision_to_here_to_detectron2(write_checkpoint, tmp_path):
     """The names differ, the tensors do not."""
     state = torchvision.models.resnet18().state_dict()
