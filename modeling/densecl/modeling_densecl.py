@@ -1,7 +1,6 @@
 """DenseCL models (Wang et al., "Dense Contrastive Learning for Self-Supervised Visual Pre-Training", CVPR 2021)."""
 
 import math
-from os import PathLike
 
 import torch
 import torch.distributed as dist
@@ -17,13 +16,7 @@ from transformers.utils.generic import can_return_tuple
 
 from .configuration_densecl import DenseCLConfig
 from .encoder_densecl import DenseCLEncoder, DenseCLEncoding, build_backbone, check_pixels, pool_to_grid
-from .loading_densecl import (
-    check_backbone,
-    check_queue_pointers,
-    check_queue_types,
-    check_shapes,
-    stored_tensors,
-)
+from .loading_densecl import check_backbone, check_queue_pointers, check_shapes
 from .losses_densecl import info_nce
 from .matching_densecl import (
     at_least_float32,
@@ -38,6 +31,7 @@ from .matching_densecl import (
 from .outputs_densecl import DenseCLForPreTrainingOutput, DenseCLModelOutput
 from .queue_densecl import QUEUES, DenseCLQueues, StepDetector, update_momentum_encoder
 from .resnet_densecl import DenseCLResidualLayer, DenseCLResNet
+from .saving_densecl import DenseCLTrainingState
 from .shuffle_densecl import BatchShuffle, check_equal_batches, check_permutation, world_size
 
 logger = logging.get_logger(__name__)
@@ -190,7 +184,7 @@ class DenseCLModel(DenseCLPreTrainedModel):
         )
 
 
-class DenseCLForPreTraining(DenseCLQueues, DenseCLPreTrainedModel):
+class DenseCLForPreTraining(DenseCLQueues, DenseCLTrainingState, DenseCLPreTrainedModel):
     """
     DenseCL for pre-training: encoder, momentum encoder, two queues and the two contrastive losses.
 
@@ -257,12 +251,6 @@ class DenseCLForPreTraining(DenseCLQueues, DenseCLPreTrainedModel):
             key.copy_(query)
         self.momentum_encoder.requires_grad_(False)
 
-    @staticmethod
-    def _load_pretrained_model(model, state_dict, checkpoint_files, *args, **kwargs):
-        # Afterwards all tensors have the types of the model, whatever they were.
-        check_queue_types(stored_tensors(state_dict, checkpoint_files))
-        return PreTrainedModel._load_pretrained_model(model, state_dict, checkpoint_files, *args, **kwargs)
-
     def _complete_loading(self, missing: set[str]) -> None:
         super()._complete_loading(missing)
         self.momentum_encoder.requires_grad_(False)
@@ -281,26 +269,6 @@ class DenseCLForPreTraining(DenseCLQueues, DenseCLPreTrainedModel):
         check_queue_pointers(dict(self.named_buffers(recurse=False)), self.config.queue_length)
         if changes:
             logger.warning(f"No complete training state was loaded: {'; '.join(changes)}.")
-
-    def save_pretrained(
-        self,
-        save_directory: str | PathLike,
-        *args,
-        state_dict: dict | None = None,
-        include_training_state: bool = True,
-        **kwargs,
-    ):
-        """
-        As in transformers.
-
-        Args:
-            include_training_state (`bool`): also write the momentum encoder and the queues, which continued
-                pre-training needs (published: 64 MiB and a second encoder); without them only the encoder is written.
-        """
-        if not include_training_state:
-            state = self.state_dict() if state_dict is None else state_dict
-            state_dict = {name: tensor for name, tensor in state.items() if name.startswith("encoder.")}
-        return super().save_pretrained(save_directory, *args, state_dict=state_dict, **kwargs)
 
     @can_return_tuple
     def forward(
