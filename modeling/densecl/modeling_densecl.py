@@ -463,7 +463,8 @@ class DenseCLForPreTraining(DenseCLQueues, DenseCLTrainingState, DenseCLPreTrain
             match_index = match_by_geometry(crop_boxes, flips, grid)
         positives = keys.gather(2, match_index[:, None].expand_as(keys))
         rows = (vectors.transpose(1, 2).flatten(0, 1) for vectors in (queries, positives))
-        loss, accuracy = info_nce(*rows, self.queue2, self.config.temperature)
+        further = {"image_keys": keys, "match_index": match_index} if self.config.same_image_negatives else {}
+        loss, accuracy = info_nce(*rows, self.queue2, self.config.temperature, **further)
         return {
             "loss_dense": loss,
             "contra_dense": weight * loss,

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from hubmodels.modeling.densecl import losses_densecl
 from hubmodels.modeling.densecl.matching_densecl import chance_accuracy, match_accuracy, match_by_geometry
 from tiny_densecl import BATCH, plain_step, snapshot, tiny_config, tiny_model, tiny_views
 
@@ -72,6 +73,18 @@ def test_matching_at_random_repeats_with_a_generator():
 def test_given_matches_are_used():
     match = torch.randint(16, (BATCH, 16), generator=torch.Generator().manual_seed(0))
     assert_equals_plain_step(tiny_model(), tiny_views(), match=match, match_index=match)
+
+
+@pytest.mark.parametrize("rows", [2048, 40])
+@pytest.mark.parametrize("num_grid", [None, 3, 1])
+def test_negatives_of_the_same_image(num_grid, rows, monkeypatch):
+    monkeypatch.setattr(losses_densecl, "QUERY_ROWS", rows)
+    views = tiny_views()
+    model = tiny_model(same_image_negatives=True, num_grid=num_grid)
+    plain_loss = tiny_model(num_grid=num_grid)(views).loss_dense
+    assert_equals_plain_step(model, views)
+    loss = tiny_model(same_image_negatives=True, num_grid=num_grid)(views).loss_dense
+    assert loss == plain_loss if num_grid == 1 else loss > plain_loss + 0.1
 
 
 def boxes_and_flips():
