@@ -12,7 +12,7 @@ import re
 import warnings
 import zipfile
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -64,12 +64,15 @@ def read_checkpoint(path: str | os.PathLike[str], allowed_classes: Sequence[Any]
     return content
 
 
-def model_state_dict(checkpoint: Mapping[str, Any], key: str = "model") -> dict[str, torch.Tensor]:
+def model_state_dict(
+    checkpoint: Mapping[str, Any], key: str = "model", free_types: Collection[str] = ()
+) -> dict[str, torch.Tensor]:
     """Take the named tensors of a model out of a checkpoint.
 
     Args:
         checkpoint: what `read_checkpoint` returned.
         key: the top-level key that holds the state dict.
+        free_types: names of tensors whose floating-point type may differ from that of the others.
 
     Returns:
         Parameter and buffer tensors by official name, in the order of the file; each contiguous and with memory of
@@ -91,7 +94,8 @@ def model_state_dict(checkpoint: Mapping[str, Any], key: str = "model") -> dict[
         if not isinstance(value, torch.Tensor) or value.layout is not torch.strided or value.is_quantized:
             given = f"a {value.layout} tensor" if isinstance(value, torch.Tensor) else f"a {type(value).__name__}"
             raise ConversionError(f"{key}[{name!r}] must be a dense tensor, it is {given}")
-    dtypes = sorted({str(value.dtype) for value in state.values() if value.is_floating_point()})
+    weights = [value for name, value in state.items() if name not in free_types]
+    dtypes = sorted({str(value.dtype) for value in weights if value.is_floating_point()})
     if len(dtypes) > 1:
         raise ConversionError(f"all weights must have one floating-point type, found {', '.join(dtypes)}")
     uses = Counter(value.untyped_storage().data_ptr() for value in state.values())

@@ -4,7 +4,7 @@ The official code wrote two kinds of file, which are told apart by their keys:
 
 | keys | kind | becomes |
 | --- | --- | --- |
-| `conv1.weight`, `layer1.0...` (released `densecl_r*.pth`), also under `backbone.` | backbone | `DenseCLBackbone` |
+| `conv1.weight`, `layer1.0...` (released files, torchvision), also under `backbone.` | backbone | `DenseCLBackbone` |
 | `encoder_q.*` | encoder with heads | `DenseCLModel` |
 | `encoder_q.*`, `encoder_k.*`, `queue`, `queue2` (a training run) | everything | `DenseCLForPreTraining` |
 
@@ -26,6 +26,7 @@ from hubmodels.modeling.densecl import (
     DenseCLImageProcessor,
     DenseCLModel,
 )
+from hubmodels.modeling.densecl.loading_densecl import check_queue_pointers, check_queue_types
 from huggingface_hub.errors import StrictDataclassError
 from transformers import PreTrainedModel
 from transformers.utils import logging
@@ -59,7 +60,10 @@ ORIGIN = Origin(
 }""",
 )
 
+QUEUES = ("queue", "queue2")
 _PARALLEL = "module."
+_CLASSIFIER = {"fc.weight", "fc.bias"}
+_VARIANCE, _COUNT = "running_var", "num_batches_tracked"
 # Names of mmpretrain (`mmpretrain/models/selfsup/densecl.py`); its averaged encoder also counts its steps.
 _MM_NECK, _MM_STEPS = "neck.", "encoder_k.steps"
 _MM_PREFIXES = {ALIAS: QUERY, _MM_NECK: "encoder_q.1.", "encoder_k.module.": "encoder_k."}
@@ -103,7 +107,9 @@ def convert(
     Raises:
         ConversionError: no backbone weights in it, an alias that disagrees, unknown or missing keys, wrong shapes.
     """
-    official = _canonical(_state_dict(checkpoint), checkpoint)
+    notes: list[str] = []
+    state = _without_classifier(_state_dict(checkpoint), notes)
+    official = _with_batch_counts(_canonical(state, checkpoint), notes)
     options = {
         "strides": strides,
         "dilations": dilations,
@@ -118,7 +124,7 @@ def convert(
         config = DenseCLConfig(**fields)
     except (ValueError, StrictDataclassError) as error:
         raise ConversionError(f"the checkpoint and the options describe an impossible model: {error}") from error
-    model, notes = _build(_model_class(official), config, official)
+    model = _build(_model_class(official), config, official, notes)
     processors = (DenseCLImageProcessor(),) if config.num_channels == 3 else ()
     return Converted(model, processors, _card(model, source, notes))
 
@@ -128,8 +134,31 @@ def _state_dict(checkpoint: Mapping[str, Any]) -> dict[str, torch.Tensor]:
     key = next((key for key in ("state_dict", "model") if isinstance(checkpoint.get(key), Mapping)), None)
     if key is None and any(isinstance(value, torch.Tensor) for value in checkpoint.values()):
         key, checkpoint = "state_dict", {"state_dict": checkpoint}
-    state = model_state_dict(checkpoint, key or "state_dict")
+    # The queues of half-precision runs are in float32.
+    free_types = [prefix + name for prefix in ("", _PARALLEL) for name in QUEUES]
+    state = model_state_dict(checkpoint, key or "state_dict", free_types)
     return {name.removeprefix(_PARALLEL): tensor for name, tensor in state.items()}
+
+
+def _without_classifier(state: dict[str, torch.Tensor], notes: list[str]) -> dict[str, torch.Tensor]:
+    """The state dict without the last layer of a torchvision ResNet, which a backbone does not have."""
+    if not ("conv1.weight" in state and _CLASSIFIER & state.keys()):
+        return state
+    notes.append("The classifier of the file (`fc.weight`, `fc.bias`) was left out: a backbone has none.")
+    logger.warning(notes[-1])
+    return {name: tensor for name, tensor in state.items() if name not in _CLASSIFIER}
+
+
+def _with_batch_counts(official: dict[str, torch.Tensor], notes: list[str]) -> dict[str, torch.Tensor]:
+    """The state dict with `num_batches_tracked`, which files from before torch 0.4.1 lack and no result depends on."""
+    if any(name.endswith(_COUNT) for name in official):
+        return official
+    layers = [name.removesuffix(_VARIANCE) for name in official if name.endswith(_VARIANCE)]
+    notes.append(
+        "The file does not say how many batches its statistics have seen (`num_batches_tracked`): 0 is stored."
+    )
+    logger.warning(notes[-1])
+    return official | {layer + _COUNT: torch.tensor(0) for layer in layers}
 
 
 def _canonical(state: dict[str, torch.Tensor], checkpoint: Mapping[str, Any]) -> dict[str, torch.Tensor]:
@@ -189,7 +218,7 @@ def _config_fields(official: Mapping[str, torch.Tensor]) -> dict[str, Any]:
     if any(not name.startswith(QUERY) for name in official):
         fields["projection_hidden_size"] = _shape(official, "encoder_q.1.mlp.0.weight", 2)[0]
         fields["projection_size"] = _shape(official, "encoder_q.1.mlp.2.weight", 2)[0]
-    queue = next((name for name in ("queue", "queue2") if name in official), None)
+    queue = next((name for name in QUEUES if name in official), None)
     if queue is not None:
         fields["queue_length"] = _shape(official, queue, 2)[1]
     return fields
@@ -205,37 +234,44 @@ def _shape(official: Mapping[str, torch.Tensor], key: str, axes: int) -> tuple[i
 
 
 def _build(
-    model_class: type[PreTrainedModel], config: DenseCLConfig, official: dict[str, torch.Tensor]
-) -> tuple[PreTrainedModel, list[str]]:
+    model_class: type[PreTrainedModel], config: DenseCLConfig, official: dict[str, torch.Tensor], notes: list[str]
+) -> PreTrainedModel:
     """Build the model around the official tensors, checking every name, shape and, back again, every bit."""
-    notes = []
     with torch.device("meta"):
         model = model_class(config)
     expected = KEY_MAP.to_official(model.state_dict())
     if model_class is DenseCLForPreTraining:
         official = official | _fresh_queues(config, official, notes)
-    check_keys(expected, official)
+    # Names as in the file, if it is of a backbone.
+    prefix = QUERY if model_class is DenseCLBackbone else ""
+    check_keys(*({name.removeprefix(prefix): t for name, t in state.items()} for state in (expected, official)))
+    if model_class is DenseCLForPreTraining:
+        try:
+            check_queue_types(official)
+            check_queue_pointers(official, config.queue_length)
+        except ValueError as error:
+            raise ConversionError(f"the queues cannot be used: {error}") from error
     ours = KEY_MAP.to_ours(official)
     check_identical(official, KEY_MAP.to_official(ours))
     model.load_state_dict(ours, assign=True)
     if isinstance(model, DenseCLForPreTraining):
         model.momentum_encoder.requires_grad_(False)
-    return model.eval(), notes
+    return model.eval()
 
 
 def _fresh_queues(
     config: DenseCLConfig, official: Mapping[str, torch.Tensor], notes: list[str]
 ) -> dict[str, torch.Tensor]:
     """Random keys for the queues that a training run does not have; an old one has the first queue only."""
-    dtype = official.get("queue", official["encoder_q.1.mlp.2.weight"]).dtype
+    dtype = torch.promote_types(torch.float32, official["encoder_q.1.mlp.2.weight"].dtype)
     fresh = {}
-    for name, content in (("queue", "image"), ("queue2", "dense")):
+    for name, content in zip(QUEUES, ("image", "dense"), strict=True):
         if any(key in official for key in (name, f"{name}_ptr")):
             continue
         notes.append(f"The file has no queue of {content} keys (`{name}`): it starts with random ones.")
         logger.warning(notes[-1])
-        keys = torch.randn(config.projection_size, config.queue_length)
-        fresh[name] = torch.nn.functional.normalize(keys, dim=0).to(dtype)
+        keys = torch.randn(config.projection_size, config.queue_length, dtype=dtype)
+        fresh[name] = torch.nn.functional.normalize(keys, dim=0)
         fresh[f"{name}_ptr"] = torch.zeros(1, dtype=torch.int64)
     return fresh
 

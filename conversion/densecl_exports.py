@@ -67,7 +67,7 @@ def to_transformers(model: PreTrainedModel) -> ResNetBackbone:
         The same function, with the same `out_features`.
 
     Raises:
-        ConversionError: that ResNet has no such strides or dilations, or the model has another backbone.
+        ConversionError: that ResNet has no such strides, dilations or stem, or the model has another backbone.
     """
     check_own_resnet(model)
     config: DenseCLConfig = model.config
@@ -75,6 +75,11 @@ def to_transformers(model: PreTrainedModel) -> ResNetBackbone:
     if set(strides[1:]) - {2} or strides[0] > 2 or set(dilations) != {1}:
         raise ConversionError(
             f"transformers' ResNet has strides (1 or 2, 2, 2, 2) and no dilations, not {strides} and {dilations}"
+        )
+    if "stem" in config.out_features:
+        raise ConversionError(
+            "the stem of transformers' ResNet is the map behind the max pool, ours the one before it: "
+            f"out_features must be of stage1 to stage{config.num_stages}, got {list(config.out_features)}"
         )
     resnet = ResNetBackbone(
         ResNetConfig(

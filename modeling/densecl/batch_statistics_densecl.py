@@ -6,7 +6,7 @@ from torch.nn import functional
 
 # Values per channel above which the statistics of channels_last maps are computed in parts, and numbers that are added
 # up side by side then.
-VALUES_OF_A_SUM = 4096
+VALUES_OF_A_SUM = 1024
 SUMS = 2048
 
 

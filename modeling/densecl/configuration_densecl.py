@@ -72,6 +72,9 @@ class DenseCLConfig(BackboneConfigMixin, PreTrainedConfig):
             How a cell of the query finds its key: by similarity of the backbone's features (the method) or of the dense
             embeddings (`"projection"`), at `"random"`, or by the true place of the cells (`"geometry"`, needs
             `crop_boxes`).
+        same_image_negatives (`bool`, defaults to `False`):
+            Besides the queue, compare a cell of the query with all cells of its key view but the matched one. Not in
+            the paper.
         shuffle_bn (`bool`, defaults to `True`): shuffle the keys between processes; one process needs no shuffling.
         out_features (`list[str]`, *optional*):
             Maps that [`DenseCLBackbone`] returns, of `stem, stage1 ... stage4`; the last one by default.
@@ -117,6 +120,7 @@ class DenseCLConfig(BackboneConfigMixin, PreTrainedConfig):
     loss_lambda: float | int = 0.5
     loss_lambda_warmup_steps: int = 0
     matching: str = "backbone"
+    same_image_negatives: bool = False
     shuffle_bn: bool = True
     _out_features: list[str] | None = None
     _out_indices: list[int] | None = None

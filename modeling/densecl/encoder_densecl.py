@@ -104,6 +104,24 @@ class DenseCLEncoder(nn.Module):
             hidden_states=hidden_states,
         )
 
+    def check_step(self, batch: int, channels: int, height: int, width: int) -> int | None:
+        """
+        Finds what a training forward of such images would stumble over, before it changes anything.
+
+        Returns:
+            Number of dense embeddings of an image; `None` with a foreign backbone, of which nothing is known before.
+
+        Raises:
+            ValueError: as [`DenseCLEncoder.forward`] and [`DenseCLResNet.check_step`].
+        """
+        if not isinstance(self.backbone, DenseCLResNet):
+            return None
+        rows, columns = self.backbone.check_step(batch, channels, height, width)
+        if self.num_grid is None:
+            return rows * columns
+        check_grid(self.num_grid, rows, columns)
+        return self.num_grid**2
+
     def with_dense_embedding(self, encoding: DenseCLEncoding) -> DenseCLEncoding:
         """Adds the dense embedding to the encoding of a `forward` without it."""
         grid = pool_to_grid(encoding.feature_map, self.num_grid)
@@ -156,9 +174,17 @@ def pool_to_grid(feature_map: torch.Tensor, num_grid: int | None) -> torch.Tenso
     height, width = feature_map.shape[-2:]
     if num_grid is None or (height, width) == (num_grid, num_grid):
         return feature_map
+    check_grid(num_grid, height, width)
+    return functional.adaptive_avg_pool2d(feature_map, num_grid)
+
+
+def check_grid(num_grid: int, height: int, width: int) -> None:
+    """
+    Raises:
+        ValueError: for a grid larger than a map of `height` x `width` cells.
+    """
     if num_grid > min(height, width):
         raise ValueError(f"num_grid must be at most the sides of the feature map, {height}x{width}, got {num_grid}")
-    return functional.adaptive_avg_pool2d(feature_map, num_grid)
 
 
 __all__ = ["DenseCLEncoder", "DenseCLEncoding", "build_backbone", "check_pixels", "pool_to_grid"]

@@ -4,7 +4,11 @@ from collections.abc import Collection, Mapping
 from os import PathLike
 from typing import Any
 
+import torch
+from transformers.modeling_utils import load_state_dict
+
 from .configuration_densecl import MAX_STAGES, DenseCLConfig
+from .queue_densecl import QUEUES
 
 BACKBONE = "encoder.backbone."
 
@@ -50,4 +54,48 @@ def check_backbone(config: DenseCLConfig, info: Mapping[str, Collection[str]], s
             )
 
 
-__all__ = ["check_backbone", "check_shapes"]
+def stored_tensors(state_dict: Mapping[str, Any] | None, files: Collection[str] | None) -> dict[str, torch.Tensor]:
+    """
+    The tensors that a model is about to be loaded from, of files without their values.
+
+    Args:
+        state_dict: given tensors, used in place of files.
+        files: paths of the shards of a checkpoint.
+    """
+    if state_dict is not None:
+        return dict(state_dict)
+    return {name: t for file in files or () for name, t in load_state_dict(file, map_location="meta").items()}
+
+
+def check_queue_types(state: Mapping[str, torch.Tensor]) -> None:
+    """
+    Args:
+        state: tensors by name; no queue has to be there.
+
+    Raises:
+        ValueError: if a queue is not of floating-point numbers, or a pointer not int64.
+    """
+    for name in QUEUES:
+        queue, pointer = state.get(name), state.get(f"{name}_ptr")
+        if queue is not None and not queue.is_floating_point():
+            raise ValueError(f"{name} must be floating-point keys, got {queue.dtype}")
+        if pointer is not None and pointer.dtype != torch.int64:
+            raise ValueError(f"{name}_ptr must be {torch.int64}, got {pointer.dtype}")
+
+
+def check_queue_pointers(state: Mapping[str, torch.Tensor], length: int) -> None:
+    """
+    Args:
+        state: tensors by name, with both pointers.
+        length (`int`): number of keys in a queue.
+
+    Raises:
+        ValueError: if a pointer is not a column of its queue.
+    """
+    for name in QUEUES:
+        column = int(state[f"{name}_ptr"])
+        if not 0 <= column < length:
+            raise ValueError(f"{name}_ptr must be a column of the queue, in [0, {length}), got {column}")
+
+
+__all__ = ["check_backbone", "check_queue_pointers", "check_queue_types", "check_shapes", "stored_tensors"]

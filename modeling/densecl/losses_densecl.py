@@ -34,6 +34,8 @@ def info_nce(
     queue: torch.Tensor,
     temperature: float = 0.2,
     chunk: int | None = None,
+    image_keys: torch.Tensor | None = None,
+    match_index: torch.Tensor | None = None,
 ) -> InfoNCEOutput:
     """
     Cross entropy of every query's positive key against the keys of a queue, without storing the N x K logits.
@@ -49,14 +51,20 @@ def info_nce(
         queue (`torch.Tensor` of shape `[D, K]`): negatives in columns; gets no gradient.
         temperature (`float`): divides the similarities; positive.
         chunk (`int`, *optional*): columns of the queue that are handled at a time; default by memory.
+        image_keys (`torch.Tensor` of shape `[G, D, M]`, *optional*):
+            Further negatives, which get no gradient: the queries are those of G images, one image after the other, and
+            each is compared with the M keys of its own image.
+        match_index (`torch.Tensor` of shape `[G, N / G]`, *optional*): which of `image_keys` each query leaves out.
 
     Returns:
         [`InfoNCEOutput`]
 
     Raises:
-        ValueError: for a temperature that is not positive or shapes that do not fit.
+        ValueError: for a temperature that is not positive or shapes that do not fit, and for one of `image_keys` and
+            `match_index` without the other.
     """
     _check(query, positive, queue, temperature, chunk)
+    _check_image_keys(query, image_keys, match_index)
     with torch.autocast(query.device.type, enabled=False), float32_products_in_onednn():
         if query.dtype != torch.float64:
             query, positive = query.float(), positive.float()
@@ -64,7 +72,12 @@ def info_nce(
         with_gradient = torch.is_grad_enabled() and any(tensor.requires_grad for tensor in inputs)
         with torch.no_grad():
             loss, correct, gradients = _stream(
-                *(tensor.detach() for tensor in inputs), queue.detach(), temperature, chunk, with_gradient
+                *(tensor.detach() for tensor in inputs),
+                queue.detach(),
+                temperature,
+                chunk,
+                with_gradient,
+                None if image_keys is None else (image_keys.detach().to(query.dtype), match_index),
             )
         if with_gradient:
             loss = WithGradients.apply(loss, *inputs, *gradients)
@@ -84,16 +97,33 @@ def _check(query, positive, queue, temperature, chunk) -> None:
         raise ValueError(f"queue must have shape [{query.shape[1]}, K], got {list(queue.shape)}")
 
 
-def _stream(query, positive, queue, temperature, chunk, with_gradient):
+def _check_image_keys(query, image_keys, match_index) -> None:
+    if image_keys is None and match_index is None:
+        return
+    rows, size = query.shape
+    groups = len(image_keys) if image_keys is not None and image_keys.dim() == 3 and image_keys.shape[1] == size else 0
+    if not groups or match_index is None or tuple(match_index.shape) != (groups, rows / groups):
+        given = [None if tensor is None else list(tensor.shape) for tensor in (image_keys, match_index)]
+        raise ValueError(
+            f"image_keys [G, {size}, M] and match_index [G, {rows} / G] must be given together, got {given[0]} and "
+            f"{given[1]}"
+        )
+
+
+def _stream(query, positive, queue, temperature, chunk, with_gradient, of_image):
     """Sum of the losses, number of correct queries, gradients of the sum with respect to query and positive."""
     loss, correct = query.new_zeros(2)
     gradients = [torch.empty_like(query), torch.empty_like(positive)] if with_gradient else []
-    for start in range(0, len(query), QUERY_ROWS):
-        rows = slice(start, start + QUERY_ROWS)
+    cells = 1 if of_image is None else of_image[1].shape[1]
+    step = max(1, QUERY_ROWS // cells) * cells  # of whole images
+    for start in range(0, len(query), step):
+        rows = slice(start, start + step)
+        images = slice(start // cells, (start + step) // cells)
         scaled = query[rows] / temperature
         own = (scaled * positive[rows]).sum(1, keepdim=True)
-        mean_key = positive[rows].clone() if with_gradient else None
-        largest, sums, beaten = _stream_rows(scaled, own, queue, mean_key, chunk)
+        mean_key = positive[rows].clone(memory_format=torch.contiguous_format) if with_gradient else None
+        negatives = of_image and tuple(tensor[images] for tensor in of_image)
+        largest, sums, beaten = _stream_rows(scaled, own, queue, mean_key, chunk, negatives)
         loss += (sums.log() + largest - own).sum()
         correct += (~beaten).sum()
         if with_gradient:
@@ -103,7 +133,7 @@ def _stream(query, positive, queue, temperature, chunk, with_gradient):
     return loss, correct, gradients
 
 
-def _stream_rows(scaled, own, queue, weighted_keys, chunk):
+def _stream_rows(scaled, own, queue, weighted_keys, chunk, of_image):
     """
     Running softmax of some queries over the positive and all negatives.
 
@@ -111,22 +141,36 @@ def _stream_rows(scaled, own, queue, weighted_keys, chunk):
         scaled: queries divided by the temperature, `[n, D]`.
         own: logits of the positives, `[n, 1]`.
         weighted_keys: starts as the positives and becomes the sum of all keys times `exp(logit - largest)`, `[n, D]`.
+        of_image: keys `[g, D, M]` of the queries' images and which of them a query leaves out `[g, n / g]`, or `None`.
 
     Returns:
         The largest logit, the sum of `exp(logit - largest)` and whether a negative beats the positive, each `[n, 1]`.
     """
-    columns = chunk or max(1, TILE_ELEMENTS // (ALIGNMENT * len(scaled))) * ALIGNMENT
     largest, sums = own, torch.ones_like(own)
-    for start in range(0, queue.shape[1], columns):
-        keys = queue[:, start : start + columns].to(scaled.dtype)
-        logits = scaled @ keys
+    for logits, add_keys in _negatives(scaled, queue, chunk, of_image):
         before, largest = largest, torch.maximum(largest, logits.amax(1, keepdim=True))
         shrink = (before - largest).exp()
         weights = logits.sub_(largest).exp_()
         sums = sums * shrink + weights.sum(1, keepdim=True)
         if weighted_keys is not None:
-            weighted_keys.mul_(shrink).addmm_(weights, keys.T)
+            add_keys(weighted_keys.mul_(shrink), weights)
     return largest, sums, largest > own
+
+
+def _negatives(scaled, queue, chunk, of_image):
+    """Logits `[n, m]` of some negatives after the other, each with a function that adds weighted keys to `[n, D]`."""
+    if of_image is not None:
+        keys, left_out = of_image
+        logits = torch.bmm(scaled.reshape(*left_out.shape, -1), keys).scatter_(2, left_out[..., None], -torch.inf)
+        shape = logits.shape
+        yield (
+            logits.flatten(0, 1),
+            lambda total, weights: total.view(*left_out.shape, -1).baddbmm_(weights.view(shape), keys.mT),
+        )
+    columns = chunk or max(1, TILE_ELEMENTS // (ALIGNMENT * len(scaled))) * ALIGNMENT
+    for start in range(0, queue.shape[1], columns):
+        keys = queue[:, start : start + columns].to(scaled.dtype)
+        yield scaled @ keys, lambda total, weights, keys=keys: total.addmm_(weights, keys.T)
 
 
 __all__ = ["InfoNCEOutput", "info_nce"]

@@ -62,6 +62,8 @@ def check_matches(match_index: torch.Tensor, batch: int, cells: int) -> None:
         ValueError: if `match_index` does not name one of `cells` key cells for each query cell of `batch` images (its
             range is looked at on the CPU only, as an accelerator would be waited for).
     """
+    if not isinstance(match_index, torch.Tensor):
+        raise ValueError(f"match_index must be a tensor, got {type(match_index).__name__}")
     if match_index.shape != (batch, cells) or match_index.dtype != torch.int64:
         raise ValueError(
             f"match_index must be int64 of shape {(batch, cells)} (batch, cells), got {match_index.dtype} of shape "
@@ -77,9 +79,11 @@ def check_matches(match_index: torch.Tensor, batch: int, cells: int) -> None:
 def check_boxes(crop_boxes: torch.Tensor | None, flips: torch.Tensor | None, batch: int) -> None:
     """
     Raises:
-        ValueError: if the boxes or flips of the two views of `batch` images have another shape.
+        ValueError: if the boxes or flips of the two views of `batch` images are no tensors of that shape.
     """
     for name, given, shape in (("crop_boxes", crop_boxes, (batch, 2, 4)), ("flips", flips, (batch, 2))):
+        if given is not None and not isinstance(given, torch.Tensor):
+            raise ValueError(f"{name} must be a tensor, got {type(given).__name__}")
         if given is not None and tuple(given.shape) != shape:
             raise ValueError(f"{name} must have shape {shape}, as from the image processor, got {tuple(given.shape)}")
 

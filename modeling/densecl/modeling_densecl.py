@@ -1,7 +1,6 @@
 """DenseCL models (Wang et al., "Dense Contrastive Learning for Self-Supervised Visual Pre-Training", CVPR 2021)."""
 
 import math
-from os import PathLike
 
 import torch
 import torch.distributed as dist
@@ -17,7 +16,7 @@ from transformers.utils.generic import can_return_tuple
 
 from .configuration_densecl import DenseCLConfig
 from .encoder_densecl import DenseCLEncoder, DenseCLEncoding, build_backbone, check_pixels, pool_to_grid
-from .loading_densecl import check_backbone, check_shapes
+from .loading_densecl import check_backbone, check_queue_pointers, check_shapes
 from .losses_densecl import info_nce
 from .matching_densecl import (
     at_least_float32,
@@ -30,9 +29,10 @@ from .matching_densecl import (
     normalize_positions,
 )
 from .outputs_densecl import DenseCLForPreTrainingOutput, DenseCLModelOutput
-from .queue_densecl import StepDetector, enqueue, random_queue, update_momentum_encoder
+from .queue_densecl import QUEUES, DenseCLQueues, StepDetector, update_momentum_encoder
 from .resnet_densecl import DenseCLResidualLayer, DenseCLResNet
-from .shuffle_densecl import BatchShuffle, check_equal_batches, check_permutation, gather_rows, world_size
+from .saving_densecl import DenseCLTrainingState
+from .shuffle_densecl import BatchShuffle, check_equal_batches, check_permutation, world_size
 
 logger = logging.get_logger(__name__)
 
@@ -68,7 +68,8 @@ class DenseCLPreTrainedModel(PreTrainedModel):
 
         Raises:
             ValueError: for weights of other shapes than the configuration says (`ignore_mismatched_sizes=True` starts
-                these anew), and for a file without weights of the ResNet or with a ResNet of another depth.
+                these anew), for a file without weights of the ResNet or with a ResNet of another depth, and for queues
+                and pointers of another type or pointers outside of their queue.
         """
         model, info = super().from_pretrained(
             pretrained_model_name_or_path, *model_args, output_loading_info=True, ignore_mismatched_sizes=True, **kwargs
@@ -183,7 +184,7 @@ class DenseCLModel(DenseCLPreTrainedModel):
         )
 
 
-class DenseCLForPreTraining(DenseCLPreTrainedModel):
+class DenseCLForPreTraining(DenseCLQueues, DenseCLTrainingState, DenseCLPreTrainedModel):
     """
     DenseCL for pre-training: encoder, momentum encoder, two queues and the two contrastive losses.
 
@@ -222,9 +223,7 @@ class DenseCLForPreTraining(DenseCLPreTrainedModel):
         super().__init__(config)
         self.encoder = DenseCLEncoder(config)
         self.momentum_encoder = DenseCLEncoder(config)
-        for name in ("queue", "queue2"):
-            self.register_buffer(name, random_queue(config.projection_size, config.queue_length))
-            self.register_buffer(f"{name}_ptr", torch.zeros(1, dtype=torch.int64))
+        self.add_queues(config.projection_size, config.queue_length)
         if config.loss_lambda_warmup_steps:
             self.register_buffer("steps", torch.zeros(1, dtype=torch.int64))
         self.post_init()
@@ -238,18 +237,9 @@ class DenseCLForPreTraining(DenseCLPreTrainedModel):
     def _init_weights(self, module):
         super()._init_weights(module)
         if module is self:
-            self._initialize_queues()
-
-    def _initialize_queues(self) -> None:
-        """Fills queues that were not loaded with random keys of unit length, and starts at their beginning."""
-        for name in ("queue", "queue2"):
-            queue = getattr(self, name)
-            if not getattr(queue, "_is_hf_initialized", False):
-                init.normal_(queue)
-                queue.copy_(functional.normalize(queue, dim=0))
-            init.zeros_(getattr(self, f"{name}_ptr"))
-        if self.config.loss_lambda_warmup_steps:
-            init.zeros_(self.steps)
+            self.initialize_queues()
+            if self.config.loss_lambda_warmup_steps:
+                init.zeros_(self.steps)
 
     @torch.no_grad()
     def _copy_encoder(self) -> None:
@@ -270,29 +260,15 @@ class DenseCLForPreTraining(DenseCLPreTrainedModel):
         if any(name.startswith("momentum_encoder.") for name in missing):
             self._copy_encoder()
             changes.append("the momentum encoder is a copy of the encoder")
-        changes += [f"{name} starts with random keys" for name in ("queue", "queue2") if name in missing]
+        for name in QUEUES:
+            if name in missing:
+                getattr(self, f"{name}_ptr").zero_()
+                changes.append(f"{name} starts with random keys")
+            elif f"{name}_ptr" in missing:
+                changes.append(f"{name}_ptr starts at 0")
+        check_queue_pointers(dict(self.named_buffers(recurse=False)), self.config.queue_length)
         if changes:
             logger.warning(f"No complete training state was loaded: {'; '.join(changes)}.")
-
-    def save_pretrained(
-        self,
-        save_directory: str | PathLike,
-        *args,
-        state_dict: dict | None = None,
-        include_training_state: bool = True,
-        **kwargs,
-    ):
-        """
-        As in transformers.
-
-        Args:
-            include_training_state (`bool`): also write the momentum encoder and the queues, which continued
-                pre-training needs (published: 64 MiB and a second encoder); without them only the encoder is written.
-        """
-        if not include_training_state:
-            state = self.state_dict() if state_dict is None else state_dict
-            state_dict = {name: tensor for name, tensor in state.items() if name.startswith("encoder.")}
-        return super().save_pretrained(save_directory, *args, state_dict=state_dict, **kwargs)
 
     @can_return_tuple
     def forward(
@@ -337,7 +313,7 @@ class DenseCLForPreTraining(DenseCLPreTrainedModel):
             raise ValueError("matching='geometry' needs crop_boxes, which the image processor returns with the views")
         begins_step = False
         if self.training:
-            self._prepare_training(batch, shuffle_index)
+            self._prepare_training(pixel_values, shuffle_index, match_index)
             begins_step = self._begins_step(update_momentum)
         weight = self._dense_weight()
         query = self.encoder(pixel_values[:, 0], dense=weight > 0)
@@ -369,16 +345,21 @@ class DenseCLForPreTraining(DenseCLPreTrainedModel):
                 f"got shape {tuple(pixel_values.shape)}"
             )
         check_pixels(pixel_values)
+        if 0 in pixel_values.shape:
+            raise ValueError(f"pixel_values must not be empty, got shape {tuple(pixel_values.shape)}")
         return len(pixel_values)
 
     @torch.compiler.disable
-    def _prepare_training(self, batch: int, shuffle_index: torch.Tensor | None) -> None:
+    def _prepare_training(
+        self, pixel_values: torch.Tensor, shuffle_index: torch.Tensor | None, match_index: torch.Tensor | None
+    ) -> None:
         """Finds out what is wrong with a step before it changes anything; gives all processes the same queues."""
         if getattr(self, "_is_replica", False):
             raise RuntimeError(
                 "DataParallel copies the model for every batch, and the queues with it; start one process per device "
                 "(torchrun, accelerate launch) or show one device only (CUDA_VISIBLE_DEVICES=0)"
             )
+        batch, _, *image_size = pixel_values.shape
         ranks, length = world_size(), self.config.queue_length
         if ranks > 1:
             check_equal_batches(batch, self.queue.device)
@@ -389,6 +370,9 @@ class DenseCLForPreTraining(DenseCLPreTrainedModel):
             )
         if shuffle_index is not None:
             check_permutation(shuffle_index, ranks * batch)
+        cells = self.encoder.check_step(batch, *image_size)
+        if match_index is not None and cells is not None:
+            check_matches(match_index, batch, cells)
         if self._forwards == 0:
             self._share_training_state()
             if int(self.queue_ptr) == 0:
@@ -479,7 +463,8 @@ class DenseCLForPreTraining(DenseCLPreTrainedModel):
             match_index = match_by_geometry(crop_boxes, flips, grid)
         positives = keys.gather(2, match_index[:, None].expand_as(keys))
         rows = (vectors.transpose(1, 2).flatten(0, 1) for vectors in (queries, positives))
-        loss, accuracy = info_nce(*rows, self.queue2, self.config.temperature)
+        further = {"image_keys": keys, "match_index": match_index} if self.config.same_image_negatives else {}
+        loss, accuracy = info_nce(*rows, self.queue2, self.config.temperature, **further)
         return {
             "loss_dense": loss,
             "contra_dense": weight * loss,
@@ -497,33 +482,6 @@ class DenseCLForPreTraining(DenseCLPreTrainedModel):
         if not (self.training and torch.is_grad_enabled()):
             return 0.0
         return 0.0 * sum(parameter.sum() for parameter in self.encoder.dense_head.parameters())
-
-    @torch.compiler.disable
-    def _enqueue(self, keys: torch.Tensor, pooled_keys: torch.Tensor) -> None:
-        """The keys of all processes replace the oldest ones."""
-        keys, pooled_keys = gather_rows(torch.stack([keys, pooled_keys], dim=1)).unbind(dim=1)
-        enqueue(self.queue, self.queue_ptr, keys)
-        enqueue(self.queue2, self.queue2_ptr, pooled_keys)
-
-    def _share_training_state(self) -> None:
-        """Gives all processes the queues of rank 0, which DDP leaves to us."""
-        if world_size() > 1:
-            for _, buffer in self.named_buffers(recurse=False):
-                dist.broadcast(buffer, src=0)
-
-    def check_queues(self) -> None:
-        """
-        Compares the queues of all processes. Called every 100 forwards if `TORCH_DISTRIBUTED_DEBUG` is set.
-
-        Raises:
-            RuntimeError: if they differ.
-        """
-        if world_size() == 1:
-            return
-        checksums = torch.stack([buffer.double().sum() for _, buffer in self.named_buffers(recurse=False)])
-        everyone = gather_rows(checksums[None])
-        if not (everyone == everyone[0]).all():
-            raise RuntimeError(f"the queues differ between the processes; checksums by rank: {everyone.tolist()}")
 
 
 class DenseCLBackbone(BackboneMixin, DenseCLPreTrainedModel):

@@ -26,11 +26,7 @@ class DenseCLBatchNorm2d(nn.BatchNorm2d):
         if not self.training:
             return super().forward(hidden_states)
         count = hidden_states.numel() // hidden_states.shape[1]
-        if count == 1:
-            raise ValueError(
-                "batch normalisation needs more than one value per channel in training, got a batch of 1 image per "
-                "process with a 1x1 feature map; use more images per process, larger images or norm_eval=True"
-            )
+        check_count(count)
         is_first = not is_repeated_forward()
         if sums_lose_digits(hidden_states):
             mean, var = statistics_by_parts(hidden_states)
@@ -52,4 +48,19 @@ class DenseCLBatchNorm2d(nn.BatchNorm2d):
         self.running_var.data.lerp_(var, self.momentum)
 
 
-__all__ = ["DenseCLBatchNorm2d"]
+def check_count(count: int) -> None:
+    """
+    Args:
+        count (`int`): values per channel of a map whose statistics are to be computed.
+
+    Raises:
+        ValueError: for a single one, which has no variance.
+    """
+    if count == 1:
+        raise ValueError(
+            "batch normalisation needs more than one value per channel in training, got a batch of 1 image per "
+            "process with a 1x1 feature map; use more images per process, larger images or norm_eval=True"
+        )
+
+
+__all__ = ["DenseCLBatchNorm2d", "check_count"]

@@ -1,12 +1,14 @@
 """The torchvision-style ResNet of DenseCL, with the state-dict names of transformers' `ResNetBackbone`."""
 
+import math
+
 import torch
 from torch import nn
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.models.resnet.modeling_resnet import ResNetConvLayer, ResNetShortCut
 
 from .configuration_densecl import DenseCLConfig
-from .normalization_densecl import DenseCLBatchNorm2d
+from .normalization_densecl import DenseCLBatchNorm2d, check_count
 
 # Convolutions on the CPU are faster if the channels of a pixel lie side by side, which
 # every layer here keeps. Networks with narrower stems do not gain reliably.
@@ -137,6 +139,7 @@ class DenseCLResNet(nn.Module):
         self.frozen_stages = config.frozen_stages
         self.norm_eval = config.norm_eval
         self.channels = [config.embedding_size, *config.hidden_sizes]
+        self.stride = 4 * math.prod(config.strides[: config.num_stages])
         self.embedder = DenseCLStem(config)
         self.encoder = DenseCLStages(config)
         self.freeze()
@@ -153,8 +156,7 @@ class DenseCLResNet(nn.Module):
         Raises:
             ValueError: for another number of channels.
         """
-        if pixel_values.shape[1] != self.num_channels:
-            raise ValueError(f"pixel_values must have {self.num_channels} channels, got {pixel_values.shape[1]}")
+        self._check_channels(pixel_values.shape[1])
         if pixel_values.device.type == "cpu" and self.channels[0] >= CHANNELS_LAST_WIDTH:
             pixel_values = pixel_values.contiguous(memory_format=torch.channels_last)
         stem, hidden_states = self.embedder(pixel_values)
@@ -163,6 +165,27 @@ class DenseCLResNet(nn.Module):
             hidden_states = stage(hidden_states)
             feature_maps.append(hidden_states)
         return tuple(feature_maps)
+
+    def check_step(self, batch: int, channels: int, height: int, width: int) -> tuple[int, int]:
+        """
+        Finds what a training forward of such images would stumble over, before it moves running statistics.
+
+        Returns:
+            Rows and columns of the last map.
+
+        Raises:
+            ValueError: for another number of channels, and for one image with a 1x1 map under batch normalisation.
+        """
+        self._check_channels(channels)
+        rows, columns = -(-height // self.stride), -(-width // self.stride)  # every layer rounds up
+        last = self.encoder.stages[-1].layers[-1].layer[-1].normalization
+        if isinstance(last, DenseCLBatchNorm2d) and last.training:  # none that is synchronised between processes
+            check_count(batch * rows * columns)
+        return rows, columns
+
+    def _check_channels(self, channels: int) -> None:
+        if channels != self.num_channels:
+            raise ValueError(f"pixel_values must have {self.num_channels} channels, got {channels}")
 
     def train(self, mode: bool = True) -> "DenseCLResNet":
         """As in torch; the normalisation of frozen stages, with `norm_eval` all, stays in evaluation mode."""

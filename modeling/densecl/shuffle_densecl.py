@@ -84,8 +84,10 @@ class BatchShuffle:
 def check_permutation(permutation: torch.Tensor, rows: int) -> None:
     """
     Raises:
-        ValueError: if `permutation` does not hold every number from 0 to `rows - 1` once, as an integer.
+        ValueError: if `permutation` is no tensor that holds every number from 0 to `rows - 1` once, as an integer.
     """
+    if not isinstance(permutation, torch.Tensor):
+        raise ValueError(f"shuffle_index must be a tensor, got {type(permutation).__name__}")
     if permutation.dtype not in (torch.int32, torch.int64):
         raise ValueError(f"shuffle_index must be integers, got {permutation.dtype}")
     if permutation.shape != (rows,) or permutation.sort().values.tolist() != list(range(rows)):

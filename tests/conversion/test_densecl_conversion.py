@@ -193,6 +193,12 @@ def change_alias(state):
         (damaged(lambda s: s.pop("encoder_k.0.bn1.running_var")), "missing keys"),
         (damaged(lambda s: s.update({"encoder_q.1.extra": torch.zeros(1)})), r"unknown keys: encoder_q\.1\.extra"),
         (damaged(reshape_queue), r"wrong shapes: queue"),
+        (damaged(lambda s: s.update(queue=s["queue"].long())), "queue must be floating-point keys, got torch.int64"),
+        (
+            damaged(lambda s: s.update(queue_ptr=torch.tensor([3.7]))),
+            "queue_ptr must be torch.int64, got torch.float32",
+        ),
+        (damaged(lambda s: s.update(queue2_ptr=torch.tensor([8]))), r"queue2_ptr must be a column .*\[0, 8\), got 8"),
         ({"state_dict": {"fc.weight": torch.zeros(2, 3)}}, "no backbone weights found; known layouts: conv1.weight"),
         ({"state_dict": {}}, "empty dictionary"),
         ({"epoch": 3}, "no 'state_dict' key"),
@@ -275,6 +281,13 @@ def test_transformers_cannot_hold_every_resnet(strides, folder, tmp_path):
     assert not (tmp_path / "resnet").exists()
 
 
+def test_transformers_has_another_stem(folder, tmp_path):
+    """Its endpoint is behind the max pool."""
+    with pytest.raises(ConversionError, match=r"out_features must be of stage1 to stage4, got \['stem', 'stage4'\]"):
+        to_official(folder(out_features=["stem", "stage4"]), tmp_path / "resnet", layout="transformers")
+    assert not (tmp_path / "resnet").exists()
+
+
 def test_torchvision_to_here_to_detectron2(write_checkpoint, tmp_path):
     """The names differ, the tensors do not."""
     state = torchvision.models.resnet18().state_dict()
@@ -296,6 +309,37 @@ def test_torchvision_to_here_to_detectron2(write_checkpoint, tmp_path):
         assert torch.equal(written[name], state[official_name])
         assert torch.equal(torch.from_numpy(pickled[name]), state[official_name])
         assert pickled[name].flags.writeable
+
+
+def test_classifier_of_torchvision_is_left_out(write_checkpoint, tmp_path):
+    network = torchvision.models.resnet18()
+    out = convert("densecl", write_checkpoint(network.state_dict()), tmp_path / "out")
+    assert "`fc.weight`, `fc.bias`" in (out / "README.md").read_text()
+    written = torch.load(to_official(out, tmp_path / "back.pth", layout="torchvision"), weights_only=True)
+    assert network.load_state_dict(written, strict=False).missing_keys == ["fc.weight", "fc.bias"]
+
+
+@pytest.mark.parametrize(("file", "prefix"), [(EXTRACTED, ""), (FULL, "encoder_q.0.")])
+def test_old_files_do_not_count_their_batches(file, prefix, write_checkpoint, tmp_path):
+    full = official(file)["state_dict"]
+    old = {name: tensor for name, tensor in full.items() if not name.endswith("num_batches_tracked")}
+    out = convert("densecl", write_checkpoint({"state_dict": old}), tmp_path / "out")
+    assert "num_batches_tracked" in (out / "README.md").read_text()
+    back = official(to_official(out, tmp_path / "back.pth"))["state_dict"]
+    assert back.keys() == full.keys()
+    assert all(torch.equal(back[name], tensor) for name, tensor in old.items())
+    assert torch.equal(back[prefix + "bn1.num_batches_tracked"], torch.tensor(0))
+    del full[prefix + "bn1.num_batches_tracked"]
+    with pytest.raises(ConversionError, match=r"missing keys|must be the same tensors"):
+        convert("densecl", write_checkpoint({"state_dict": full}), tmp_path / "damaged")
+
+
+def test_errors_name_the_keys_of_the_file(write_checkpoint, tmp_path):
+    state = official(EXTRACTED)["state_dict"] | {"layer1.0.extra": torch.zeros(1)}
+    del state["layer2.0.bn1.bias"]
+    message = r"unknown keys: layer1\.0\.extra\. missing keys: layer2\.0\.bn1\.bias$"
+    with pytest.raises(ConversionError, match=message):
+        convert("densecl", write_checkpoint({"state_dict": state}), tmp_path / "out")
 
 
 def test_pickles_for_detectron2_name_one_harmless_class(folder, tmp_path):
@@ -349,3 +393,33 @@ def test_float64_survives(write_checkpoint, tmp_path):
     out = convert("densecl", write_checkpoint({"state_dict": state}), tmp_path / "out")
     back = official(to_official(out, tmp_path / "back.pth"))["state_dict"]
     assert all(torch.equal(back[name], tensor) for name, tensor in state.items())
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("prefix", ["", "module."])
+def test_half_precision_states_with_their_float32_queues_go_out_and_in(
+    dtype, prefix, folder, write_checkpoint, tmp_path
+):
+    half = DenseCLForPreTraining.from_pretrained(folder(DenseCLForPreTraining), dtype=dtype)
+    half.save_pretrained(tmp_path / "half")
+    written = official(to_official(tmp_path / "half", tmp_path / "half.pth"))["state_dict"]
+    assert (written["queue"].dtype, written["encoder_k.0.conv1.weight"].dtype) == (torch.float32, dtype)
+    file = write_checkpoint({"state_dict": {prefix + name: tensor for name, tensor in written.items()}})
+    back = DenseCLForPreTraining.from_pretrained(convert("densecl", file, tmp_path / "back"))
+    for (name, left), (_, right) in zip(half.state_dict().items(), back.state_dict().items(), strict=True):
+        assert left.dtype == right.dtype and torch.equal(left, right), name
+
+
+@pytest.mark.parametrize(("dtype", "expected"), [(torch.bfloat16, torch.float32), (torch.float64, torch.float64)])
+def test_queues_that_a_file_lacks_are_at_least_float32(dtype, expected, write_checkpoint, tmp_path):
+    state = {n: t.to(dtype) if t.is_floating_point() else t for n, t in official(FULL)["state_dict"].items()}
+    del state["queue2"], state["queue2_ptr"]
+    out = convert("densecl", write_checkpoint({"state_dict": state}), tmp_path / "out")
+    assert load_file(out / "model.safetensors")["queue2"].dtype == expected
+    assert DenseCLForPreTraining.from_pretrained(out).queue2.dtype == expected
+
+
+def test_weights_of_several_types_are_refused(write_checkpoint, tmp_path):
+    content = damaged(lambda state: state.update({"encoder_k.0.conv1.weight": torch.zeros(2, 3, 7, 7).half()}))
+    with pytest.raises(ConversionError, match=r"one floating-point type, found torch\.float16, torch\.float32"):
+        convert("densecl", write_checkpoint(content), tmp_path / "out")

@@ -12,6 +12,7 @@ from hubmodels.modeling.densecl import (
     DenseCLImageProcessor,
     DenseCLModel,
 )
+from safetensors.torch import load
 from transformers import Dinov2Config
 
 from hubmodels.repository import prepare_repository
@@ -32,6 +33,9 @@ for name in ("resnet", "vit"):
     publish(work / name, f"alice/{name}")
     DenseCLForPreTraining.from_pretrained(work / name).push_to_hub(f"alice/pushed-{name}")
     DenseCLImageProcessor.from_pretrained(work / name).push_to_hub(f"alice/pushed-{name}")
+model = DenseCLForPreTraining.from_pretrained(work / "resnet")
+model.push_to_hub("alice/encoder", include_training_state=False, commit_message="Encoder")
+model.push_to_hub("alice/everything")
 """
 
 STRANGER = """
@@ -83,6 +87,8 @@ def work(tmp_path_factory):
     with HubServer() as hub:
         run_client(hub, work, PUBLISH)
         run_client(hub, work, WITHOUT_HUBMODELS + STRANGER, token="hf_read_secret")
+        for name in ("encoder", "everything"):
+            (work / f"{name}.safetensors").write_bytes(hub.files(f"alice/{name}")["model.safetensors"])
     return work
 
 
@@ -105,3 +111,12 @@ def test_models_give_the_same_outputs_elsewhere(work, way, name):
         np.testing.assert_allclose(
             stranger[f"{way}/{name}/{key}"], tensor.numpy(), rtol=1e-5, atol=1e-6, err_msg=f"{way}/{name}/{key}"
         )
+
+
+def test_the_training_state_can_be_left_out_of_a_push(work):
+    expected = DenseCLForPreTraining.from_pretrained(work / "resnet").state_dict()
+    encoder = {name: tensor for name, tensor in expected.items() if name.startswith("encoder.")}
+    for name, state in {"encoder": encoder, "everything": expected}.items():
+        pushed = load((work / f"{name}.safetensors").read_bytes())
+        assert pushed.keys() == state.keys()
+        assert all(torch.equal(pushed[key], tensor) for key, tensor in state.items())

@@ -212,6 +212,20 @@ def test_info_nce_gradient_is_that_of_finite_differences():
     assert torch.autograd.gradcheck(lambda q, p: info_nce(q, p, queue, 0.3, chunk=4).loss, (query, positive))
 
 
+def test_negatives_of_the_same_image_have_exact_gradients_and_must_fit():
+    query, positive, queue = keys(6, 11, 4)
+    image_keys = F.normalize(torch.randn(2, 4, 3, dtype=torch.float64), dim=1)
+    match = torch.tensor([[0, 2, 2], [1, 0, 2]])
+
+    def loss(q, p):
+        return info_nce(q, p, queue, 0.3, image_keys=image_keys, match_index=match).loss
+
+    assert torch.autograd.gradcheck(loss, (query, positive))
+    for changes in ({"match_index": None}, {"match_index": match[:, :2]}, {"image_keys": image_keys[:1]}):
+        with pytest.raises(ValueError, match=r"image_keys \[G, 4, M\] and match_index \[G, 6 / G\]"):
+            info_nce(query, positive, queue, **({"image_keys": image_keys, "match_index": match} | changes))
+
+
 def test_the_queue_may_be_overwritten_before_the_backward():
     query, positive, queue = keys(8, 50)
     loss, _ = plain_info_nce(query, positive, queue, 0.2)

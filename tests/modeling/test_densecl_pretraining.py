@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from hubmodels.modeling.densecl import losses_densecl
 from hubmodels.modeling.densecl.matching_densecl import chance_accuracy, match_accuracy, match_by_geometry
 from tiny_densecl import BATCH, plain_step, snapshot, tiny_config, tiny_model, tiny_views
 
@@ -72,6 +73,18 @@ def test_matching_at_random_repeats_with_a_generator():
 def test_given_matches_are_used():
     match = torch.randint(16, (BATCH, 16), generator=torch.Generator().manual_seed(0))
     assert_equals_plain_step(tiny_model(), tiny_views(), match=match, match_index=match)
+
+
+@pytest.mark.parametrize("rows", [2048, 40])
+@pytest.mark.parametrize("num_grid", [None, 3, 1])
+def test_negatives_of_the_same_image(num_grid, rows, monkeypatch):
+    monkeypatch.setattr(losses_densecl, "QUERY_ROWS", rows)
+    views = tiny_views()
+    model = tiny_model(same_image_negatives=True, num_grid=num_grid)
+    plain_loss = tiny_model(num_grid=num_grid)(views).loss_dense
+    assert_equals_plain_step(model, views)
+    loss = tiny_model(same_image_negatives=True, num_grid=num_grid)(views).loss_dense
+    assert loss == plain_loss if num_grid == 1 else loss > plain_loss + 0.1
 
 
 def boxes_and_flips():
@@ -200,6 +213,53 @@ def test_momentum_moves_once_per_optimiser_step(zero_grad_first):
     assert int(model.queue_ptr) == 6 * BATCH % 12
 
 
+def step_in_data(parameters):
+    """As optimisers do that go around torch's count of changes."""
+    for parameter in parameters:
+        parameter.data.sub_(0.1 * parameter.grad)
+
+
+def step_to_new_data(parameters):
+    for parameter in parameters:
+        parameter.data = parameter.data - 0.1 * parameter.grad
+
+
+def step_fused(parameters):
+    torch.optim.SGD(parameters, lr=0.1, fused=True).step()
+
+
+@pytest.mark.parametrize("take_step", [step_in_data, step_to_new_data, step_fused])
+@pytest.mark.parametrize("keep_gradients", [True, False], ids=["gradients of zero", "zero_grad after forward"])
+@pytest.mark.parametrize("frozen_stages", [-1, 2])
+def test_steps_that_torch_does_not_count_are_recognised(take_step, keep_gradients, frozen_stages):
+    model = tiny_model(momentum=0.5, loss_lambda_warmup_steps=2, frozen_stages=frozen_stages)
+    parameters = [parameter for parameter in model.encoder.parameters() if parameter.requires_grad]
+    weight = model.momentum_encoder.global_head[0].weight
+    moved = []
+    for step in range(3):
+        for micro_batch in range(2):
+            before = weight.clone()
+            output = model(tiny_views(seed=10 * step + micro_batch))
+            moved.append(not torch.equal(weight, before))
+            if micro_batch == 0 and not keep_gradients:
+                model.zero_grad()
+            output.loss.backward()
+        take_step(parameters)
+        if keep_gradients:
+            model.zero_grad(set_to_none=False)
+    assert moved == [True, False] * 3
+    assert int(model.steps) == 3
+
+
+def test_gradients_that_wait_on_another_device_or_in_another_type_are_accumulated():
+    model = tiny_model(dtype=torch.float32)
+    model(tiny_views(dtype=torch.float32)).loss.backward()
+    weight = model.double().momentum_encoder.global_head[0].weight
+    before = weight.clone()
+    model(tiny_views())
+    assert torch.equal(weight, before)
+
+
 def test_momentum_update_can_be_forced():
     model = tiny_model(momentum=0.5)
     weight = model.momentum_encoder.global_head[0].weight
@@ -256,9 +316,15 @@ def test_compiled_steps_equal_plain_ones_and_are_compiled_once():
         ((4, 3, 32, 32), {}, {}, r"expected 5 dimensions \(batch, 2 views, channels, height, width\), got shape"),
         ((4, 3, 3, 32, 32), {}, {}, r"2 views.*\(4, 3, 3, 32, 32\)"),
         ((4, 2, 1, 32, 32), {}, {}, "3 channels, got 1"),
+        ((0, 2, 3, 32, 32), {}, {}, r"pixel_values must not be empty, got shape \(0, 2, 3, 32, 32\)"),
+        ((4, 2, 3, 0, 32), {}, {}, r"pixel_values must not be empty, got shape \(4, 2, 3, 0, 32\)"),
         ((5, 2, 3, 32, 32), {}, {}, r"queue_length 12 is not divisible by the global batch 5;.*queue_partial='wrap'"),
         ((4, 2, 3, 32, 32), {"num_grid": 5}, {}, "num_grid must be at most the sides of the feature map, 4x4, got 5"),
         ((1, 2, 3, 8, 8), {}, {}, "batch normalisation needs more than one value per channel.*1x1"),
+        ((1, 2, 3, 8, 8), {"frozen_stages": 1}, {}, "batch normalisation needs more than one value per channel.*1x1"),
+        ((4, 2, 3, 32, 32), {}, {"shuffle_index": [0, 1, 2, 3]}, r"shuffle_index must be a tensor, got list"),
+        ((4, 2, 3, 32, 32), {}, {"match_index": [[0] * 16] * 4}, r"match_index must be a tensor, got list"),
+        ((4, 2, 3, 32, 32), {}, {"crop_boxes": [[[0, 0, 1, 1]] * 2] * 4}, r"crop_boxes must be a tensor, got list"),
         ((4, 2, 3, 32, 32), {}, {"shuffle_index": torch.tensor([0, 1, 2, 2])}, "permutation of the 4 images"),
         ((4, 2, 3, 32, 32), {}, {"shuffle_index": torch.arange(8)}, "permutation of the 4 images"),
         (
@@ -284,12 +350,31 @@ def test_compiled_steps_equal_plain_ones_and_are_compiled_once():
     ],
 )
 def test_bad_inputs_are_refused_before_anything_changes(views, changes, inputs, message):
-    model = tiny_model(dtype=torch.float32, **changes)
+    model = tiny_model(dtype=torch.float32, loss_lambda_warmup_steps=1, **changes)
     before = snapshot(model)
     with pytest.raises(ValueError, match=message):
         model(torch.zeros(views), **inputs)
-    for name in ("queue", "queue2", "queue_ptr", "queue2_ptr"):
-        assert torch.equal(getattr(model, name), before[name])
+    for name, tensor in model.state_dict().items():
+        assert torch.equal(tensor, before[name]), name
+
+
+@pytest.mark.parametrize("changes", [{"norm_eval": True}, {"frozen_stages": 2}])
+def test_one_value_per_channel_is_enough_without_batch_statistics(changes):
+    assert tiny_model(dtype=torch.float32, **changes)(torch.rand(1, 2, 3, 8, 8)).loss > 0
+
+
+@pytest.mark.parametrize("size", [(32, 32), (33, 40), (64, 31), (5, 70)])
+@pytest.mark.parametrize("changes", [{}, {"strides": [2, 3]}, {"dilations": [2, 4], "style": "caffe"}, {"num_grid": 1}])
+@pytest.mark.parametrize("layer_type", ["basic", "bottleneck"])
+def test_cells_are_known_before_the_step(size, changes, layer_type):
+    model = tiny_model(dtype=torch.float32, layer_type=layer_type, **changes)
+    views = torch.rand(4, 2, 3, *size)
+    cells = model(views).match_index.shape[1]
+    before = snapshot(model)
+    with pytest.raises(ValueError, match=rf"shape \(4, {cells}\) \(batch, cells\)"):
+        model(views, match_index=torch.zeros(4, cells + 1, dtype=torch.int64))
+    for name, tensor in model.state_dict().items():
+        assert torch.equal(tensor, before[name]), name
 
 
 def test_pixels_that_are_integers_are_refused():

@@ -149,6 +149,48 @@ def test_files_that_do_not_fit_are_refused(keep, changes, message, model_class, 
         model_class.from_pretrained(tmp_path, **changes)
 
 
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"queue": torch.zeros(6, 12, dtype=torch.int64)}, "queue must be floating-point keys, got torch.int64"),
+        ({"queue2": torch.zeros(6, 12, dtype=torch.bool)}, "queue2 must be floating-point keys, got torch.bool"),
+        ({"queue_ptr": torch.tensor([3.7])}, "queue_ptr must be torch.int64, got torch.float32"),
+        ({"queue2_ptr": torch.tensor([3], dtype=torch.int32)}, "queue2_ptr must be torch.int64, got torch.int32"),
+        ({"queue_ptr": torch.tensor([12])}, r"queue_ptr must be a column of the queue, in \[0, 12\), got 12"),
+        ({"queue2_ptr": torch.tensor([-3])}, r"queue2_ptr must be a column of the queue, in \[0, 12\), got -3"),
+        ({"queue_ptr": torch.tensor([1, 2])}, r"queue_ptr is \[2\], not \[1\]"),
+    ],
+)
+@pytest.mark.parametrize("given", ["file", "state_dict"])
+def test_queues_and_pointers_of_a_wrong_kind_are_refused(changes, message, given, tmp_path):
+    trained_model().save_pretrained(tmp_path)
+    path = tmp_path / "model.safetensors"
+    state = load_file(path) | changes
+    with pytest.raises(ValueError, match=message):
+        if given == "file":
+            save_file(state, path, metadata={"format": "pt"})
+            DenseCLForPreTraining.from_pretrained(tmp_path)
+        else:
+            config = tiny_config()
+            DenseCLForPreTraining.from_pretrained(None, config=config, state_dict=state)
+
+
+def test_half_precision_queues_are_loaded(tmp_path):
+    trained_model().save_pretrained(tmp_path)
+    path = tmp_path / "model.safetensors"
+    state = load_file(path)
+    save_file(state | {"queue": state["queue"].half()}, path, metadata={"format": "pt"})
+    assert torch.equal(DenseCLForPreTraining.from_pretrained(tmp_path).queue, state["queue"].half().float())
+
+
+def test_a_missing_pointer_is_named(tmp_path, messages):
+    trained_model().save_pretrained(tmp_path)
+    rewrite(tmp_path, lambda name: name != "queue_ptr")
+    loaded = DenseCLForPreTraining.from_pretrained(tmp_path)
+    assert "No complete training state was loaded: queue_ptr starts at 0." in messages.text
+    assert (int(loaded.queue_ptr), int(loaded.queue2_ptr)) == (0, 4)
+
+
 def test_shallower_networks_do_not_drop_weights(tmp_path):
     trained_model(depths=[1, 2]).save_pretrained(tmp_path)
     with pytest.raises(ValueError, match="has too many backbone weights"):
@@ -170,6 +212,7 @@ def test_other_queues_can_be_started_anew(tmp_path):
     trained_model().save_pretrained(tmp_path)
     loaded = DenseCLForPreTraining.from_pretrained(tmp_path, queue_length=24, ignore_mismatched_sizes=True)
     torch.testing.assert_close(loaded.queue.norm(dim=0), torch.ones(24))
+    assert int(loaded.queue_ptr) == int(loaded.queue2_ptr) == 0
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
@@ -179,6 +222,42 @@ def test_queues_stay_in_float32(dtype, tmp_path):
     assert loaded.encoder.global_head[0].weight.dtype == dtype
     assert loaded.queue.dtype == loaded.queue2.dtype == torch.float32
     assert loaded.queue_ptr.dtype == torch.int64
+
+
+@pytest.mark.parametrize("cast", [lambda m: m.half(), lambda m: m.bfloat16(), lambda m: m.to(dtype=torch.bfloat16)])
+def test_queues_of_a_cast_model_stay_in_float32(cast):
+    model = trained_model()
+    before = snapshot(model)
+    cast(model)
+    assert model.encoder.global_head[0].weight.dtype in (torch.float16, torch.bfloat16)
+    for name in ("queue", "queue2", "queue_ptr", "queue2_ptr"):
+        assert model.state_dict()[name].dtype == before[name].dtype, name
+        assert torch.equal(model.state_dict()[name], before[name]), name
+    assert model.double().queue.dtype == torch.float64
+    assert model.half().queue.dtype == torch.float32
+    assert model.to("meta").queue.device.type == "meta"
+
+
+def test_models_cast_to_half_precision_learn():
+    model = tiny_model(dtype=torch.bfloat16)
+    before = snapshot(model)
+    model(tiny_views(dtype=torch.bfloat16)).loss.backward()
+    new = model.queue[:, :4]
+    torch.testing.assert_close(new.norm(dim=0), torch.ones(4))
+    assert not torch.equal(new, new.bfloat16().float())
+    assert torch.equal(model.queue[:, 4:], before["queue"][:, 4:])
+
+
+@pytest.mark.parametrize("arguments", [{}, {"dtype": torch.float64}, {"dtype": "auto"}])
+def test_float64_is_loaded_to_the_last_bit(arguments, tmp_path):
+    model = tiny_model()
+    model.queue.copy_(torch.nn.functional.normalize(torch.randn(6, 12, dtype=torch.float64), dim=0))
+    model(tiny_views())
+    model.save_pretrained(tmp_path)
+    loaded = DenseCLForPreTraining.from_pretrained(tmp_path, **arguments)
+    for name, tensor in model.state_dict().items():
+        assert loaded.state_dict()[name].dtype == tensor.dtype, name
+        assert torch.equal(loaded.state_dict()[name], tensor), name
 
 
 def test_buffers_and_configuration_are_those_of_the_published_state():

@@ -57,7 +57,12 @@ def plain_step(model, views, match=None):
         match = torch.einsum("bci,bcj->bij", b_q, b_k).argmax(2)
     positive = torch.stack([k_grid[b][:, match[b]] for b in range(len(k_grid))])
     dense_queries = q_grid.permute(0, 2, 1).reshape(-1, q_grid.shape[1])
-    loss_dense = cross_entropy(dense_queries, positive.permute(0, 2, 1).reshape(dense_queries.shape), queue2, config)
+    further = None
+    if config.same_image_negatives:
+        cells = torch.arange(k_grid.shape[2])
+        further = [k_grid[b].T[cells != i] for b in range(len(match)) for i in match[b]]
+    dense_keys = positive.permute(0, 2, 1).reshape(dense_queries.shape)
+    loss_dense = cross_entropy(dense_queries, dense_keys, queue2, config, further)
     loss_global = cross_entropy(q, k, queue, config)
     for keys, buffer, pointer in ((k, queue, model.queue_ptr), (k2, queue2, model.queue2_ptr)):
         for offset, vector in enumerate(keys):
@@ -102,9 +107,10 @@ def average_cells(features, side):
     return torch.stack(rows, dim=2)
 
 
-def cross_entropy(queries, positives, queue, config):
-    """Cross entropy of label 0 over all logits at once."""
-    logits = (
-        torch.cat([(queries * positives).sum(1, keepdim=True), queries @ queue.clone()], dim=1) / config.temperature
-    )
+def cross_entropy(queries, positives, queue, config, further=None):
+    """Cross entropy of label 0 over all logits at once; `further` are negatives `[M, D]` of each query."""
+    logits = [(queries * positives).sum(1, keepdim=True), queries @ queue.clone()]
+    if further is not None:
+        logits.append(torch.stack([keys @ query for query, keys in zip(queries, further, strict=True)]))
+    logits = torch.cat(logits, dim=1) / config.temperature
     return F.cross_entropy(logits, torch.zeros(len(logits), dtype=torch.int64))
