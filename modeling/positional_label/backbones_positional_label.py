@@ -35,11 +35,16 @@ def build_backbone(config: PositionalLabelConfig) -> PreTrainedModel:
         if inner.model_type == "vit":
             return PositionalLabelViTModel(inner)
         return PositionalLabelSwinModel(inner, config.keep_resolution)
-    options = {}
-    if "add_pooling_layer" in inspect.signature(AutoModel._model_mapping[type(inner)].__init__).parameters:
-        # BEiT's final norm is a part of its pooler.
-        options["add_pooling_layer"] = config.pooling == "pooler" or getattr(inner, "use_mean_pooling", False)
-    return AutoModel.from_config(inner, **options)
+    return AutoModel.from_config(inner, **pooler_options(config))
+
+
+def pooler_options(config: PositionalLabelConfig) -> dict[str, bool]:
+    """Arguments of a stock backbone's class that leave out a pooler which the classifier does not read."""
+    inner = config.backbone_config
+    if "add_pooling_layer" not in inspect.signature(AutoModel._model_mapping[type(inner)].__init__).parameters:
+        return {}
+    # BEiT's final norm is a part of its pooler.
+    return {"add_pooling_layer": config.pooling == "pooler" or getattr(inner, "use_mean_pooling", False)}
 
 
 def patch_grid(config: PreTrainedConfig, height: int, width: int) -> Grid:

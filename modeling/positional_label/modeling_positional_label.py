@@ -253,9 +253,10 @@ class PositionalLabelForImageClassification(PositionalLabelPreTrainedModel):
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path: str | PathLike, *args, **kwargs):
         """
-        As in transformers; also from a classifier or encoder of another model type (ViT, DeiT, DINOv2, BEiT, Swin,
-        Swinv2, timm) or from a pre-trained autoencoder (`mae`, `vit_mae`, or [`PositionalLabelForPreTraining`]), which
-        gets new position heads. Fields of the configuration are keyword arguments.
+        As in transformers; also from a classifier of another model type (ViT, DeiT, DINOv2, BEiT, Swin, Swinv2, timm),
+        which keeps its classifier and the pooling that it reads, from any encoder (also that of a distilled DeiT, which
+        has two classifiers) or from a pre-trained autoencoder (`mae`, `vit_mae`, or [`PositionalLabelForPreTraining`]).
+        Position heads, and the classifier of an encoder, are new. Fields of the configuration are keyword arguments.
         """
         loaded = load_foreign(cls, pretrained_model_name_or_path, *args, **kwargs)
         return super().from_pretrained(pretrained_model_name_or_path, *args, **kwargs) if loaded is None else loaded
@@ -281,7 +282,8 @@ class PositionalLabelForImageClassification(PositionalLabelPreTrainedModel):
         if classifier.in_features != wrapped.classifier.in_features:
             raise ValueError(
                 f"pooling {config.pooling!r} gives the classifier {wrapped.classifier.in_features} channels, but that "
-                f"of the model, which is shared, reads {classifier.in_features}"
+                f"of the model, which is shared, reads {classifier.in_features}; from_pretrained of its folder with "
+                "ignore_mismatched_sizes=True makes a new classifier"
             )
         wrapped.classifier = classifier
         first = next(model.parameters())
