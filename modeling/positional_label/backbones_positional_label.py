@@ -17,6 +17,9 @@ from .vit_positional_label import PositionalLabelViTModel
 # Tables of tokens in front of the patches, where the embeddings have them (class, distillation, registers).
 PREFIX_TOKENS = ("cls_token", "class_embedding", "distillation_token", "register_tokens")
 
+# Of CLIP's kind: the final norm is applied to the class token alone, which is what they pool.
+CLASS_NORMS = ("chinese_clip_vision_model", "clip_vision_model", "mlcd_vision_model")
+
 
 def build_backbone(config: PositionalLabelConfig) -> PreTrainedModel:
     """
@@ -43,8 +46,9 @@ def pooler_options(config: PositionalLabelConfig) -> dict[str, bool]:
     inner = config.backbone_config
     if "add_pooling_layer" not in inspect.signature(AutoModel._model_mapping[type(inner)].__init__).parameters:
         return {}
-    # BEiT's final norm is a part of its pooler.
-    return {"add_pooling_layer": config.pooling == "pooler" or getattr(inner, "use_mean_pooling", False)}
+    # The final norm of Hiera, and of a BEiT that pools by the mean, is a part of the pooler.
+    norm_inside = inner.model_type == "hiera" or getattr(inner, "use_mean_pooling", False)
+    return {"add_pooling_layer": config.pooling == "pooler" or norm_inside}
 
 
 def patch_grid(config: PreTrainedConfig, height: int, width: int) -> Grid:
@@ -86,7 +90,7 @@ class TokenView:
         self.grid = self.grid_of(*config.image_height_width)
         if config.pooling in ("cls", "cls_mean") and not self.num_prefix_tokens:
             raise ValueError(f"pooling {config.pooling!r} needs a class token, which {type(backbone).__name__} has not")
-        if config.pooling == "pooler" and not is_timm(self.inner) and getattr(backbone, "pooler", None) is None:
+        if config.pooling == "pooler" and not _has_pooler(backbone):
             raise ValueError(f"pooling 'pooler' needs a backbone with a pooler; {type(backbone).__name__} has none")
 
     @property
@@ -159,11 +163,23 @@ class TokenView:
             )
 
 
+def _vision_part(backbone: PreTrainedModel) -> nn.Module:
+    """The network itself, which older versions of CLIP and SigLIP have inside of another module."""
+    return getattr(backbone, "vision_model", backbone)
+
+
+def _has_pooler(backbone: PreTrainedModel) -> bool:
+    part = _vision_part(backbone)
+    if is_timm(backbone.config) or backbone.config.model_type in CLASS_NORMS:
+        return True
+    return getattr(part, "pooler", None) is not None or getattr(part, "use_head", False)  # SigLIP's is a head
+
+
 def _num_prefix_tokens(backbone: PreTrainedModel) -> int:
     network = getattr(backbone, "timm_model", None)
     if network is not None:
         return getattr(network, "num_prefix_tokens", 0)
-    embeddings = getattr(getattr(backbone, "vision_model", backbone), "embeddings", None)
+    embeddings = getattr(_vision_part(backbone), "embeddings", None)
     tables = (getattr(embeddings, name, None) for name in PREFIX_TOKENS)
     # CLIP's class token is a vector [D], the others are [1, tokens, D].
     return sum(1 if table.ndim == 1 else table.shape[1] for table in tables if table is not None)
@@ -171,7 +187,8 @@ def _num_prefix_tokens(backbone: PreTrainedModel) -> int:
 
 def _strides(config: PreTrainedConfig, keep_resolution: bool) -> tuple[int, int]:
     """Pixels from a token to the next, in both directions."""
-    patch = getattr(config, "patch_size", None)
+    # Hiera's patches overlap.
+    patch = getattr(config, "patch_stride", None) or getattr(config, "patch_size", None)
     if patch is None or not hasattr(config, "hidden_size"):
         raise ValueError(f"backbone_config: a {config.model_type} has no patches of one width, hence no tokens")
     rows, columns = (patch, patch) if isinstance(patch, int) else patch
@@ -209,11 +226,14 @@ def _as_sequence(states: torch.Tensor, width: int, backbone: PreTrainedModel) ->
 
 
 def _outer_norm(backbone: PreTrainedModel) -> nn.Module | None:
-    """The final norm where it is not applied to the tokens but after pooling (BEiT, some of timm's ViT)."""
-    network = getattr(backbone, "timm_model", None)
+    """The final norm where it is not applied to the tokens but after pooling (BEiT, CLIP, Hiera, some of timm's)."""
+    network, inner = getattr(backbone, "timm_model", None), backbone.config
     if network is None:
-        inside = getattr(backbone, "layernorm", None)
-        return backbone.pooler.layernorm if isinstance(inside, nn.Identity) else None
-    if isinstance(getattr(network, "norm", None), nn.Identity) and isinstance(network.fc_norm, nn.LayerNorm):
-        return network.fc_norm
-    return None
+        if inner.model_type in CLASS_NORMS:
+            return _vision_part(backbone).post_layernorm
+        in_pooler = inner.model_type == "hiera" or isinstance(getattr(backbone, "layernorm", None), nn.Identity)
+        return backbone.pooler.layernorm if in_pooler else None
+    if not isinstance(getattr(network, "norm", None), nn.Identity | None):
+        return None
+    norms = getattr(network, "fc_norm", None), getattr(getattr(network, "head", None), "norm", None)
+    return next((norm for norm in norms if not isinstance(norm, nn.Identity | None)), None)

@@ -1,0 +1,75 @@
+"""Positional Label around families beside ViT and Swin: norms, grids, groups of parameters, what is refused."""
+
+import pytest
+import torch
+from transformers import (
+    ChineseCLIPVisionConfig,
+    CLIPVisionConfig,
+    HieraConfig,
+    MLCDVisionConfig,
+    SiglipVisionConfig,
+    TimmWrapperConfig,
+)
+
+from tests.modeling.tiny_positional_label import VIT, images, tiny_classifier
+
+HIERA = {"image_size": [32, 32], "embed_dim": 4, "depths": [1, 1, 1], "num_heads": [1, 1, 1], "num_query_pool": 2}
+TIMM_HIERA = {"img_size": (64, 64), "embed_dim": 4, "num_heads": 1, "stages": (1, 1, 1, 1)}
+
+
+def others() -> dict:
+    """A small configuration of each family, new at every call."""
+    return {
+        "clip": CLIPVisionConfig(**VIT),
+        "chinese_clip": ChineseCLIPVisionConfig(**VIT),
+        "mlcd": MLCDVisionConfig(**VIT),
+        "siglip": SiglipVisionConfig(**VIT),
+        "hiera": HieraConfig(**HIERA),
+        "timm_hiera": TimmWrapperConfig(architecture="hiera_tiny_224", model_args=TIMM_HIERA),
+    }
+
+
+@pytest.mark.parametrize("family", list(others()))
+def test_tokens_are_those_after_the_final_norm(family):
+    model = tiny_classifier(others()[family], position_label="relative")
+    for name, parameter in model.backbone.named_parameters():
+        if parameter.ndim > 1:
+            torch.nn.init.normal_(parameter, std=0.3)
+        elif name.endswith("bias"):  # Hiera's norms have others
+            torch.nn.init.zeros_(parameter)
+    tokens = model.encode(images(model)).last_hidden_state
+    torch.testing.assert_close(tokens.mean(-1), torch.zeros(tokens.shape[:2]), atol=1e-5, rtol=0)
+    torch.testing.assert_close(tokens.var(-1, unbiased=False), torch.ones(tokens.shape[:2]), atol=1e-3, rtol=0)
+    model.train()(images(model), labels=torch.tensor([0, 1])).loss.backward()
+    missing = [name for name, parameter in model.named_parameters() if parameter.grad is None]
+    assert not [name for name in missing if "norm" in name and "head" not in name], missing
+
+
+@pytest.mark.parametrize("family", ["hiera", "timm_hiera"])
+def test_tokens_of_hiera_are_in_the_order_of_the_grid(family):
+    """Every token depends most on its own cell of the image, although the network reorders its patches."""
+    model = tiny_classifier(others()[family], position_label="relative")
+    torch.manual_seed(0)
+    for parameter in model.backbone.parameters():
+        if parameter.ndim > 1:
+            torch.nn.init.normal_(parameter, std=0.05)
+    rows, columns = model.view.grid
+    pixels = images(model).requires_grad_()
+    tokens = model.encode(pixels).last_hidden_state
+    side = pixels.shape[-1] // columns
+    for index in range(rows * columns):
+        weights = torch.randn(tokens.shape[-1])
+        gradient = torch.autograd.grad((tokens[:, index] * weights).sum(), pixels, retain_graph=True)[0]
+        cells = torch.nn.functional.avg_pool2d(gradient.abs().sum(1), side).sum(0)
+        assert cells.argmax() == index
+
+
+@pytest.mark.parametrize("family", ["clip", "chinese_clip", "mlcd", "siglip"])
+@torch.no_grad()
+def test_what_the_family_of_clip_pools_can_be_read(family):
+    model = tiny_classifier(others()[family], pooling="pooler")
+    for parameter in model.parameters():
+        torch.nn.init.normal_(parameter, std=0.2)
+    pixels = images(model)
+    expected = model.classifier(model.backbone(pixels).pooler_output)
+    torch.testing.assert_close(model(pixels).logits, expected)
