@@ -8,10 +8,11 @@ from transformers import (
     HieraConfig,
     MLCDVisionConfig,
     SiglipVisionConfig,
+    SwinConfig,
     TimmWrapperConfig,
 )
 
-from tests.modeling.tiny_positional_label import VIT, images, tiny_classifier
+from tests.modeling.tiny_positional_label import SWIN, VIT, images, tiny_classifier
 
 HIERA = {"image_size": [32, 32], "embed_dim": 4, "depths": [1, 1, 1], "num_heads": [1, 1, 1], "num_query_pool": 2}
 TIMM_HIERA = {"img_size": (64, 64), "embed_dim": 4, "num_heads": 1, "stages": (1, 1, 1, 1)}
@@ -73,3 +74,13 @@ def test_what_the_family_of_clip_pools_can_be_read(family):
     pixels = images(model)
     expected = model.classifier(model.backbone(pixels).pooler_output)
     torch.testing.assert_close(model(pixels).logits, expected)
+
+
+def test_authors_swin_of_one_stage():
+    """Its only stage has no stage before, whose resolution it could keep."""
+    inner = SwinConfig(**(SWIN | {"depths": [1], "num_heads": [2]}))
+    model = tiny_classifier(inner, backbone_variant="authors")
+    assert not model.config.keep_resolution and model.view.grid == (8, 8)
+    model.train()(images(model), labels=torch.tensor([0, 1])).loss.backward()
+    with pytest.raises(ValueError, match=r"keep_resolution gives .* needs at least two; got depths \[1\]"):
+        tiny_classifier(inner, backbone_variant="authors", keep_resolution=True)
