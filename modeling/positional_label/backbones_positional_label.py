@@ -53,7 +53,7 @@ def pooler_options(config: PositionalLabelConfig) -> dict[str, bool]:
 
 def patch_grid(config: PreTrainedConfig, height: int, width: int) -> Grid:
     """Rows and columns of patches of a plain ViT for images of `height x width` pixels."""
-    rows, columns = _strides(config, keep_resolution=False)
+    rows, columns = _patches(config)
     return height // rows, width // columns
 
 
@@ -84,9 +84,14 @@ class TokenView:
         self.num_prefix_tokens = _num_prefix_tokens(backbone)
         if is_timm(self.inner):
             network = backbone.timm_model
-            self.strides, self.width = _timm_strides(network), network.num_features
+            self.patch, self.merged, self.pads = _timm_patches(network)
+            self.width = network.num_features
         else:
-            self.strides, self.width = _strides(self.inner, config.keep_resolution), self.inner.hidden_size
+            self.patch, self.width = _patches(self.inner), self.inner.hidden_size
+            stages = len(getattr(self.inner, "depths", [1]))
+            self.merged = 2 ** (stages - 1 - int(config.keep_resolution))
+            # Swin pads what its patches do not divide; a ViT leaves it out.
+            self.pads = hasattr(self.inner, "depths")
         self.grid = self.grid_of(*config.image_height_width)
         if config.pooling in ("cls", "cls_mean") and not self.num_prefix_tokens:
             raise ValueError(f"pooling {config.pooling!r} needs a class token, which {type(backbone).__name__} has not")
@@ -102,9 +107,10 @@ class TokenView:
 
     def grid_of(self, height: int, width: int) -> Grid:
         """Rows and columns of tokens for images of `height x width` pixels."""
-        # Swin pads what its patches do not divide; a ViT leaves it out.
-        divide = math.ceil if hasattr(self.inner, "depths") else math.floor
-        return divide(height / self.strides[0]), divide(width / self.strides[1])
+        divide = math.ceil if self.pads else math.floor
+        rows, columns = divide(height / self.patch[0]), divide(width / self.patch[1])
+        # Merging pads odd maps.
+        return math.ceil(rows / self.merged), math.ceil(columns / self.merged)
 
     def run(
         self,
@@ -185,26 +191,28 @@ def _num_prefix_tokens(backbone: PreTrainedModel) -> int:
     return sum(1 if table.ndim == 1 else table.shape[1] for table in tables if table is not None)
 
 
-def _strides(config: PreTrainedConfig, keep_resolution: bool) -> tuple[int, int]:
-    """Pixels from a token to the next, in both directions."""
+def _patches(config: PreTrainedConfig) -> tuple[int, int]:
+    """Rows and columns of pixels of a patch."""
     # Hiera's patches overlap.
     patch = getattr(config, "patch_stride", None) or getattr(config, "patch_size", None)
     if patch is None or not hasattr(config, "hidden_size"):
         raise ValueError(f"backbone_config: a {config.model_type} has no patches of one width, hence no tokens")
-    rows, columns = (patch, patch) if isinstance(patch, int) else patch
-    merges = len(config.depths) - 1 - int(keep_resolution) if hasattr(config, "depths") else 0
-    return rows * 2**merges, columns * 2**merges
+    return (patch, patch) if isinstance(patch, int) else tuple(patch)
 
 
-def _timm_strides(network: nn.Module) -> tuple[int, int]:
-    patch_size = getattr(getattr(network, "patch_embed", None), "patch_size", None)
+def _timm_patches(network: nn.Module) -> tuple[tuple[int, int], int, bool]:
+    """Rows and columns of a patch, how many patches become a token in each direction, and whether patches are padded."""
+    names = ("patch_embed", "pixel_embed", "embeds")  # of TNT, of NaFlexViT
+    embed = next((getattr(network, name) for name in names if hasattr(network, name)), None)
+    patch, stages = getattr(embed, "patch_size", None), getattr(network, "feature_info", None)
     has_tokens = any("patch_embed" in name or "attn" in name for name, _ in network.named_modules())
-    if not has_tokens or (patch_size is None and not getattr(network, "feature_info", None)):
+    if not has_tokens or (patch is None and not stages):
         raise ValueError(f"backbone_config: timm's {type(network).__name__} has no patches, hence no tokens")
-    if getattr(network, "feature_info", None):
-        stride = network.feature_info[-1]["reduction"]
-        return stride, stride
-    return tuple(patch_size)
+    if patch is None:  # overlapping convolutions
+        return (stages[-1]["reduction"],) * 2, 1, True
+    patch = (patch, patch) if isinstance(patch, int) else tuple(patch)
+    merged = stages[-1]["reduction"] // max(patch) if stages else 1
+    return patch, merged, getattr(embed, "dynamic_img_pad", False)
 
 
 def _as_sequence(states: torch.Tensor, width: int, backbone: PreTrainedModel) -> torch.Tensor:

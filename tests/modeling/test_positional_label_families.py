@@ -18,6 +18,10 @@ HIERA = {"image_size": [32, 32], "embed_dim": 4, "depths": [1, 1, 1], "num_heads
 TIMM_HIERA = {"img_size": (64, 64), "embed_dim": 4, "num_heads": 1, "stages": (1, 1, 1, 1)}
 
 
+TIMM_SWIN = {"embed_dim": 8, "depths": (1, 1, 1), "num_heads": (2, 2, 2), "window_size": 2}
+TIMM_VIT = {"embed_dim": 16, "depth": 1, "num_heads": 2}
+
+
 def others() -> dict:
     """A small configuration of each family, new at every call."""
     return {
@@ -74,6 +78,30 @@ def test_what_the_family_of_clip_pools_can_be_read(family):
     pixels = images(model)
     expected = model.classifier(model.backbone(pixels).pooler_output)
     torch.testing.assert_close(model(pixels).logits, expected)
+
+
+@pytest.mark.parametrize(
+    ("architecture", "arguments", "grid"),
+    [
+        ("swin_tiny_patch4_window7_224", TIMM_SWIN | {"img_size": 40}, (3, 3)),
+        ("swinv2_tiny_window8_256", TIMM_SWIN | {"img_size": 40}, (3, 3)),
+        ("vit_tiny_patch16_224", TIMM_VIT | {"img_size": (24, 40), "patch_size": (4, 8)}, (6, 5)),
+    ],
+    ids=["odd map of Swin", "odd map of Swinv2", "oblong patches"],
+)
+def test_grids_of_timm(architecture, arguments, grid):
+    inner = TimmWrapperConfig(architecture=architecture, model_args=arguments)
+    model = tiny_classifier(inner, position_label="relative")
+    assert model.view.grid == grid
+    model.train()(images(model), labels=torch.tensor([0, 1])).loss.backward()
+
+
+def test_grids_of_timm_with_padded_patches():
+    options = {"img_size": 32, "patch_size": 8, "dynamic_img_size": True, "dynamic_img_pad": True}
+    inner = TimmWrapperConfig(architecture="vit_tiny_patch16_224", model_args=TIMM_VIT | options)
+    model = tiny_classifier(inner, position_label="relative").train()
+    assert model.view.grid_of(20, 30) == (3, 4)
+    model(torch.randn(2, 3, 20, 30), labels=torch.tensor([0, 1])).loss.backward()
 
 
 def test_authors_swin_of_one_stage():
