@@ -174,6 +174,11 @@ def _with_parts(inner: PreTrainedConfig, backbone: PreTrainedModel, classifier: 
         with torch.device("meta"):
             network.reset_classifier(inner.num_labels, _pooling_name(network))
         holder = network.get_classifier()
+        if not isinstance(holder, nn.Linear):  # a distilled DeiT has two
+            raise ValueError(
+                f"no stock class has one linear classifier on timm's {type(network).__name__}; see "
+                "without_position_head()"
+            )
         owner = next(module for module in network.modules() if holder in module._modules.values())
         name = next(name for name, part in owner._modules.items() if part is holder)
         setattr(owner, name, classifier)

@@ -104,6 +104,17 @@ def test_grids_of_timm_with_padded_patches():
     model(torch.randn(2, 3, 20, 30), labels=torch.tensor([0, 1])).loss.backward()
 
 
+def test_a_distilled_deit_of_timm_keeps_its_class():
+    arguments = TIMM_VIT | {"img_size": 24, "patch_size": 8}
+    inner = TimmWrapperConfig(architecture="deit_tiny_distilled_patch16_224", model_args=arguments)
+    model = tiny_classifier(inner, pooling="pooler")
+    torch.nn.init.normal_(model.classifier.weight)
+    with pytest.raises(ValueError, match="no stock class has one linear classifier on timm's VisionTransformerDist"):
+        model.unwrap()
+    pixels = images(model)
+    torch.testing.assert_close(model.to_backbone_classifier()(pixels).logits, model(pixels).logits)
+
+
 def test_authors_swin_of_one_stage():
     """Its only stage has no stage before, whose resolution it could keep."""
     inner = SwinConfig(**(SWIN | {"depths": [1], "num_heads": [2]}))
