@@ -201,7 +201,7 @@ def _patches(config: PreTrainedConfig) -> tuple[int, int]:
 
 
 def _timm_patches(network: nn.Module) -> tuple[tuple[int, int], int, bool]:
-    """Rows and columns of a patch, how many patches become a token in each direction, and whether patches are padded."""
+    """Rows and columns of a patch, how many patches a token is in each direction, and whether patches are padded."""
     names = ("patch_embed", "pixel_embed", "embeds")  # of TNT, of NaFlexViT
     embed = next((getattr(network, name) for name in names if hasattr(network, name)), None)
     patch, stages = getattr(embed, "patch_size", None), getattr(network, "feature_info", None)
