@@ -356,7 +356,8 @@ class PositionalLabelForImageClassification(PositionalLabelPreTrainedModel):
                 `[B, num_labels]` (floats). Without them the loss of a training pass is that of the positions alone
                 (with both kinds of label their weighted mean).
             return_position (`bool`, *optional*): evaluate the position heads outside of training too, and return their
-                logits; false leaves them out even in training.
+                logits; false leaves them out even in training. The logits of the classes do not depend on it in
+                evaluation.
             position_noise (`torch.Tensor` of shape `[B, N]`, *optional*): the tokens with the smallest values lose
                 their positions (`position_dropout`), or are the ones that the second pass sees (`"jigsaw"`).
             generator (`torch.Generator`, *optional*): source of that noise and of random anchors.
@@ -375,7 +376,7 @@ class PositionalLabelForImageClassification(PositionalLabelPreTrainedModel):
             check_dropout_grid(self.view.grid_of(*pixel_values.shape[-2:]), self.view.grid)
             noise = self._noise(pixel_values, position_noise, generator)
             dropped = random_rows(noise, self.config.position_dropout)
-        tokens, pooled, outputs = self._run(pixel_values, dropped, kwargs)
+        tokens, pooled, outputs = self._run(pixel_values, dropped if self.training else None, kwargs)
         logits = self.classifier(pooled)
         classification_loss = None if labels is None else self._classification_loss(logits, labels.to(logits.device))
         loss, fields = classification_loss, {}
@@ -384,6 +385,8 @@ class PositionalLabelForImageClassification(PositionalLabelPreTrainedModel):
             options = {"counted": dropped, "return_logits": bool(return_position), "generator": generator}
             if self.config.scheme == "jigsaw":
                 tokens, options["ids"] = self._second_pass(pixel_values, position_noise, generator, kwargs)
+            elif dropped is not None and not self.training:  # an evaluated classifier sees all positions
+                tokens = self._run(pixel_values, dropped, kwargs)[0]
             predictions = self.predict_positions(tokens, grid, **options)
             position_loss = self._position_loss(predictions, mean=loss is None)
             loss = position_loss if loss is None else loss + position_loss
