@@ -84,8 +84,13 @@ class PositionalLabelPreTrainedModel(PreTrainedModel):
         return undecayed(self)
 
     def group_matcher(self, coarse: bool = False) -> dict:
-        """Groups of parameters from input to output, in timm's convention; heads and classifier come last."""
-        return layer_groups()
+        """
+        Groups of parameters from input to output, in timm's convention; heads and classifier come last.
+
+        Raises:
+            ValueError: for a backbone whose layers have unknown names.
+        """
+        return layer_groups(self)
 
     def get_input_embeddings(self) -> nn.Module:
         """That of the backbone."""

@@ -1,14 +1,19 @@
 """Positional Label around families beside ViT and Swin: norms, grids, groups of parameters, what is refused."""
 
+import itertools
+
 import pytest
 import torch
+from timm.models import group_parameters
 from transformers import (
     ChineseCLIPVisionConfig,
     CLIPVisionConfig,
+    DINOv3ViTConfig,
     HieraConfig,
     MLCDVisionConfig,
     SiglipVisionConfig,
     SwinConfig,
+    Swinv2Config,
     TimmWrapperConfig,
 )
 
@@ -31,6 +36,21 @@ def others() -> dict:
         "siglip": SiglipVisionConfig(**VIT),
         "hiera": HieraConfig(**HIERA),
         "timm_hiera": TimmWrapperConfig(architecture="hiera_tiny_224", model_args=TIMM_HIERA),
+    }
+
+
+def layered() -> dict:
+    """A small configuration of each further family of which the layers or tables have names of their own."""
+    timm = {
+        "timm_nest": ("nest_tiny", {"img_size": 32, "patch_size": 4, "num_levels": 3}),
+        "timm_cait": ("cait_xxs24_224", TIMM_VIT | {"img_size": 24, "patch_size": 8}),
+        "timm_swinv2": ("swinv2_tiny_window8_256", TIMM_SWIN | {"img_size": 32}),
+        "timm_siglip": ("vit_base_patch16_siglip_224", TIMM_VIT | {"img_size": 24, "patch_size": 8}),
+    }
+    return {
+        "dinov3": DINOv3ViTConfig(**VIT),
+        "swinv2": Swinv2Config(**SWIN),
+        **{name: TimmWrapperConfig(architecture=kind, model_args=given) for name, (kind, given) in timm.items()},
     }
 
 
@@ -123,3 +143,57 @@ def test_authors_swin_of_one_stage():
     model.train()(images(model), labels=torch.tensor([0, 1])).loss.backward()
     with pytest.raises(ValueError, match=r"keep_resolution gives .* needs at least two; got depths \[1\]"):
         tiny_classifier(inner, backbone_variant="authors", keep_resolution=True)
+
+
+@pytest.mark.parametrize(
+    ("family", "order"),
+    [
+        ("dinov3", ["embeddings.cls_token", "model.layer.0", "model.layer.1", "norm"]),
+        ("clip", ["pre_layrnorm", "encoder.layers.0", "encoder.layers.1", "post_layernorm"]),
+        ("mlcd", ["class_pos_emb", "encoder.layers.0", "encoder.layers.1", "post_layernorm"]),
+        ("siglip", ["embeddings.position_embedding", "encoder.layers.0", "encoder.layers.1", "head.probe"]),
+        ("hiera", ["embeddings", "encoder.stages.0.layers.0", "encoder.stages.2.layers.0", "pooler.layernorm"]),
+        ("timm_hiera", ["timm_model.pos_embed", "timm_model.blocks.0", "timm_model.blocks.3", "timm_model.head.norm"]),
+        ("timm_nest", [f"timm_model.{name}" for name in ("patch_embed", "levels.0", "levels.1", "levels.2", "norm")]),
+        ("timm_cait", [f"timm_model.{name}" for name in ("cls_token", "blocks.0", "blocks_token_only.0", "norm")]),
+        ("timm_swinv2", [f"timm_model.{name}" for name in ("layers.0.blocks.0", "layers.1.downsample", "norm")]),
+    ],
+)
+def test_layers_of_all_families_are_in_their_order(family, order):
+    model = tiny_classifier((others() | layered())[family], position_label="relative")
+    layers = group_parameters(model, model.group_matcher(), reverse=True)
+    found = []
+    for name in (*order, ""):  # the last stands for the heads
+        prefix = f"backbone.{name}" if name else "position_head"
+        found.append({layer for parameter, layer in layers.items() if parameter.startswith(prefix)})
+    assert all(found)
+    assert all(max(first) < min(second) for first, second in itertools.pairwise(found[:-1])), found
+    assert found[-1] == found[-2] == {max(layers.values())}
+
+
+def test_layers_with_other_names_are_refused():
+    model = tiny_classifier("vit")
+    model.backbone.parts = model.backbone.layers
+    del model.backbone.layers
+    with pytest.raises(
+        ValueError, match=r"layer decay needs a backbone whose layers are in .*; those of ViTModel have"
+    ):
+        model.group_matcher()
+
+
+@pytest.mark.parametrize(
+    ("family", "tables"),
+    [
+        ("clip", {"embeddings.position_embedding.weight"}),
+        ("mlcd", {"class_pos_emb"}),
+        ("siglip", {"embeddings.position_embedding.weight", "head.probe"}),
+        ("timm_siglip", {"timm_model.pos_embed", "timm_model.attn_pool.latent"}),
+        ("swinv2", {f"encoder.layers.{stage}.blocks.0.attention.self.logit_scale" for stage in (0, 1)}),
+        ("timm_swinv2", {f"timm_model.layers.{stage}.blocks.0.attn.logit_scale" for stage in (0, 1, 2)}),
+    ],
+)
+def test_tables_are_not_decayed(family, tables):
+    model = tiny_classifier((others() | layered())[family], position_label="relative")
+    assert {f"backbone.{name}" for name in tables} <= model.no_weight_decay() <= {*model.state_dict()}
+    matrices = {name for name in model.no_weight_decay() if name.endswith(("proj.weight", "fc1.weight"))}
+    assert not matrices

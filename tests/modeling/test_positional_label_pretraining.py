@@ -173,7 +173,8 @@ def test_encoding_of_another_size(kind):
 def test_what_the_autoencoder_would_ignore_is_refused(settings):
     mask = torch.arange(16).expand(2, -1) < 8
     for arguments in ({"mask_ratio": 0.25}, {"bool_masked_pos": mask}):
-        message = rf"a vit_mae, must be among \['attention_mask', .*, got {re.escape(str([*arguments]))}; its mask_ratio is 0.5"
+        got = re.escape(str([*arguments]))
+        message = rf"a vit_mae, must be among \['attention_mask', .*, got {got}; its mask_ratio is 0.5"
         with pytest.raises(ValueError, match=message):
             tiny("vit_mae", **settings)(PIXELS, **arguments)
         tiny("vit_mae", **settings)(PIXELS, **dict.fromkeys(arguments))
