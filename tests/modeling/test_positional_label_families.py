@@ -145,6 +145,14 @@ def test_authors_swin_of_one_stage():
         tiny_classifier(inner, backbone_variant="authors", keep_resolution=True)
 
 
+def test_authors_swin_has_whole_patches():
+    message = "image_size of the authors' Swin must be a multiple of patch_size 4, got 34"
+    with pytest.raises(ValueError, match=message):
+        tiny_classifier(SwinConfig(**(SWIN | {"image_size": 34})), backbone_variant="authors")
+    inner = SwinConfig(**(SWIN | {"image_size": 34}))  # the stock one pads
+    assert tiny_classifier(inner)(torch.randn(1, 3, 34, 34)).logits.shape == (1, 4)
+
+
 @pytest.mark.parametrize(
     ("family", "order"),
     [
