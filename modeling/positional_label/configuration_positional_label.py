@@ -71,7 +71,8 @@ class PositionalLabelConfig(PreTrainedConfig):
         position_head_dropout (`float`, defaults to 0.0): dropout in the position heads (0 in all published runs).
         position_dropout (`float`, *optional*):
             Share of the tokens that get no position embedding; the position loss then counts only these (pairs with at
-            least one). Needs a backbone that adds a position table to its tokens. 0 by default, 0.75 with `"droppos"`.
+            least one). Needs a backbone of transformers that adds a position table to its tokens. 0 by default, 0.75
+            with `"droppos"`.
         scheme (`str`, defaults to `"plain"`):
             `"plain"`: labels of the tokens of the forward pass (published). `"jigsaw"`: of a second pass over a random
             part of the patches without any position embedding (as JigsawViT). `"droppos"`: `position_dropout` (0.75

@@ -6,6 +6,7 @@ import pytest
 import torch
 from timm.models import group_parameters
 from transformers import (
+    Aimv2VisionConfig,
     ChineseCLIPVisionConfig,
     CLIPVisionConfig,
     DINOv3ViTConfig,
@@ -49,6 +50,7 @@ def layered() -> dict:
     }
     return {
         "dinov3": DINOv3ViTConfig(**VIT),
+        "aimv2": Aimv2VisionConfig(**VIT),
         "swinv2": Swinv2Config(**SWIN),
         **{name: TimmWrapperConfig(architecture=kind, model_args=given) for name, (kind, given) in timm.items()},
     }
@@ -143,6 +145,41 @@ def test_authors_swin_of_one_stage():
     model.train()(images(model), labels=torch.tensor([0, 1])).loss.backward()
     with pytest.raises(ValueError, match=r"keep_resolution gives .* needs at least two; got depths \[1\]"):
         tiny_classifier(inner, backbone_variant="authors", keep_resolution=True)
+
+
+@pytest.mark.parametrize("scheme", ["position_dropout", "jigsaw", "droppos"])
+@pytest.mark.parametrize("family", ["clip", "chinese_clip", "siglip", "aimv2"])
+def test_positions_are_taken_from_tables_that_are_looked_up(family, scheme):
+    """What a table with zeros in the rows of the dropped patches gives, image by image."""
+    settings = {"position_dropout": {"position_dropout": 0.4}, "jigsaw": {"scheme": "jigsaw", "jigsaw_ratio": 1.0}}
+    model = tiny_classifier((others() | layered())[family], **settings.get(scheme, {"scheme": scheme}))
+    for parameter in model.parameters():
+        torch.nn.init.normal_(parameter, std=0.3)
+    pixels, noise = images(model), torch.rand(2, 9, generator=torch.Generator().manual_seed(0))
+    output = model(pixels, return_position=True, position_noise=noise)
+    plain = tiny_classifier((others() | layered())[family])
+    plain.load_state_dict(model.state_dict())
+    count = {"position_dropout": 4, "jigsaw": 9, "droppos": 7}[scheme]
+    order = noise.argsort(dim=1)
+    with torch.no_grad():
+        rows = plain.backbone.embeddings.position_embedding.weight[-9:]
+        before = rows.clone()
+        for image in range(2):
+            rows.copy_(before)
+            rows[order[image, :count]] = 0
+            expected = plain(pixels[image : image + 1], return_position=True).position_logits[0]
+            if scheme == "jigsaw":
+                expected = expected[order[image]]
+            torch.testing.assert_close(output.position_logits[image], expected, atol=1e-5, rtol=1e-4)
+    model.train()(pixels, position_noise=noise).loss.backward()
+    assert model.backbone.embeddings.position_embedding.weight.grad is not None
+
+
+@pytest.mark.parametrize("settings", [{"position_dropout": 0.5}, {"scheme": "jigsaw"}, {"scheme": "droppos"}])
+def test_positions_are_not_taken_from_timm(settings):
+    inner = TimmWrapperConfig(architecture="vit_tiny_patch16_224", model_args=TIMM_VIT)
+    with pytest.raises(ValueError, match="takes rows of a position table away, which is not done in timm's networks"):
+        tiny_classifier(inner, **settings)
 
 
 def test_authors_swin_has_whole_patches():
