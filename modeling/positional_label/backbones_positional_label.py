@@ -19,6 +19,8 @@ PREFIX_TOKENS = ("cls_token", "class_embedding", "distillation_token", "register
 
 # Of CLIP's kind: the final norm is applied to the class token alone, which is what they pool.
 CLASS_NORMS = ("chinese_clip_vision_model", "clip_vision_model", "mlcd_vision_model")
+# Their position bias is one of whole windows, so that a map must hold one.
+FIXED_WINDOWS = ("swin", "donut-swin")
 
 
 def build_backbone(config: PositionalLabelConfig) -> PreTrainedModel:
@@ -76,7 +78,8 @@ class TokenView:
         num_prefix_tokens (`int`): tokens in front of those of the patches.
 
     Raises:
-        ValueError: if `config.pooling` needs a class token or a pooler that the backbone has not.
+        ValueError: if `config.pooling` needs a class token or a pooler that the backbone has not, for a window larger
+            than the last map, and for networks whose tokens are of no grid of one width.
     """
 
     def __init__(self, backbone: PreTrainedModel, config: PositionalLabelConfig):
@@ -93,6 +96,7 @@ class TokenView:
             # Swin pads what its patches do not divide; a ViT leaves it out.
             self.pads = hasattr(self.inner, "depths")
         self.grid = self.grid_of(*config.image_height_width)
+        self._check_window(self.grid)
         if config.pooling in ("cls", "cls_mean") and not self.num_prefix_tokens:
             raise ValueError(f"pooling {config.pooling!r} needs a class token, which {type(backbone).__name__} has not")
         if config.pooling == "pooler" and not _has_pooler(backbone):
@@ -129,8 +133,10 @@ class TokenView:
             of the backbone.
 
         Raises:
-            ValueError: if the backbone returns no token per cell of the grid.
+            ValueError: if the backbone returns no token per cell of the grid, and for images smaller than a window.
         """
+        grid = self.grid_of(*pixel_values.shape[-2:])
+        self._check_window(grid)
         given = {name: value for name, value in kwargs.items() if value is not None}
         if is_timm(self.inner):
             given["do_pooling"] = self.config.pooling == "pooler"
@@ -145,7 +151,7 @@ class TokenView:
         prefix = self.num_prefix_tokens
         tokens = states[:, prefix:]
         if all_patches:
-            self.check_tokens(tokens, self.grid_of(*pixel_values.shape[-2:]))
+            self.check_tokens(tokens, grid)
         if self.config.pooling == "pooler":
             pooled = outputs.pooler_output.flatten(1)
         elif self.config.pooling == "mean":
@@ -155,6 +161,14 @@ class TokenView:
             if self.config.pooling == "cls_mean":
                 pooled = torch.cat([pooled, tokens.mean(dim=1)], dim=1)
         return tokens, pooled, outputs
+
+    def _check_window(self, grid: Grid) -> None:
+        size = getattr(self.inner, "window_size", None)
+        if self.inner.model_type in FIXED_WINDOWS and self.config.backbone_variant == "stock" and min(grid) < size:
+            raise ValueError(
+                f"window_size of the {self.inner.model_type} must be at most the shorter side of its last map, which "
+                f"has {grid[0]}x{grid[1]} tokens for these images; got {size}"
+            )
 
     def check_tokens(self, tokens: torch.Tensor, grid: Grid) -> None:
         """
@@ -196,12 +210,20 @@ def _patches(config: PreTrainedConfig) -> tuple[int, int]:
     # Hiera's patches overlap.
     patch = getattr(config, "patch_stride", None) or getattr(config, "patch_size", None)
     if patch is None or not hasattr(config, "hidden_size"):
-        raise ValueError(f"backbone_config: a {config.model_type} has no patches of one width, hence no tokens")
+        raise ValueError(
+            "backbone_config must have one patch_size and one hidden_size for all stages, as those of ViT and Swin; "
+            f"that of a {config.model_type} has not"
+        )
+    if not hasattr(config, "image_size"):
+        raise ValueError(
+            f"backbone_config must have an image_size, which makes a grid of its tokens; that of a {config.model_type} "
+            "has none"
+        )
     return (patch, patch) if isinstance(patch, int) else tuple(patch)
 
 
 def _timm_patches(network: nn.Module) -> tuple[tuple[int, int], int, bool]:
-    """Rows and columns of a patch, how many patches a token is in each direction, and whether patches are padded."""
+    """Rows and columns of a patch, how many patches a token is in each direction, whether patches are padded."""
     names = ("patch_embed", "pixel_embed", "embeds")  # of TNT, of NaFlexViT
     embed = next((getattr(network, name) for name in names if hasattr(network, name)), None)
     patch, stages = getattr(embed, "patch_size", None), getattr(network, "feature_info", None)
@@ -218,6 +240,11 @@ def _timm_patches(network: nn.Module) -> tuple[tuple[int, int], int, bool]:
 def _as_sequence(states: torch.Tensor, width: int, backbone: PreTrainedModel) -> torch.Tensor:
     """Tokens `[B, N, D]`, also of the maps of timm's networks: `[B, h, w, D]` (Swin), `[B, D, h, w]` (NesT)."""
     network = getattr(backbone, "timm_model", None)
+    if not isinstance(states, torch.Tensor):
+        raise ValueError(
+            f"backbone must return one sequence of tokens [B, N, {width}]; {type(network or backbone).__name__} "
+            f"returns {len(states)} of different scales"
+        )
     if states.ndim == 4:
         # What timm's Swin says of itself; the others are told by the axis of their channels.
         channels_last = getattr(network, "output_fmt", "NHWC" if states.shape[1] != width else "NCHW") == "NHWC"

@@ -215,6 +215,10 @@ class PositionalLabelForImageClassification(PositionalLabelPreTrainedModel):
     The loss is that of the classes plus `config.position_loss_weight` times that of the positions. In evaluation the
     position head is not run. After training it can be dropped: [`to_backbone_classifier`] gives the plain network.
 
+    Labels are smoothed as distributions `[B, num_labels]`, as `HubTrainer` does with its argument `label_smoothing`.
+    The argument `label_smoothing_factor` of transformers' `Trainer` must stay 0: with it `Trainer` keeps the labels
+    from the model and computes a loss of the classes alone, so that nothing is learned about positions.
+
     Args:
         config (`PositionalLabelConfig`): configuration with `num_labels`.
 

@@ -69,6 +69,11 @@ class PositionalLabelForPreTraining(PositionalLabelPreTrainedModel):
                 f"backbone_config must be an autoencoder's, of model_type {AUTOENCODERS}, got {inner.model_type!r}; "
                 "other networks go with PositionalLabelForImageClassification"
             )
+        if config.pooling != "mean":
+            raise ValueError(
+                "pooling is what a classifier reads; for pre-training it must be the default 'mean', got "
+                f"{config.pooling!r}"
+            )
         if self._needs_noise and getattr(inner, "mask_sampling", "random") != "random":
             raise ValueError(
                 "position_dropout and scheme 'jigsaw' need random masks, got backbone_config.mask_sampling "

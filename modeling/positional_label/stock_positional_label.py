@@ -170,15 +170,16 @@ def _with_parts(inner: PreTrainedConfig, backbone: PreTrainedModel, classifier: 
         # DeiT has a second class, with two classifiers.
         stock = (classes[0] if isinstance(classes, (tuple, list)) else classes)._from_config(inner)
     if is_timm(inner):
+        # A distilled DeiT has two in this place, a SAM the whole head.
+        if not isinstance(backbone.timm_model.get_classifier(), nn.Linear | nn.Identity):
+            raise ValueError(
+                f"no stock class has one linear classifier on timm's {type(backbone.timm_model).__name__}; see "
+                "without_position_head()"
+            )
         network = _with_own_head(backbone.timm_model)
         with torch.device("meta"):
             network.reset_classifier(inner.num_labels, _pooling_name(network))
         holder = network.get_classifier()
-        if not isinstance(holder, nn.Linear):  # a distilled DeiT has two
-            raise ValueError(
-                f"no stock class has one linear classifier on timm's {type(network).__name__}; see "
-                "without_position_head()"
-            )
         owner = next(module for module in network.modules() if holder in module._modules.values())
         name = next(name for name, part in owner._modules.items() if part is holder)
         setattr(owner, name, classifier)

@@ -488,8 +488,8 @@ def test_autoencoders_become_classifiers(tmp_path):
         (SwinConfig(**SWIN, use_absolute_embeddings=True), {"scheme": "jigsaw"}, "has none but at its patches"),
         (SwinConfig(**SWIN, use_absolute_embeddings=True), {"position_dropout": 0.5}, "has none but at its patches"),
         (TimmWrapperConfig(architecture="resnet18"), {}, "timm's ResNet has no patches, hence no tokens"),
-        (ResNetConfig(), {}, "a resnet has no patches of one width"),
-        (ConvNextV2Config(), {}, "a convnextv2 has no patches of one width"),
+        (ResNetConfig(), {}, "one hidden_size for all stages, .*; that of a resnet has"),
+        (ConvNextV2Config(), {}, "that of a convnextv2 has not"),
         ("beit", {"backbone_variant": "authors"}, "backbone_variant 'authors' exists for"),
     ],
 )  # fmt: skip

@@ -10,8 +10,11 @@ from transformers import (
     ChineseCLIPVisionConfig,
     CLIPVisionConfig,
     DINOv3ViTConfig,
+    DonutSwinConfig,
     HieraConfig,
     MLCDVisionConfig,
+    PvtConfig,
+    Siglip2VisionConfig,
     SiglipVisionConfig,
     SwinConfig,
     Swinv2Config,
@@ -126,12 +129,13 @@ def test_grids_of_timm_with_padded_patches():
     model(torch.randn(2, 3, 20, 30), labels=torch.tensor([0, 1])).loss.backward()
 
 
-def test_a_distilled_deit_of_timm_keeps_its_class():
+@pytest.mark.parametrize("architecture", ["deit_tiny_distilled_patch16_224", "samvit_base_patch16_224"])
+def test_a_network_of_timm_without_one_linear_classifier_keeps_its_class(architecture):
     arguments = TIMM_VIT | {"img_size": 24, "patch_size": 8}
-    inner = TimmWrapperConfig(architecture="deit_tiny_distilled_patch16_224", model_args=arguments)
+    inner = TimmWrapperConfig(architecture=architecture, model_args=arguments)
     model = tiny_classifier(inner, pooling="pooler")
     torch.nn.init.normal_(model.classifier.weight)
-    with pytest.raises(ValueError, match="no stock class has one linear classifier on timm's VisionTransformerDist"):
+    with pytest.raises(ValueError, match="no stock class has one linear classifier on timm's VisionTransformer"):
         model.unwrap()
     pixels = images(model)
     torch.testing.assert_close(model.to_backbone_classifier()(pixels).logits, model(pixels).logits)
@@ -242,3 +246,33 @@ def test_tables_are_not_decayed(family, tables):
     assert {f"backbone.{name}" for name in tables} <= model.no_weight_decay() <= {*model.state_dict()}
     matrices = {name for name in model.no_weight_decay() if name.endswith(("proj.weight", "fc1.weight"))}
     assert not matrices
+
+
+@pytest.mark.parametrize(
+    ("inner", "message"),
+    [
+        (Siglip2VisionConfig(), "must have an image_size, .*; that of a siglip2_vision_model has none"),
+        (PvtConfig(), "one patch_size and one hidden_size for all stages, .*; that of a pvt has not"),
+        (SwinConfig(**(SWIN | {"window_size": 5})), "window_size of the swin must be at most .* 4x4 tokens .*; got 5"),
+        (DonutSwinConfig(**(SWIN | {"window_size": 7})), "window_size of the donut-swin must be at most .*; got 7"),
+    ],
+    ids=["no image size", "a width per stage", "window of Swin", "window of DonutSwin"],
+)
+def test_backbones_that_cannot_be_read_are_refused(inner, message):
+    with pytest.raises(ValueError, match=message):
+        tiny_classifier(inner, position_label="relative")
+
+
+def test_images_that_are_smaller_than_a_window_are_refused():
+    model = tiny_classifier("swin", position_label="relative")
+    with pytest.raises(
+        ValueError, match=r"window_size of the swin must be at most .* 3x4 tokens for these images; got 4"
+    ):
+        model(torch.randn(1, 3, 24, 32))
+
+
+def test_tokens_of_two_scales_are_refused():
+    model = tiny_classifier(TimmWrapperConfig(architecture="crossvit_9_240"), position_label="relative")
+    message = r"one sequence of tokens \[B, N, 384\]; CrossVit returns 2 of different scales"
+    with torch.no_grad(), pytest.raises(ValueError, match=message):
+        model(images(model))

@@ -198,6 +198,10 @@ def test_checkpoints_of_other_models_are_refused(tmp_path):
 def test_wrong_settings_are_refused():
     with pytest.raises(ValueError, match=r"backbone_config must be an autoencoder's, .* got 'vit'"):
         PositionalLabelForPreTraining(PositionalLabelConfig(backbone_config=ViTConfig(**VIT)))
+    with pytest.raises(
+        ValueError, match=r"pooling is what a classifier reads; .* must be the default 'mean', got 'cls'"
+    ):
+        tiny(pooling="cls")
     blocks = MAEConfig(**MAE, mask_sampling="block")
     with pytest.raises(ValueError, match=r"need random masks, got backbone_config.mask_sampling 'block'"):
         PositionalLabelForPreTraining(PositionalLabelConfig(backbone_config=blocks, position_dropout=0.5))
