@@ -187,6 +187,7 @@ def to_official(model: PreTrainedModel) -> dict[str, torch.Tensor]:
         )
     if config.backbone_config.model_type == "vit":
         return {name: tensor.clone() for name, tensor in VIT_MAP.to_official(model.state_dict()).items()}
+    _check_maps(model.backbone)
     state = {name: tensor.clone() for name, tensor in SWIN_MAP.to_official(model.state_dict()).items()}
     for name, layer in model.backbone.named_modules():
         if getattr(layer, "shift_size", 0):
@@ -195,6 +196,21 @@ def to_official(model: PreTrainedModel) -> dict[str, torch.Tensor]:
             mask = layer.get_attn_mask(rows, columns, like.dtype, like.device)
             state[f"{name.removeprefix('encoder.')}.attn_mask"] = mask
     return state
+
+
+def _check_maps(backbone: PreTrainedModel) -> None:
+    """The official Swin pads no map, neither for its windows nor to merge its patches; ours does."""
+    for stage in backbone.encoder.layers:
+        (rows, columns), window = stage.blocks[0].input_resolution, stage.blocks[0].window_size
+        if rows % window or columns % window:
+            raise ConversionError(
+                f"the official Swin has whole windows, but window_size {window} does not divide a map of "
+                f"{rows}x{columns} tokens"
+            )
+        if stage.downsample is not None and (rows % 2 or columns % 2):
+            raise ConversionError(
+                f"the official Swin merges maps of even sides only, got one of {rows}x{columns} tokens"
+            )
 
 
 def _without_computed(official: dict[str, torch.Tensor]) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]:

@@ -17,6 +17,11 @@ from .vit_positional_label import PositionalLabelViTModel
 # Tables of tokens in front of the patches, where the embeddings have them (class, distillation, registers).
 PREFIX_TOKENS = ("cls_token", "class_embedding", "distillation_token", "register_tokens")
 
+# Of CLIP's kind: the final norm is applied to the class token alone, which is what they pool.
+CLASS_NORMS = ("chinese_clip_vision_model", "clip_vision_model", "mlcd_vision_model")
+# Their position bias is one of whole windows, so that a map must hold one.
+FIXED_WINDOWS = ("swin", "donut-swin")
+
 
 def build_backbone(config: PositionalLabelConfig) -> PreTrainedModel:
     """
@@ -35,16 +40,22 @@ def build_backbone(config: PositionalLabelConfig) -> PreTrainedModel:
         if inner.model_type == "vit":
             return PositionalLabelViTModel(inner)
         return PositionalLabelSwinModel(inner, config.keep_resolution)
-    options = {}
-    if "add_pooling_layer" in inspect.signature(AutoModel._model_mapping[type(inner)].__init__).parameters:
-        # BEiT's final norm is a part of its pooler.
-        options["add_pooling_layer"] = config.pooling == "pooler" or getattr(inner, "use_mean_pooling", False)
-    return AutoModel.from_config(inner, **options)
+    return AutoModel.from_config(inner, **pooler_options(config))
+
+
+def pooler_options(config: PositionalLabelConfig) -> dict[str, bool]:
+    """Arguments of a stock backbone's class that leave out a pooler which the classifier does not read."""
+    inner = config.backbone_config
+    if "add_pooling_layer" not in inspect.signature(AutoModel._model_mapping[type(inner)].__init__).parameters:
+        return {}
+    # The final norm of Hiera, and of a BEiT that pools by the mean, is a part of the pooler.
+    norm_inside = inner.model_type == "hiera" or getattr(inner, "use_mean_pooling", False)
+    return {"add_pooling_layer": config.pooling == "pooler" or norm_inside}
 
 
 def patch_grid(config: PreTrainedConfig, height: int, width: int) -> Grid:
     """Rows and columns of patches of a plain ViT for images of `height x width` pixels."""
-    rows, columns = _strides(config, keep_resolution=False)
+    rows, columns = _patches(config)
     return height // rows, width // columns
 
 
@@ -67,7 +78,8 @@ class TokenView:
         num_prefix_tokens (`int`): tokens in front of those of the patches.
 
     Raises:
-        ValueError: if `config.pooling` needs a class token or a pooler that the backbone has not.
+        ValueError: if `config.pooling` needs a class token or a pooler that the backbone has not, for a window larger
+            than the last map, and for networks whose tokens are of no grid of one width.
     """
 
     def __init__(self, backbone: PreTrainedModel, config: PositionalLabelConfig):
@@ -75,13 +87,19 @@ class TokenView:
         self.num_prefix_tokens = _num_prefix_tokens(backbone)
         if is_timm(self.inner):
             network = backbone.timm_model
-            self.strides, self.width = _timm_strides(network), network.num_features
+            self.patch, self.merged, self.pads = _timm_patches(network)
+            self.width = network.num_features
         else:
-            self.strides, self.width = _strides(self.inner, config.keep_resolution), self.inner.hidden_size
+            self.patch, self.width = _patches(self.inner), self.inner.hidden_size
+            stages = len(getattr(self.inner, "depths", [1]))
+            self.merged = 2 ** (stages - 1 - int(config.keep_resolution))
+            # Swin pads what its patches do not divide; a ViT leaves it out.
+            self.pads = hasattr(self.inner, "depths")
         self.grid = self.grid_of(*config.image_height_width)
+        self._check_window(self.grid)
         if config.pooling in ("cls", "cls_mean") and not self.num_prefix_tokens:
             raise ValueError(f"pooling {config.pooling!r} needs a class token, which {type(backbone).__name__} has not")
-        if config.pooling == "pooler" and not is_timm(self.inner) and getattr(backbone, "pooler", None) is None:
+        if config.pooling == "pooler" and not _has_pooler(backbone):
             raise ValueError(f"pooling 'pooler' needs a backbone with a pooler; {type(backbone).__name__} has none")
 
     @property
@@ -93,9 +111,10 @@ class TokenView:
 
     def grid_of(self, height: int, width: int) -> Grid:
         """Rows and columns of tokens for images of `height x width` pixels."""
-        # Swin pads what its patches do not divide; a ViT leaves it out.
-        divide = math.ceil if hasattr(self.inner, "depths") else math.floor
-        return divide(height / self.strides[0]), divide(width / self.strides[1])
+        divide = math.ceil if self.pads else math.floor
+        rows, columns = divide(height / self.patch[0]), divide(width / self.patch[1])
+        # Merging pads odd maps.
+        return math.ceil(rows / self.merged), math.ceil(columns / self.merged)
 
     def run(
         self,
@@ -114,8 +133,10 @@ class TokenView:
             of the backbone.
 
         Raises:
-            ValueError: if the backbone returns no token per cell of the grid.
+            ValueError: if the backbone returns no token per cell of the grid, and for images smaller than a window.
         """
+        grid = self.grid_of(*pixel_values.shape[-2:])
+        self._check_window(grid)
         given = {name: value for name, value in kwargs.items() if value is not None}
         if is_timm(self.inner):
             given["do_pooling"] = self.config.pooling == "pooler"
@@ -130,7 +151,7 @@ class TokenView:
         prefix = self.num_prefix_tokens
         tokens = states[:, prefix:]
         if all_patches:
-            self.check_tokens(tokens, self.grid_of(*pixel_values.shape[-2:]))
+            self.check_tokens(tokens, grid)
         if self.config.pooling == "pooler":
             pooled = outputs.pooler_output.flatten(1)
         elif self.config.pooling == "mean":
@@ -140,6 +161,14 @@ class TokenView:
             if self.config.pooling == "cls_mean":
                 pooled = torch.cat([pooled, tokens.mean(dim=1)], dim=1)
         return tokens, pooled, outputs
+
+    def _check_window(self, grid: Grid) -> None:
+        size = getattr(self.inner, "window_size", None)
+        if self.inner.model_type in FIXED_WINDOWS and self.config.backbone_variant == "stock" and min(grid) < size:
+            raise ValueError(
+                f"window_size of the {self.inner.model_type} must be at most the shorter side of its last map, which "
+                f"has {grid[0]}x{grid[1]} tokens for these images; got {size}"
+            )
 
     def check_tokens(self, tokens: torch.Tensor, grid: Grid) -> None:
         """
@@ -154,40 +183,68 @@ class TokenView:
             )
 
 
+def _vision_part(backbone: PreTrainedModel) -> nn.Module:
+    """The network itself, which older versions of CLIP and SigLIP have inside of another module."""
+    return getattr(backbone, "vision_model", backbone)
+
+
+def _has_pooler(backbone: PreTrainedModel) -> bool:
+    part = _vision_part(backbone)
+    if is_timm(backbone.config) or backbone.config.model_type in CLASS_NORMS:
+        return True
+    return getattr(part, "pooler", None) is not None or getattr(part, "use_head", False)  # SigLIP's is a head
+
+
 def _num_prefix_tokens(backbone: PreTrainedModel) -> int:
     network = getattr(backbone, "timm_model", None)
     if network is not None:
         return getattr(network, "num_prefix_tokens", 0)
-    embeddings = getattr(getattr(backbone, "vision_model", backbone), "embeddings", None)
+    embeddings = getattr(_vision_part(backbone), "embeddings", None)
     tables = (getattr(embeddings, name, None) for name in PREFIX_TOKENS)
     # CLIP's class token is a vector [D], the others are [1, tokens, D].
     return sum(1 if table.ndim == 1 else table.shape[1] for table in tables if table is not None)
 
 
-def _strides(config: PreTrainedConfig, keep_resolution: bool) -> tuple[int, int]:
-    """Pixels from a token to the next, in both directions."""
-    patch = getattr(config, "patch_size", None)
+def _patches(config: PreTrainedConfig) -> tuple[int, int]:
+    """Rows and columns of pixels of a patch."""
+    # Hiera's patches overlap.
+    patch = getattr(config, "patch_stride", None) or getattr(config, "patch_size", None)
     if patch is None or not hasattr(config, "hidden_size"):
-        raise ValueError(f"backbone_config: a {config.model_type} has no patches of one width, hence no tokens")
-    rows, columns = (patch, patch) if isinstance(patch, int) else patch
-    merges = len(config.depths) - 1 - int(keep_resolution) if hasattr(config, "depths") else 0
-    return rows * 2**merges, columns * 2**merges
+        raise ValueError(
+            "backbone_config must have one patch_size and one hidden_size for all stages, as those of ViT and Swin; "
+            f"that of a {config.model_type} has not"
+        )
+    if not hasattr(config, "image_size"):
+        raise ValueError(
+            f"backbone_config must have an image_size, which makes a grid of its tokens; that of a {config.model_type} "
+            "has none"
+        )
+    return (patch, patch) if isinstance(patch, int) else tuple(patch)
 
 
-def _timm_strides(network: nn.Module) -> tuple[int, int]:
-    patch_size = getattr(getattr(network, "patch_embed", None), "patch_size", None)
+def _timm_patches(network: nn.Module) -> tuple[tuple[int, int], int, bool]:
+    """Rows and columns of a patch, how many patches a token is in each direction, whether patches are padded."""
+    names = ("patch_embed", "pixel_embed", "embeds")  # of TNT, of NaFlexViT
+    embed = next((getattr(network, name) for name in names if hasattr(network, name)), None)
+    patch, stages = getattr(embed, "patch_size", None), getattr(network, "feature_info", None)
     has_tokens = any("patch_embed" in name or "attn" in name for name, _ in network.named_modules())
-    if not has_tokens or (patch_size is None and not getattr(network, "feature_info", None)):
+    if not has_tokens or (patch is None and not stages):
         raise ValueError(f"backbone_config: timm's {type(network).__name__} has no patches, hence no tokens")
-    if getattr(network, "feature_info", None):
-        stride = network.feature_info[-1]["reduction"]
-        return stride, stride
-    return tuple(patch_size)
+    if patch is None:  # overlapping convolutions
+        return (stages[-1]["reduction"],) * 2, 1, True
+    patch = (patch, patch) if isinstance(patch, int) else tuple(patch)
+    merged = stages[-1]["reduction"] // max(patch) if stages else 1
+    return patch, merged, getattr(embed, "dynamic_img_pad", False)
 
 
 def _as_sequence(states: torch.Tensor, width: int, backbone: PreTrainedModel) -> torch.Tensor:
     """Tokens `[B, N, D]`, also of the maps of timm's networks: `[B, h, w, D]` (Swin), `[B, D, h, w]` (NesT)."""
     network = getattr(backbone, "timm_model", None)
+    if not isinstance(states, torch.Tensor):
+        raise ValueError(
+            f"backbone must return one sequence of tokens [B, N, {width}]; {type(network or backbone).__name__} "
+            f"returns {len(states)} of different scales"
+        )
     if states.ndim == 4:
         # What timm's Swin says of itself; the others are told by the axis of their channels.
         channels_last = getattr(network, "output_fmt", "NHWC" if states.shape[1] != width else "NCHW") == "NHWC"
@@ -204,11 +261,14 @@ def _as_sequence(states: torch.Tensor, width: int, backbone: PreTrainedModel) ->
 
 
 def _outer_norm(backbone: PreTrainedModel) -> nn.Module | None:
-    """The final norm where it is not applied to the tokens but after pooling (BEiT, some of timm's ViT)."""
-    network = getattr(backbone, "timm_model", None)
+    """The final norm where it is not applied to the tokens but after pooling (BEiT, CLIP, Hiera, some of timm's)."""
+    network, inner = getattr(backbone, "timm_model", None), backbone.config
     if network is None:
-        inside = getattr(backbone, "layernorm", None)
-        return backbone.pooler.layernorm if isinstance(inside, nn.Identity) else None
-    if isinstance(getattr(network, "norm", None), nn.Identity) and isinstance(network.fc_norm, nn.LayerNorm):
-        return network.fc_norm
-    return None
+        if inner.model_type in CLASS_NORMS:
+            return _vision_part(backbone).post_layernorm
+        in_pooler = inner.model_type == "hiera" or isinstance(getattr(backbone, "layernorm", None), nn.Identity)
+        return backbone.pooler.layernorm if in_pooler else None
+    if not isinstance(getattr(network, "norm", None), nn.Identity | None):
+        return None
+    norms = getattr(network, "fc_norm", None), getattr(getattr(network, "head", None), "norm", None)
+    return next((norm for norm in norms if not isinstance(norm, nn.Identity | None)), None)

@@ -51,7 +51,7 @@ class PositionalLabelConfig(PreTrainedConfig):
             in front of every block.
         keep_resolution (`bool`, *optional*):
             Authors' Swin only: the last stage has the resolution of the one before and one window over the whole grid.
-            By default with absolute labels, as in the official code. For square images.
+            By default with absolute labels, as in the official code. For square images and at least two stages.
         position_label (`str` or `None`, defaults to `"absolute"`):
             `"absolute"`: the cell of a token. `"relative"`: the offset of every ordered pair of tokens. `"both"`: two
             heads. `None`: no head, a plain classifier (the baseline, or what is left after training).
@@ -71,7 +71,8 @@ class PositionalLabelConfig(PreTrainedConfig):
         position_head_dropout (`float`, defaults to 0.0): dropout in the position heads (0 in all published runs).
         position_dropout (`float`, *optional*):
             Share of the tokens that get no position embedding; the position loss then counts only these (pairs with at
-            least one). Needs a backbone that adds a position table to its tokens. 0 by default, 0.75 with `"droppos"`.
+            least one). Needs a backbone of transformers that adds a position table to its tokens. 0 by default, 0.75
+            with `"droppos"`.
         scheme (`str`, defaults to `"plain"`):
             `"plain"`: labels of the tokens of the forward pass (published). `"jigsaw"`: of a second pass over a random
             part of the patches without any position embedding (as JigsawViT). `"droppos"`: `position_dropout` (0.75
@@ -144,7 +145,8 @@ class PositionalLabelConfig(PreTrainedConfig):
         super().__post_init__(**{"auto_map": dict(AUTO_MAP)} | kwargs)
         if self.keep_resolution is None:
             swin = self.backbone_variant == "authors" and self.backbone_config.model_type == "swin"
-            self.keep_resolution = swin and self.position_label == "absolute"
+            staged = swin and len(self.backbone_config.depths) > 1
+            self.keep_resolution = staged and self.position_label == "absolute"
         self._check_backbone()
 
     @classmethod
@@ -244,6 +246,11 @@ class PositionalLabelConfig(PreTrainedConfig):
             raise ValueError(f"backbone_variant 'authors' exists for {AUTHORS_BACKBONES}, got a {kind} backbone_config")
         if self.keep_resolution and (self.backbone_variant, kind) != ("authors", "swin"):
             raise ValueError(f"keep_resolution goes with the authors' Swin, got {self.backbone_variant} {kind}")
+        if self.keep_resolution and len(self.backbone_config.depths) < 2:
+            raise ValueError(
+                "keep_resolution gives the last stage the resolution of the one before and needs at least two; got "
+                f"depths {list(self.backbone_config.depths)}"
+            )
 
 
 __all__ = ["PositionalLabelConfig"]

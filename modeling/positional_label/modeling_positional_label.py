@@ -84,8 +84,13 @@ class PositionalLabelPreTrainedModel(PreTrainedModel):
         return undecayed(self)
 
     def group_matcher(self, coarse: bool = False) -> dict:
-        """Groups of parameters from input to output, in timm's convention; heads and classifier come last."""
-        return layer_groups()
+        """
+        Groups of parameters from input to output, in timm's convention; heads and classifier come last.
+
+        Raises:
+            ValueError: for a backbone whose layers have unknown names.
+        """
+        return layer_groups(self)
 
     def get_input_embeddings(self) -> nn.Module:
         """That of the backbone."""
@@ -210,6 +215,10 @@ class PositionalLabelForImageClassification(PositionalLabelPreTrainedModel):
     The loss is that of the classes plus `config.position_loss_weight` times that of the positions. In evaluation the
     position head is not run. After training it can be dropped: [`to_backbone_classifier`] gives the plain network.
 
+    Labels are smoothed as distributions `[B, num_labels]`, as `HubTrainer` does with its argument `label_smoothing`.
+    The argument `label_smoothing_factor` of transformers' `Trainer` must stay 0: with it `Trainer` keeps the labels
+    from the model and computes a loss of the classes alone, so that nothing is learned about positions.
+
     Args:
         config (`PositionalLabelConfig`): configuration with `num_labels`.
 
@@ -253,9 +262,10 @@ class PositionalLabelForImageClassification(PositionalLabelPreTrainedModel):
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path: str | PathLike, *args, **kwargs):
         """
-        As in transformers; also from a classifier or encoder of another model type (ViT, DeiT, DINOv2, BEiT, Swin,
-        Swinv2, timm) or from a pre-trained autoencoder (`mae`, `vit_mae`, or [`PositionalLabelForPreTraining`]), which
-        gets new position heads. Fields of the configuration are keyword arguments.
+        As in transformers; also from a classifier of another model type (ViT, DeiT, DINOv2, BEiT, Swin, Swinv2, timm),
+        which keeps its classifier and the pooling that it reads, from any encoder (also that of a distilled DeiT, which
+        has two classifiers) or from a pre-trained autoencoder (`mae`, `vit_mae`, or [`PositionalLabelForPreTraining`]).
+        Position heads, and the classifier of an encoder, are new. Fields of the configuration are keyword arguments.
         """
         loaded = load_foreign(cls, pretrained_model_name_or_path, *args, **kwargs)
         return super().from_pretrained(pretrained_model_name_or_path, *args, **kwargs) if loaded is None else loaded
@@ -281,7 +291,8 @@ class PositionalLabelForImageClassification(PositionalLabelPreTrainedModel):
         if classifier.in_features != wrapped.classifier.in_features:
             raise ValueError(
                 f"pooling {config.pooling!r} gives the classifier {wrapped.classifier.in_features} channels, but that "
-                f"of the model, which is shared, reads {classifier.in_features}"
+                f"of the model, which is shared, reads {classifier.in_features}; from_pretrained of its folder with "
+                "ignore_mismatched_sizes=True makes a new classifier"
             )
         wrapped.classifier = classifier
         first = next(model.parameters())
@@ -354,7 +365,8 @@ class PositionalLabelForImageClassification(PositionalLabelPreTrainedModel):
                 `[B, num_labels]` (floats). Without them the loss of a training pass is that of the positions alone
                 (with both kinds of label their weighted mean).
             return_position (`bool`, *optional*): evaluate the position heads outside of training too, and return their
-                logits; false leaves them out even in training.
+                logits; false leaves them out even in training. The logits of the classes do not depend on it in
+                evaluation.
             position_noise (`torch.Tensor` of shape `[B, N]`, *optional*): the tokens with the smallest values lose
                 their positions (`position_dropout`), or are the ones that the second pass sees (`"jigsaw"`).
             generator (`torch.Generator`, *optional*): source of that noise and of random anchors.
@@ -373,7 +385,7 @@ class PositionalLabelForImageClassification(PositionalLabelPreTrainedModel):
             check_dropout_grid(self.view.grid_of(*pixel_values.shape[-2:]), self.view.grid)
             noise = self._noise(pixel_values, position_noise, generator)
             dropped = random_rows(noise, self.config.position_dropout)
-        tokens, pooled, outputs = self._run(pixel_values, dropped, kwargs)
+        tokens, pooled, outputs = self._run(pixel_values, dropped if self.training else None, kwargs)
         logits = self.classifier(pooled)
         classification_loss = None if labels is None else self._classification_loss(logits, labels.to(logits.device))
         loss, fields = classification_loss, {}
@@ -382,6 +394,8 @@ class PositionalLabelForImageClassification(PositionalLabelPreTrainedModel):
             options = {"counted": dropped, "return_logits": bool(return_position), "generator": generator}
             if self.config.scheme == "jigsaw":
                 tokens, options["ids"] = self._second_pass(pixel_values, position_noise, generator, kwargs)
+            elif dropped is not None and not self.training:  # an evaluated classifier sees all positions
+                tokens = self._run(pixel_values, dropped, kwargs)[0]
             predictions = self.predict_positions(tokens, grid, **options)
             position_loss = self._position_loss(predictions, mean=loss is None)
             loss = position_loss if loss is None else loss + position_loss

@@ -5,7 +5,9 @@ paper: the labels of the visible patches are those of their place in the image.
 """
 
 import copy
+import inspect
 from os import PathLike
+from typing import Any
 
 import torch
 from transformers import AutoModelForPreTraining, PreTrainedModel
@@ -67,12 +69,19 @@ class PositionalLabelForPreTraining(PositionalLabelPreTrainedModel):
                 f"backbone_config must be an autoencoder's, of model_type {AUTOENCODERS}, got {inner.model_type!r}; "
                 "other networks go with PositionalLabelForImageClassification"
             )
+        if config.pooling != "mean":
+            raise ValueError(
+                "pooling is what a classifier reads; for pre-training it must be the default 'mean', got "
+                f"{config.pooling!r}"
+            )
         if self._needs_noise and getattr(inner, "mask_sampling", "random") != "random":
             raise ValueError(
                 "position_dropout and scheme 'jigsaw' need random masks, got backbone_config.mask_sampling "
                 f"{inner.mask_sampling!r}"
             )
         self.mae = AutoModelForPreTraining.from_config(inner) if autoencoder is None else autoencoder
+        signatures = (inspect.signature(part.forward) for part in (self.mae, self.mae.base_model))
+        self.arguments = {name for names in signatures for name in names.parameters} - {"pixel_values", "kwargs"}
         if self._needs_noise:
             check_position_table(self.mae.base_model, "position_dropout or scheme 'jigsaw'")
         grid = patch_grid(inner, *config.image_height_width)
@@ -157,7 +166,8 @@ class PositionalLabelForPreTraining(PositionalLabelPreTrainedModel):
             kwargs: of the encoder (`output_hidden_states` ...); its hidden states have the class token.
         """
         encoder, config = self.mae.base_model, self.mae.base_model.embeddings.config
-        order = torch.arange(encoder.embeddings.patch_embeddings.num_patches, device=pixel_values.device)
+        rows, columns = patch_grid(config, *pixel_values.shape[-2:])
+        order = torch.arange(rows * columns, device=pixel_values.device)
         ratio, config.mask_ratio = config.mask_ratio, 0.0
         try:
             outputs = encoder(pixel_values, noise=order.expand(len(pixel_values), -1).float(), **kwargs)
@@ -196,14 +206,17 @@ class PositionalLabelForPreTraining(PositionalLabelPreTrainedModel):
             return_loss (`bool`): compute the losses, which is also done in evaluation.
             return_position (`bool`, *optional*): return the logits of the position heads.
             output_hidden_states (`bool` or indices, *optional*): also return the hidden states of the encoder.
-            kwargs: of the autoencoder (`mask_ratio`, `interpolate_pos_encoding` ...), but `labels` is ignored.
+            kwargs: of the autoencoder (`interpolate_pos_encoding` ..., of a `mae` also `mask_ratio` and
+                `bool_masked_pos`), but `labels` is ignored.
 
         Raises:
-            ValueError: for noise of the wrong shape and grids that the position head was not built for.
+            ValueError: for noise of the wrong shape, grids that the position head was not built for, and arguments that
+                the autoencoder does not know.
         """
         if pixel_values is None:
             raise ValueError("pixel_values is required")
         kwargs.pop("labels", None)
+        self._check_arguments(kwargs)
         if self._needs_noise and kwargs.get("bool_masked_pos") is not None:
             raise ValueError(
                 "bool_masked_pos does not go with position_dropout and scheme 'jigsaw'; give noise instead"
@@ -240,6 +253,18 @@ class PositionalLabelForPreTraining(PositionalLabelPreTrainedModel):
             reconstruction_loss=outputs.loss if return_loss else None,
             **fields,
         )
+
+    def _check_arguments(self, kwargs: dict[str, Any]) -> None:
+        """Refuses what the autoencoder, which takes any name, would ignore."""
+        known = self.arguments | {*TransformersKwargs.__annotations__}
+        unknown = sorted(name for name, value in kwargs.items() if value is not None and name not in known)
+        if unknown:
+            inner = self.config.backbone_config
+            only = "" if "mask_ratio" in self.arguments else f"; its mask_ratio is {inner.mask_ratio} in every pass"
+            raise ValueError(
+                f"arguments of the autoencoder, a {inner.model_type}, must be among {sorted(self.arguments)}, got "
+                f"{unknown}{only}"
+            )
 
     def _autoencode(self, pixel_values, dropped, **kwargs):
         if dropped is None:

@@ -10,19 +10,29 @@ from torch.func import functional_call
 from .labels_positional_label import Grid
 
 TABLE = "position_embeddings"
+ROWS = "position_embedding"  # of CLIP and SigLIP, which look rows up by `position_ids`
 
 
 def check_position_table(backbone: nn.Module, purpose: str) -> None:
     """
     Raises:
         ValueError: if the backbone adds no learned or fixed table of positions to its tokens.
+            From those of timm's networks nothing can be taken away.
     """
-    table = getattr(getattr(backbone, "embeddings", None), TABLE, None)
+    embeddings = getattr(backbone, "embeddings", None)
+    table = getattr(embeddings, TABLE, None)
+    if isinstance(getattr(embeddings, ROWS, None), nn.Embedding):
+        return
+    if backbone.config.model_type == "timm_wrapper":
+        raise ValueError(
+            f"{purpose} takes rows of a position table away, which is not done in timm's networks; give a backbone of "
+            "transformers (ViT, DeiT, DINOv2, CLIP, SigLIP)"
+        )
     # The absolute table of a Swin is that of its patches, of which several become one token.
     if table is None or hasattr(backbone.config, "depths"):
         raise ValueError(
-            f"{purpose} needs a backbone whose embeddings add a position table to its tokens (ViT, DeiT, DINOv2, MAE); "
-            f"{type(backbone).__name__} has none" + ("" if table is None else " but at its patches")
+            f"{purpose} needs a backbone whose embeddings add a position table to its tokens (ViT, DeiT, DINOv2, CLIP, "
+            f"SigLIP, MAE); {type(backbone).__name__} has none" + ("" if table is None else " but at its patches")
         )
 
 
@@ -67,15 +77,34 @@ def run_with_positions(
     Returns:
         What the model returns.
     """
-    name = f"{embeddings}.{TABLE}"
-    table = model.get_parameter(name)
-    prefix = table.shape[1] - model.get_submodule(embeddings).patch_embeddings.num_patches
-    if dropped is None:
-        table = torch.cat([table[:, :prefix], torch.zeros_like(table[:, prefix:])], dim=1)
+    module = model.get_submodule(embeddings)
+    if hasattr(module, ROWS):
+        tables = _looked_up(module, dropped)
+        if dropped is not None:  # by its rows, of which none may be interpolated
+            kwargs.pop("interpolate_pos_encoding", None)
     else:
-        kept = nn.functional.pad(~dropped, (prefix, 0), value=True)
-        table = table * kept[..., None].to(table.dtype)
-    return functional_call(model, {name: table}, args, kwargs)
+        tables = {TABLE: _masked(module.get_parameter(TABLE), module.patch_embeddings.num_patches, dropped)}
+    return functional_call(model, {f"{embeddings}.{name}": table for name, table in tables.items()}, args, kwargs)
+
+
+def _masked(table: torch.Tensor, num_patches: int, dropped: torch.Tensor | None) -> torch.Tensor:
+    """A table `[1, P + N, D]`, or one per image, with zeros for dropped patches (all by default)."""
+    prefix = table.shape[1] - num_patches
+    if dropped is None:
+        return torch.cat([table[:, :prefix], torch.zeros_like(table[:, prefix:])], dim=1)
+    kept = nn.functional.pad(~dropped, (prefix, 0), value=True)
+    return table * kept[..., None].to(table.dtype)
+
+
+def _looked_up(embeddings: nn.Module, dropped: torch.Tensor | None) -> dict[str, torch.Tensor]:
+    """The same for rows `[P + N, D]` that are looked up: dropped patches look up one more, of zeros."""
+    weight, ids = embeddings.get_submodule(ROWS).weight, embeddings.position_ids
+    patches = getattr(embeddings, "num_patches", len(weight))  # AIMv2 has no other tokens, and does not say so
+    if dropped is None:
+        return {f"{ROWS}.weight": _masked(weight[None], patches, None)[0]}
+    lost = nn.functional.pad(dropped, (len(weight) - patches, 0), value=False)
+    weight = torch.cat([weight, torch.zeros_like(weight[:1])])
+    return {f"{ROWS}.weight": weight, "position_ids": torch.where(lost, len(weight) - 1, ids)}
 
 
 @contextmanager

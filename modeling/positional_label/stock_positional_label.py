@@ -16,9 +16,12 @@ from transformers import (
     PreTrainedModel,
     ViTConfig,
 )
+from transformers.utils import logging
 
-from .backbones_positional_label import is_timm
+from .backbones_positional_label import is_timm, pooler_options
 from .configuration_positional_label import AUTOENCODERS, PositionalLabelConfig
+
+logger = logging.get_logger(__name__)
 
 # What the stock classifier of a model type reads.
 STOCK_POOLING = {
@@ -93,10 +96,8 @@ def config_around(
     """
     kind = model.config.model_type
     refuse_authors(settings, kind)
-    classifier = getattr(model, "classifier", None)
-    if kind == "timm_wrapper":
-        classifier = model.timm_model.get_classifier()
-    if kind not in STOCK_POOLING or not isinstance(classifier, nn.Linear):
+    classifier = _linear_classifier(model)
+    if classifier is None:
         raise ValueError(
             f"model must be an image classifier with one linear layer, of one of the types {sorted(STOCK_POOLING)}; "
             f"got a {type(model).__name__}"
@@ -117,6 +118,13 @@ def config_around(
     network.reset_classifier(0, _pooling_name(network))
     backbone.timm_model = network
     return config, backbone, classifier
+
+
+def _linear_classifier(model: PreTrainedModel) -> nn.Linear | None:
+    """The classifier of a stock model, if it is the one linear layer that its type has."""
+    kind = model.config.model_type
+    classifier = model.timm_model.get_classifier() if kind == "timm_wrapper" else getattr(model, "classifier", None)
+    return classifier if kind in STOCK_POOLING and isinstance(classifier, nn.Linear) else None
 
 
 def _with_own_head(network: nn.Module) -> nn.Module:
@@ -162,6 +170,12 @@ def _with_parts(inner: PreTrainedConfig, backbone: PreTrainedModel, classifier: 
         # DeiT has a second class, with two classifiers.
         stock = (classes[0] if isinstance(classes, (tuple, list)) else classes)._from_config(inner)
     if is_timm(inner):
+        # A distilled DeiT has two in this place, a SAM the whole head.
+        if not isinstance(backbone.timm_model.get_classifier(), nn.Linear | nn.Identity):
+            raise ValueError(
+                f"no stock class has one linear classifier on timm's {type(backbone.timm_model).__name__}; see "
+                "without_position_head()"
+            )
         network = _with_own_head(backbone.timm_model)
         with torch.device("meta"):
             network.reset_classifier(inner.num_labels, _pooling_name(network))
@@ -313,6 +327,9 @@ def load_foreign(model_class: type, source: str | PathLike, *args, **kwargs) -> 
     """
     Loads a classifier or encoder from a checkpoint that is neither: one of another model type, or a pre-trained one.
 
+    The classifier of a stock checkpoint is kept with the pooling that it reads. One that has none, or two (a distilled
+    DeiT), or one of another width than the given pooling (with `ignore_mismatched_sizes`), gets a new one.
+
     Args:
         model_class: the class to build, with `wrap`.
         source: folder or Hub id.
@@ -353,23 +370,72 @@ def load_foreign(model_class: type, source: str | PathLike, *args, **kwargs) -> 
         model, info = _from_autoencoder(model_class, source, inner, settings, keep_heads, args, kwargs)
     else:
         labels = {name: kwargs.pop(name) for name in _LABEL_ARGUMENTS if name in kwargs}
-        if given is None:
-            inner = AutoConfig.from_pretrained(source, **hub, **labels)
+        inner = _inner_config(source, content, given, settings, labels, hub)
+        stock = None
+        if _keeps_classifier(inner, content, settings, kwargs):
+            stock, info = AutoModelForImageClassification.from_pretrained(
+                source, *args, config=inner, output_loading_info=True, **kwargs
+            )
+        if stock is not None and _linear_classifier(stock) is not None:
+            model = model_class.wrap(stock, **settings)
+            prefix = stock.base_model_prefix + "."
+            info = {key: _renamed(names, prefix) for key, names in info.items()}
+            info["missing_keys"] = {*info["missing_keys"], *new_heads(model)}
         else:
-            labels = {name: settings.pop(name) for name in LABEL_FIELDS} | labels
-            inner = backbone_of(given, kind)
-            inner.architectures = content.get("architectures")
-            for name, value in labels.items():
-                setattr(inner, name, value)
-        stock, info = AutoModelForImageClassification.from_pretrained(
-            source, *args, config=inner, output_loading_info=True, **kwargs
-        )
-        model = model_class.wrap(stock, **settings)
-        prefix = stock.base_model_prefix + "."
-        info = {key: _renamed(names, prefix) for key, names in info.items()}
-        info["missing_keys"] = {*info["missing_keys"], *new_heads(model)}
+            model, info = _around_encoder(model_class, source, inner, settings, args, kwargs)
     model.eval()
     return (model, info) if want_info else model
+
+
+def _inner_config(source, content, given, settings, labels, hub) -> PreTrainedConfig:
+    """Configuration of a checkpoint's network, with the labels of `given` (taken out of `settings`) and `labels`."""
+    whole = AutoConfig.from_pretrained(source, **hub, **labels)
+    inner = getattr(whole, "vision_config", whole)  # of CLIP and SigLIP the half that reads images
+    if given is None and inner is whole:
+        return inner
+    if given is None:
+        labels = {name: getattr(whole, name) for name in LABEL_FIELDS}
+    else:
+        labels = {name: settings.pop(name) for name in LABEL_FIELDS} | labels
+        inner = backbone_of(given, inner.model_type)
+        inner.architectures = content.get("architectures")
+    for name, value in labels.items():
+        setattr(inner, name, value)
+    return inner
+
+
+def _keeps_classifier(inner, content: dict[str, Any], settings: dict[str, Any], kwargs: dict[str, Any]) -> bool:
+    """Whether a checkpoint has a classifier to put position heads beside, which its type and its settings allow."""
+    if inner.model_type not in STOCK_POOLING or not inner.num_labels:
+        return False
+    classes = AutoModelForImageClassification._model_mapping[type(inner)]
+    # DeiT's second class, of distilled checkpoints, has two classifiers.
+    stock = classes[0] if isinstance(classes, (tuple, list)) else classes
+    architectures = content.get("architectures")
+    if architectures and stock.__name__ not in architectures:
+        return False
+    usual = STOCK_POOLING[inner.model_type]
+    same_width = (settings.get("pooling", usual) == "cls_mean") == (usual == "cls_mean")
+    return same_width or not kwargs.get("ignore_mismatched_sizes")
+
+
+def _around_encoder(model_class, source, inner, settings, args, kwargs) -> tuple[Any, Any]:
+    """The encoder of a checkpoint that has no classifier to keep; classifier and position heads are new."""
+    refuse_authors(settings, inner.model_type)
+    config = PositionalLabelConfig(
+        backbone_config=inner, **({name: getattr(inner, name) for name in LABEL_FIELDS} | settings)
+    )
+    backbone, info = AutoModel.from_pretrained(
+        source, *args, config=inner, output_loading_info=True, **pooler_options(config), **kwargs
+    )
+    model = model_class(config, backbone=backbone)
+    first = next(backbone.parameters())
+    model = model.to(device=first.device, dtype=first.dtype)
+    new = {name for name, _ in model.named_parameters() if not name.startswith("backbone.")}
+    if any(name.startswith("classifier.") for name in new):
+        logger.warning(f"{source} has no classifier that reads pooling {config.pooling!r}: a new one is initialised")
+    info["missing_keys"] = {*(f"backbone.{name}" for name in info["missing_keys"]), *new}
+    return model, info
 
 
 def _renamed(names: Any, prefix: str) -> Any:

@@ -190,10 +190,16 @@ class PositionalLabelSwinModel(_AuthorsInitialization, SwinModel):
         keep_resolution (`bool`): the last stage has the map of the one before, doubled channels and one window.
 
     Raises:
-        ValueError: for `keep_resolution` with images that are not square.
+        ValueError: for `keep_resolution` with images that are not square, and for images that are no whole number of
+            patches.
     """
 
     def __init__(self, config: SwinConfig, keep_resolution: bool = False):
+        size, patch = config.image_size, config.patch_size
+        sides, strides = ((value, value) if isinstance(value, int) else value for value in (size, patch))
+        # The official code cuts the rest of such an image off, transformers pads it.
+        if any(side % stride for side, stride in zip(sides, strides, strict=True)):
+            raise ValueError(f"image_size of the authors' Swin must be a multiple of patch_size {patch}, got {size}")
         super().__init__(config, add_pooling_layer=False)
         self.encoder = PositionalLabelSwinEncoder(config, self.embeddings.patch_grid, keep_resolution)
         self.post_init()

@@ -7,11 +7,11 @@ import torch
 from hubmodels.conversion import ConversionError, UnknownOptionError, convert, to_official
 from hubmodels.modeling.positional_label import PositionalLabelConfig, PositionalLabelForImageClassification
 from safetensors.torch import load_file
-from transformers import AutoImageProcessor, AutoModelForImageClassification
+from transformers import AutoImageProcessor, AutoModelForImageClassification, SwinConfig
 from typer.testing import CliRunner
 
 from hubmodels.cli import app
-from tests.modeling.tiny_positional_label import tiny_classifier
+from tests.modeling.tiny_positional_label import SWIN, tiny_classifier
 
 GOLDEN = Path(__file__).resolve().parent.parent / "golden" / "positional_label"
 HEADS = {"vit_absolute_official": 4, "swin_relative_official": [2, 4], "swin_absolute_official": [2, 4]}
@@ -150,6 +150,16 @@ def test_unknown_options_are_refused(write_checkpoint, tmp_path):
         ("vit", {}, "backbone_variant='stock'"),
         ("vit", {"backbone_variant": "authors", "position_label": "both"}, "position_label='both'"),
         ("vit", {"backbone_variant": "authors", "feature_split": "full"}, "feature_split='full'"),
+        (
+            SwinConfig(**(SWIN | {"depths": [2], "num_heads": [2], "window_size": 3})),
+            {"backbone_variant": "authors"},
+            "window_size 3 does not divide a map of 8x8 tokens",
+        ),
+        (
+            SwinConfig(**(SWIN | {"image_size": 12, "window_size": 4})),
+            {"backbone_variant": "authors", "position_label": "relative"},
+            "merges maps of even sides only, got one of 3x3 tokens",
+        ),
     ],
 )
 def test_what_the_official_code_has_not(backbone, settings, message, tmp_path):

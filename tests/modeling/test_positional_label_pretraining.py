@@ -1,5 +1,7 @@
 """Autoencoders with positional labels: labels of visible tokens, position dropout, jigsaw, checkpoints to and fro."""
 
+import re
+
 import pytest
 import torch
 from hubmodels.modeling.mae import MAEConfig, MAEForPreTraining
@@ -154,6 +156,34 @@ def test_other_masks_of_our_autoencoder():
 
 
 @pytest.mark.parametrize("kind", KINDS)
+def test_encoding_of_another_size(kind):
+    model = tiny(kind, position_label="relative").eval()
+    pixels = PIXELS[:, :, :24]
+    tokens = model.encode(pixels, interpolate_pos_encoding=True).last_hidden_state
+    assert tokens.shape == (2, 12, 16)
+    with torch.no_grad():
+        inner = model.mae.base_model
+        inner.embeddings.config.mask_ratio = 0.0
+        noise = torch.arange(12.0).expand(2, -1)
+        expected = inner(pixels, noise=noise, interpolate_pos_encoding=True).last_hidden_state[:, 1:]
+    torch.testing.assert_close(tokens, expected)
+
+
+@pytest.mark.parametrize("settings", [{}, {"position_dropout": 0.5}])
+def test_what_the_autoencoder_would_ignore_is_refused(settings):
+    mask = torch.arange(16).expand(2, -1) < 8
+    for arguments in ({"mask_ratio": 0.25}, {"bool_masked_pos": mask}):
+        got = re.escape(str([*arguments]))
+        message = rf"a vit_mae, must be among \['attention_mask', .*, got {got}; its mask_ratio is 0.5"
+        with pytest.raises(ValueError, match=message):
+            tiny("vit_mae", **settings)(PIXELS, **arguments)
+        tiny("vit_mae", **settings)(PIXELS, **dict.fromkeys(arguments))
+    for kind in KINDS:
+        with pytest.raises(ValueError, match=rf"a {kind}, must be among \[.*, got \['nosie'\]"):
+            tiny(kind, **settings)(PIXELS, nosie=NOISE)
+
+
+@pytest.mark.parametrize("kind", KINDS)
 def test_noise_of_the_wrong_shape_is_refused(kind):
     with pytest.raises(ValueError, match=r"noise must have shape \[2, 16\], got \[2, 9\]"):
         tiny(kind)(PIXELS, noise=NOISE[:, :9])
@@ -168,6 +198,10 @@ def test_checkpoints_of_other_models_are_refused(tmp_path):
 def test_wrong_settings_are_refused():
     with pytest.raises(ValueError, match=r"backbone_config must be an autoencoder's, .* got 'vit'"):
         PositionalLabelForPreTraining(PositionalLabelConfig(backbone_config=ViTConfig(**VIT)))
+    with pytest.raises(
+        ValueError, match=r"pooling is what a classifier reads; .* must be the default 'mean', got 'cls'"
+    ):
+        tiny(pooling="cls")
     blocks = MAEConfig(**MAE, mask_sampling="block")
     with pytest.raises(ValueError, match=r"need random masks, got backbone_config.mask_sampling 'block'"):
         PositionalLabelForPreTraining(PositionalLabelConfig(backbone_config=blocks, position_dropout=0.5))

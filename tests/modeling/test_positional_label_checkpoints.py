@@ -1,0 +1,144 @@
+"""Positional Label from checkpoints whose classifier cannot be kept, or that have none."""
+
+import pytest
+import torch
+from hubmodels.modeling.positional_label import (
+    PositionalLabelConfig,
+    PositionalLabelForImageClassification,
+    PositionalLabelModel,
+)
+from transformers import (
+    AutoModel,
+    AutoModelForImageClassification,
+    BeitModel,
+    CLIPConfig,
+    CLIPModel,
+    CLIPVisionConfig,
+    CLIPVisionModel,
+    DeiTConfig,
+    DeiTForImageClassificationWithTeacher,
+    Dinov2Model,
+    Dinov2WithRegistersModel,
+    DINOv3ViTConfig,
+    DINOv3ViTModel,
+    SiglipVisionConfig,
+    SiglipVisionModel,
+    SwinModel,
+    TimmWrapperConfig,
+    TimmWrapperForImageClassification,
+    TimmWrapperModel,
+    ViTModel,
+)
+
+from tests.modeling.tiny_positional_label import TIMM_VIT, VIT, backbone_configs, images
+
+ENCODERS = {
+    "vit": ViTModel,
+    "dinov2": Dinov2Model,
+    "dinov2_with_registers": Dinov2WithRegistersModel,
+    "beit": BeitModel,
+    "swin": SwinModel,
+    "timm_vit": TimmWrapperModel,
+    "clip": CLIPVisionModel,
+    "siglip": SiglipVisionModel,
+    "dinov3": DINOv3ViTModel,
+}
+
+
+def encoder_of(kind: str):
+    """An encoder with random weights, also where initialisation leaves zeros."""
+    others = {"clip": CLIPVisionConfig, "siglip": SiglipVisionConfig, "dinov3": DINOv3ViTConfig}
+    torch.manual_seed(0)
+    model = ENCODERS[kind](others[kind](**VIT) if kind in others else backbone_configs()[kind])
+    for parameter in model.parameters():
+        torch.nn.init.normal_(parameter, std=0.2)
+    return model
+
+
+def same_weights(ours: torch.nn.Module, theirs: torch.nn.Module) -> bool:
+    """Whether all weights of a backbone are those of another."""
+    stored = theirs.state_dict()
+    return all(torch.equal(weight, stored[name]) for name, weight in ours.state_dict().items())
+
+
+@pytest.mark.parametrize("kind", list(ENCODERS))
+def test_encoders_load_with_a_new_classifier(kind, tmp_path):
+    encoder = encoder_of(kind)
+    encoder.save_pretrained(tmp_path)
+    model, info = PositionalLabelForImageClassification.from_pretrained(
+        tmp_path, num_labels=7, position_label="relative", output_loading_info=True
+    )
+    assert model.config.pooling == "mean" and not model.training
+    assert same_weights(model.backbone, encoder)
+    heads = {name for name, _ in model.named_parameters() if not name.startswith("backbone.")}
+    assert info["missing_keys"] == heads and {"classifier.weight", "position_head.fc1.weight"} < heads
+    assert model(images(model)).logits.shape == (2, 7)
+    features = PositionalLabelModel.from_pretrained(tmp_path)
+    assert features.config.pooling == "mean" and same_weights(features.backbone, encoder)
+
+
+def test_encoders_load_with_a_configuration(tmp_path):
+    encoder = encoder_of("dinov2")
+    encoder.save_pretrained(tmp_path)
+    config = PositionalLabelConfig(backbone_config=backbone_configs()["dinov2"], pooling="cls", num_labels=3)
+    model = PositionalLabelForImageClassification.from_pretrained(tmp_path, config=config)
+    assert model.config.pooling == "cls" and model.num_labels == 3 and same_weights(model.backbone, encoder)
+
+
+def test_distilled_deit_loads_with_a_new_classifier(tmp_path):
+    torch.manual_seed(0)
+    distilled = DeiTForImageClassificationWithTeacher(DeiTConfig(**VIT, num_labels=5))
+    distilled.save_pretrained(tmp_path)
+    model = PositionalLabelForImageClassification.from_pretrained(tmp_path)
+    assert model.num_labels == 5 and model.config.pooling == "mean" and model.view.num_prefix_tokens == 2
+    assert same_weights(model.backbone, distilled.deit)
+    assert same_weights(PositionalLabelModel.from_pretrained(tmp_path).backbone, distilled.deit)
+    other = PositionalLabelForImageClassification.from_pretrained(tmp_path, num_labels=3, pooling="cls")
+    assert other(images(other)).logits.shape == (2, 3)
+    config = PositionalLabelConfig(backbone_config=DeiTConfig(**VIT), num_labels=3)
+    assert PositionalLabelForImageClassification.from_pretrained(tmp_path, config=config).num_labels == 3
+
+
+def test_distilled_deit_of_timm_loads_with_a_new_classifier(tmp_path):
+    inner = TimmWrapperConfig(architecture="deit_tiny_distilled_patch16_224", model_args=TIMM_VIT)
+    inner.num_labels = 4
+    distilled = TimmWrapperForImageClassification(inner)
+    distilled.save_pretrained(tmp_path)
+    model = PositionalLabelForImageClassification.from_pretrained(tmp_path)
+    assert model.num_labels == 4 and same_weights(model.backbone, distilled)
+
+
+@pytest.mark.parametrize("pooling", ["mean", "cls"])
+def test_another_width_of_the_classifier_needs_a_new_one(pooling, tmp_path):
+    inner = backbone_configs()["dinov2"]
+    inner.num_labels = 4
+    stock = AutoModelForImageClassification.from_config(inner)
+    stock.save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match=rf"pooling '{pooling}' gives .* 16 channels, .* reads 32; from_pretrained of"):
+        PositionalLabelForImageClassification.from_pretrained(tmp_path, pooling=pooling)
+    model = PositionalLabelForImageClassification.from_pretrained(
+        tmp_path, pooling=pooling, ignore_mismatched_sizes=True
+    )
+    assert model.num_labels == 4 and same_weights(model.backbone, stock.dinov2)
+    assert model(images(model)).logits.shape == (2, 4)
+    assert same_weights(PositionalLabelModel.from_pretrained(tmp_path, pooling=pooling).backbone, stock.dinov2)
+
+
+def test_of_clip_the_encoder_of_images_is_taken(tmp_path):
+    text = {"hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 8}
+    text |= {"vocab_size": 9, "bos_token_id": 1, "eos_token_id": 2}
+    CLIPModel(CLIPConfig(vision_config=VIT, text_config=text)).save_pretrained(tmp_path)
+    model = PositionalLabelForImageClassification.from_pretrained(tmp_path, num_labels=3)
+    assert model.num_labels == 3 and model.config.backbone_config.model_type == "clip_vision_model"
+    assert same_weights(model.backbone, CLIPVisionModel.from_pretrained(tmp_path))
+
+
+def test_what_holds_an_encoder_is_saved_and_loads_again(tmp_path):
+    encoder_of("clip").save_pretrained(tmp_path / "clip")
+    model = PositionalLabelForImageClassification.from_pretrained(tmp_path / "clip", num_labels=3)
+    model.save_pretrained(tmp_path / "own")
+    again, info = PositionalLabelForImageClassification.from_pretrained(tmp_path / "own", output_loading_info=True)
+    assert not any(info.values()), info
+    torch.testing.assert_close(again(images(again)).logits, model(images(model)).logits)
+    model.save_backbone(tmp_path / "backbone")
+    assert same_weights(AutoModel.from_pretrained(tmp_path / "backbone"), model.backbone)
