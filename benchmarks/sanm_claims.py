@@ -91,7 +91,6 @@ NOISE = {
     "40 % asymmetric": ("asym", 0.4),
 }
 COLUMNS = {
-    "wrong": "wrong labels",
     "accuracy": "test accuracy",
     "ap": "wrong labels found: average precision",
     "auc": "AUC",
@@ -213,7 +212,7 @@ def write_table(results: SeededResults, name: str, seeds: list[int]) -> None:
     experiment = EXPERIMENTS[name]
     rows = [
         (setting, arm, done)
-        for setting, arm in itertools.product(experiment.settings, experiment.arms)
+        for setting, arm in itertools.product(experiment.settings, ARMS)
         if (done := [seed for seed in seeds if f"{name}/{setting}/{arm}/{seed}/accuracy" in results.values])
     ]
     columns = dict(COLUMNS)
@@ -227,12 +226,14 @@ def write_table(results: SeededResults, name: str, seeds: list[int]) -> None:
         f"{COUNT:,} training images; per cent: mean (lowest to highest) of the seeds that were run. Wrong labels are",
         "found by the report of the trained model; their share is the average precision of a list in random order.",
         "",
-        f"| noise | arm | seeds | {' | '.join(columns.values())} |",
-        "| --- " * (3 + len(columns)) + "|",
+        f"| noise | wrong labels | arm | seeds | {' | '.join(columns.values())} |",
+        "| --- " * (4 + len(columns)) + "|",
     ]
     for setting, arm, done in rows:
-        cells = [results.cell(f"{name}/{setting}/{arm}/{{seed}}/{figure}", done) for figure in columns]
-        lines.append(f"| {setting} | {arm} | {len(done)} | {' | '.join(cells)} |")
+        wrong, *cells = (
+            results.cell(f"{name}/{setting}/{arm}/{{seed}}/{figure}", done) for figure in ("wrong", *columns)
+        )
+        lines.append(f"| {setting} | {wrong} | {arm} | {len(done)} | {' | '.join(cells)} |")
     command = f"python -m benchmarks.sanm_claims OUT {name}" + ("" if experiment.source else " --images CIFAR10")
     write_section(experiment.title, command, [*lines, "", machine_line("torch", "transformers")])
 

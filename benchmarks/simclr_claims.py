@@ -1,10 +1,12 @@
 """The main claims of the SimCLR paper at small scale, on real images, three seeds each.
 
-python -m benchmarks.simclr_claims OUT --images CIFAR10 [views] [head] [length]
+python -m benchmarks.simclr_claims OUT --images CIFAR10 [views] [head] [length] [longer] [wider]
 
 views:  random crops and colour distortion together against either alone (section 3.1, figure 5).
 head:   no projection head, a linear and a nonlinear one, probed before the head (section 4.2, figure 8).
 length: fewer epochs, and a smaller batch (section 5.3, figure 9).
+longer: the heads again, and a smaller batch, with three times the epochs.
+wider:  a linear and a nonlinear head on a network of twice the width (256 features in place of 128).
 
 Every network is pre-trained from scratch on 5,000 unlabelled training images of CIFAR10 (a local copy of the data set
 with a train and a test split), then frozen; a linear probe and k-NN learn from 5,000 labelled training images and are
@@ -29,6 +31,8 @@ from hubmodels.training import Recipe
 
 RECIPE = "simclr/small_pretrain"
 EPOCHS = 8
+LONG_EPOCHS = 24
+WIDE_STEM = 32
 BUDGET = (
     "data.size=5000",
     "schedule.batch_size=128",
@@ -40,20 +44,37 @@ RUN = ("run.precision=bf16", "run.checkpoints=1", "run.tensorboard=false")
 PROBE_IMAGES, TEST_IMAGES = 5000, 2000
 NO_COLOUR = ("transform.options.jitter_probability=0.0", "transform.options.grayscale_probability=0.0")
 NO_CROP = ("transform.options.do_random_crop=false",)
+NO_HEAD, LINEAR_HEAD = ("model.proj_head_mode=none",), ("model.proj_head_mode=linear",)
+SMALL_BATCH = ("schedule.batch_size=32",)
 FULL = "crop and colour, nonlinear head, batch 128, 8 epochs"
 EXPERIMENTS = {
     "views": {"random weights": None, "colour only": NO_CROP, "crop only": NO_COLOUR, FULL: ()},
-    "head": {"no head": ("model.proj_head_mode=none",), "linear head": ("model.proj_head_mode=linear",), FULL: ()},
+    "head": {"no head": NO_HEAD, "linear head": LINEAR_HEAD, FULL: ()},
     "length": {
         "3 epochs": ("schedule.epochs=3",),
-        "batch 32": ("schedule.batch_size=32",),
+        "batch 32": SMALL_BATCH,
         FULL: (),
+    },
+    "longer": {
+        f"{setting}, {LONG_EPOCHS} epochs": (*overrides, f"schedule.epochs={LONG_EPOCHS}")
+        for setting, overrides in {
+            "no head": NO_HEAD,
+            "linear head": LINEAR_HEAD,
+            "nonlinear head": (),
+            "nonlinear head, batch 32": SMALL_BATCH,
+        }.items()
+    },
+    "wider": {
+        f"{setting}, stem width {WIDE_STEM}": (*overrides, f"model.stem_width={WIDE_STEM}")
+        for setting, overrides in {"linear head": LINEAR_HEAD, "nonlinear head": ()}.items()
     },
 }
 TITLES = {
     "views": "SimCLR claim: crops and colours",
     "head": "SimCLR claim: projection head",
     "length": "SimCLR claim: epochs and batch",
+    "longer": "SimCLR claim: projection head and batch with more epochs",
+    "wider": "SimCLR claim: projection head of a wider network",
 }
 
 
@@ -100,7 +121,8 @@ def main() -> None:
             for setting, overrides in EXPERIMENTS[name].items():
                 results.once(f"{setting}/{seed}", lambda o=overrides, s=seed: measure(o, arguments.images, s))
         lines = [
-            f"ResNet-18 of stem width 16, 32 pixels, features before the head; accuracy in per cent on {TEST_IMAGES:,}",
+            "ResNet-18 of stem width 16, or as named, 32 pixels, features before the head; accuracy in per cent on "
+            f"{TEST_IMAGES:,}",
             "CIFAR-10 test images: mean (lowest to highest) of seeds 0, 1, 2.",
             "",
             "| pre-training | linear probe | k-NN |",
