@@ -16,6 +16,7 @@ from hubmodels.catalog_densecl import DENSECL_CHECKPOINTS
 from hubmodels.catalog_records import Checkpoint, Method, Metric
 from hubmodels.catalog_simclr import SIMCLR_CHECKPOINTS
 
+PACKAGED_DATASETS = ("fashion-mnist-small",)
 CHECKPOINT_ROOT = Path(__file__).parent / "checkpoints"
 
 

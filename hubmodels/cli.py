@@ -42,7 +42,10 @@ class _ErrorReportingGroup(TyperGroup):
         except Exception as error:
             if ctx.params.get("debug") or not _is_user_error(error):
                 raise
-            message = " ".join(str(error).split()) or type(error).__name__
+            text = str(error)
+            if "Original Traceback" in text:  # of a process that loads images: its last line says what is wrong
+                text = text.strip().splitlines()[-1]
+            message = " ".join(text.split()) or type(error).__name__
             typer.secho(f"error: {message}", fg=typer.colors.RED, err=True)
             raise typer.Exit(ERROR_EXIT_CODE) from error
 
@@ -238,7 +241,7 @@ def train(
 @app.command()
 def evaluate(
     folder: Annotated[str, typer.Argument(help="Folder of the model, Hub id or packaged checkpoint.")],
-    data: Annotated[str, typer.Option(help="Labelled images: a folder, local data set or Hub data set id.")],
+    data: Annotated[str, typer.Option(help="Labelled images: a folder, CSV file, local data set or Hub data set id.")],
     protocol: Annotated[
         str, typer.Option(help="finetuned: the model's own classifier; knn, linear: its frozen features.")
     ] = "finetuned",
@@ -249,6 +252,8 @@ def evaluate(
     """Measure accuracy: a table per class, with confidence intervals."""
     if save is not None and save.exists():
         raise FileExistsError(f"{save} exists; give another place with --save")
+    if save is not None:
+        save.parent.mkdir(parents=True, exist_ok=True)
     from hubmodels.evaluation import evaluate as run_evaluation
 
     outcome = run_evaluation(folder, data, protocol=protocol, split=split, progress=not as_json)
@@ -264,7 +269,7 @@ def evaluate(
 @app.command("label-errors")
 def label_errors(
     folder: Annotated[str, typer.Argument(help="Folder of a classifier, Hub id or packaged checkpoint.")],
-    data: Annotated[str, typer.Option(help="Labelled images: a folder, local data set or Hub data set id.")],
+    data: Annotated[str, typer.Option(help="Labelled images: a folder, CSV file, local data set or Hub data set id.")],
     out: Annotated[Path, typer.Option(help="Folder for the page, the picture and the tables.")] = Path("label-errors"),
     split: Annotated[str | None, typer.Option(help="Split to judge; by default train, or the only one.")] = None,
     label_column: Annotated[str | None, typer.Option(help="Column of the labels to judge.")] = None,
@@ -385,12 +390,15 @@ def demo(
     from PIL import Image
     from transformers import AutoImageProcessor, AutoModelForPreTraining
 
+    from hubmodels.data.sources import pixels_of
     from hubmodels.visualization import reconstruction_sheet
 
     network = AutoModelForPreTraining.from_pretrained(source).eval()
     processor = AutoImageProcessor.from_pretrained(source)
     with Image.open(image) as opened:
-        picture = opened.convert("L" if network.config.num_channels == 1 else "RGB")
+        pixels = pixels_of(opened)  # as in training: upright, 16 bits as 8
+    picture = Image.fromarray(pixels[0] if len(pixels) == 1 else pixels.transpose(1, 2, 0))
+    picture = picture.convert("L" if network.config.num_channels == 1 else "RGB")
     pixel_values = processor(picture, return_tensors="pt").pixel_values
     generator = torch.Generator().manual_seed(seed)
     reconstruction_sheet(

@@ -11,6 +11,7 @@ import importlib.util
 import json
 import logging
 import os
+import re
 import shutil
 import tempfile
 from collections.abc import Iterable, Iterator
@@ -18,9 +19,10 @@ from math import prod
 from pathlib import Path
 from typing import Any
 
+import yaml
 from safetensors import SafetensorError, safe_open
 
-from .catalog import METHODS, Method
+from .catalog import CHECKPOINTS, METHODS, PACKAGED_DATASETS, Method
 from .model_card import CARD_NAME, CardFacts, build_card, complete_card
 from .nested_code import composed_module, composed_module_name, nested_methods, stock_auto_classes
 
@@ -30,8 +32,34 @@ CONFIG_NAME = "config.json"
 WEIGHTS_NAME = "model.safetensors"
 INDEX_NAME = "model.safetensors.index.json"
 
-# Files of other kinds (logs, optimiser state, hidden files, whatever else lies there) stay at home.
-PUBLISHED_SUFFIXES = (".json", ".md", ".txt", ".yaml", ".yml", ".model", ".png", ".jpg", ".svg", ".safetensors")
+# What is published, by name, with the weights, code and the pictures that the card shows. Everything else stays at
+# home: logs, optimiser state, pictures of the user's own data, whatever else lies there.
+PUBLISHED = (
+    "config.json",
+    "generation_config.json",
+    "preprocessor_config.json",
+    "processor_config.json",
+    "video_preprocessor_config.json",
+    "tokenizer*.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "vocab.json",
+    "vocab.txt",
+    "merges.txt",
+    "*.model",
+    "chat_template.jinja",
+    "README.md",
+    "recipe.yaml",
+    "LICENSE",
+    "LICENSE.md",
+    "LICENSE.txt",
+    "NOTICE",
+)
+PICTURE_SUFFIXES = (".png", ".jpg", ".jpeg", ".svg", ".webp", ".gif")
+RECIPE_NAME = "recipe.yaml"
+# Keys of a recipe that may name places on the user's machine.
+RECIPE_PLACES = (("data", "source"), ("data", "file_list"), ("data", "noise_file"), (None, "init_from"))
+HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 PICKLE_SUFFIXES = (".bin", ".ckpt", ".pickle", ".pkl", ".pt", ".pth")
 TRAINER_STATE = (
     "training_args.bin",
@@ -41,8 +69,6 @@ TRAINER_STATE = (
     "rng_state*.pth",
     "trainer_state.json",
 )
-PRIVATE = ("noisy_labels.*",)  # the report on the user's own pictures and labels
-
 PROCESSOR_FILES = (
     "preprocessor_config.json",
     "processor_config.json",
@@ -95,6 +121,8 @@ def prepare_repository(folder: str | Path, out: str | Path, name: str | None = N
         for path in files:
             shutil.copyfile(path, staging / path.name)
         _write_json(staging / CONFIG_NAME, config)
+        if (staging / RECIPE_NAME).is_file():
+            _leave_out_places(staging / RECIPE_NAME)
         _add_code(staging, config, method)
         _write_card(folder, staging, name or folder.resolve().name, config, method, parameters)
         staging.chmod(0o755)  # mkdtemp makes it private
@@ -184,19 +212,50 @@ def _files_to_publish(folder: Path) -> list[Path]:
         ValueError: If there are pickled weights: loading them can execute code, so they are never published.
     """
     candidates = sorted(path for path in folder.iterdir() if path.is_file() and not path.name.startswith("."))
-    left = [path for path in candidates if any(path.match(pattern) for pattern in (*TRAINER_STATE, *PRIVATE))]
-    candidates = [path for path in candidates if path not in left]
-    pickles = [path.name for path in candidates if path.suffix in PICKLE_SUFFIXES]
+    pickles = [
+        path.name
+        for path in candidates
+        if path.suffix in PICKLE_SUFFIXES and not any(path.match(pattern) for pattern in TRAINER_STATE)
+    ]
     if pickles:
         raise ValueError(
             f"folder: {folder} holds pickled files ({', '.join(pickles)}), which can execute code when they are "
             f"loaded; only safetensors weights are published. Save the model with save_pretrained and remove them"
         )
-    published = [path for path in candidates if path.suffix in PUBLISHED_SUFFIXES or path.name.startswith("LICENSE")]
-    left += [path for path in candidates if path not in published]
+    index = [folder / INDEX_NAME] if (folder / INDEX_NAME).is_file() else []
+    weights = {*_weight_files(folder), *index}
+    card = folder / CARD_NAME
+    text = card.read_text(encoding="utf-8", errors="replace") if card.is_file() else ""
+    published = [
+        path
+        for path in candidates
+        if path in weights
+        or any(path.match(pattern) for pattern in PUBLISHED)
+        or (path.suffix.lower() in PICTURE_SUFFIXES and path.name in text)
+    ]
+    left = [path.name for path in candidates if path not in published]
     if left:
-        logger.info("not part of the repository: %s", ", ".join(path.name for path in left))
+        logger.warning("not published: %s", ", ".join(left))
     return published
+
+
+def _leave_out_places(recipe: Path) -> None:
+    """Rewrite a recipe without the folders and files of the machine that it was run on."""
+    try:
+        content = yaml.safe_load(recipe.read_text(encoding="utf-8"))
+    except (UnicodeDecodeError, yaml.YAMLError):
+        content = None
+    if not isinstance(content, dict):
+        recipe.unlink()
+        return
+    public = {*PACKAGED_DATASETS, *(checkpoint.name for checkpoint in CHECKPOINTS)}
+    for section, key in RECIPE_PLACES:
+        values = content if section is None else content.get(section)
+        place = values.get(key) if isinstance(values, dict) else None
+        if isinstance(values, dict) and place is not None and place not in public:
+            is_on_hub = HUB_ID.fullmatch(str(place)) and not Path(str(place)).exists()
+            values[key] = place if is_on_hub else None
+    recipe.write_text(yaml.safe_dump(content, sort_keys=False, allow_unicode=True), encoding="utf-8")
 
 
 def _count_parameters(folder: Path) -> int:

@@ -1,6 +1,8 @@
 """Columns of tables of images: which holds the images, what the labels are; tables of image files as CSV."""
 
 import csv
+import os
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -8,12 +10,15 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from hubmodels.data.image_folder import split_folders
+from hubmodels.data.splits import SPLIT_NAMES
 
 FILE_COLUMN = "file_name"  # as in the image folders of `datasets`
 FILE_COLUMNS = (FILE_COLUMN, "filename", "file", "path", "filepath", "image", "img", "picture")
 SPLIT_COLUMN = "split"
 METADATA_FILE = "metadata.csv"
 DELIMITERS = ",;\t"
+MOST_CLASSES = 100_000  # of numbers, each of which counts as a class from 0 on
+_NUMBER = re.compile(r"-?(0|[1-9]\d*)")
 
 
 class ColumnLabels(NamedTuple):
@@ -85,6 +90,11 @@ def column_labels(table: Any, column: str | None, other_splits: Sequence[Any] = 
     others = [value for split in other_splits if column in split.column_names for value in _values(split, column)]
     known = {value for value in (*values, *others) if type(value) is type(values[0]) and not _is_missing(value)}
     if isinstance(values[0], int):
+        if max(known) >= MOST_CLASSES:
+            raise ValueError(
+                f"label column {column!r} must number its classes from 0 on, at most {MOST_CLASSES:,} of them, got "
+                f"{max(known)}; give names in their place"
+            )
         return ColumnLabels(np.asarray(values), [str(label) for label in range(max(known) + 1)])
     class_names = sorted(known)
     numbers = {name: label for label, name in enumerate(class_names)}
@@ -121,15 +131,17 @@ def read_image_table(path: Path, image_column: str | None = None) -> tuple[Any, 
         has a column `split`; the name of the image column).
 
     Raises:
-        ValueError: No lines, or no column of images.
-        FileNotFoundError: The first image does not exist.
+        ValueError: No lines, no column of images, or an unknown split.
+        FileNotFoundError: Images that do not exist.
     """
     import datasets
 
-    with path.open(encoding="utf-8-sig", newline="") as file:
-        header = file.readline()
-        file.seek(0)
-        rows = list(csv.DictReader(file, delimiter=max(DELIMITERS, key=header.count)))
+    try:
+        lines = path.read_text(encoding="utf-8-sig").splitlines()
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path} must be UTF-8 text: {error}") from error
+    header = lines[0] if lines else ""
+    rows = list(csv.DictReader(lines, delimiter=max(DELIMITERS, key=header.count), skipinitialspace=True))
     if not rows:
         raise ValueError(f"{path} lists no images")
     names = [name for name in rows[0] if name]
@@ -142,20 +154,24 @@ def read_image_table(path: Path, image_column: str | None = None) -> tuple[Any, 
         )
     columns = {name: _numbers_if_all([row[name] for row in rows]) for name in names}
     columns[image_column] = [str(path.parent / str(row[image_column])) for row in rows]
-    if not Path(columns[image_column][0]).is_file():
-        raise FileNotFoundError(f"the first image of {path} is not there: {columns[image_column][0]}")
+    lacking = [file for file in columns[image_column] if not os.path.isfile(file)]
+    if lacking:
+        raise FileNotFoundError(f"{len(lacking)} of the {len(rows)} images of {path} are not there: {lacking[0]} ...")
     table = datasets.Dataset.from_dict(columns)
     if SPLIT_COLUMN not in names:
         return table, image_column
     places: dict[str, list[int]] = {}
-    for place, split in enumerate(columns[SPLIT_COLUMN]):
-        places.setdefault(str(split), []).append(place)
+    for place, row in enumerate(rows):
+        places.setdefault(str(row[SPLIT_COLUMN] or "").strip(), []).append(place)
+    unknown = sorted(split for split in places if split.lower() not in SPLIT_NAMES)
+    if unknown:
+        raise ValueError(f"{path}: splits must be among {', '.join(sorted(SPLIT_NAMES))}, got {unknown[0]!r}")
     return datasets.DatasetDict({split: table.select(chosen) for split, chosen in places.items()}), image_column
 
 
 def _numbers_if_all(values: list[str | None]) -> list[Any]:
-    """Whole numbers, None for missing ones; or the words as they are."""
-    if all(not value or value.removeprefix("-").isdecimal() for value in values) and any(values):
+    """Whole numbers, None for missing ones; or the words as they are, also numbers with zeros in front."""
+    if any(values) and all(not value or _NUMBER.fullmatch(value) for value in values):
         return [int(value) if value else None for value in values]
     return values
 

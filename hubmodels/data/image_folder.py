@@ -1,6 +1,7 @@
 """Find the images, classes and splits of a folder."""
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
@@ -26,14 +27,25 @@ def _subfolders(folder: Path) -> list[Path]:
 
 
 def _images_below(folder: Path) -> list[Path]:
-    """All images in a folder and below, sorted by path."""
+    """All images in a folder and below, sorted by path; also in linked folders, each once."""
     return sorted(
         Path(parent, name)
-        for parent, _, names in os.walk(folder)
+        for parent, _, names in _walk(folder, set())
         if not any(part.startswith(".") for part in Path(parent).relative_to(folder).parts)
         for name in names
         if _is_image(name)
     )
+
+
+def _walk(folder: Path, seen: set[str]) -> Iterator[tuple[str, list[str], list[str]]]:
+    """`os.walk` through links too, without going around in circles."""
+    for parent, folders, names in os.walk(folder, followlinks=True):
+        place = os.path.realpath(parent)
+        if place in seen:
+            folders.clear()
+            continue
+        seen.add(place)
+        yield parent, folders, names
 
 
 def split_folders(root: Path) -> dict[str, Path]:
@@ -47,8 +59,16 @@ def split_folders(root: Path) -> dict[str, Path]:
     """
     folders = _subfolders(root)
     splits = {folder.name: folder for folder in folders if folder.name.lower() in SPLIT_NAMES}
-    divided = any(canonical_split(name) == "train" for name in splits) or len(splits) == len(folders)
-    return splits if divided else {}
+    if len(splits) == len(folders):
+        return splits
+    if not any(canonical_split(name) == "train" for name in splits):
+        return {}
+    others = [folder.name for folder in folders if folder.name not in splits]
+    if not any(_subfolders(folder) for folder in splits.values()) and any(
+        _images_below(root / name) for name in others
+    ):
+        return {}  # a class may be called train
+    return splits
 
 
 def _class_folders(folder: Path) -> list[Path]:

@@ -7,6 +7,7 @@ from typing import Any, Literal, overload
 
 import numpy as np
 
+from hubmodels.catalog import PACKAGED_DATASETS
 from hubmodels.data.columns import (
     FILE_COLUMN,
     column_labels,
@@ -21,7 +22,6 @@ from hubmodels.data.images import ImageDataset, StreamingImageDataset
 from hubmodels.data.sources import ArraySource, ColumnSource, FileSource
 from hubmodels.data.splits import MissingSplitError, canonical_split, choose_split
 
-PACKAGED_DATASETS = ("fashion-mnist-small",)
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[\w.-]+)?")
 
 
@@ -105,7 +105,7 @@ def load_image_dataset(
         paths, labels = read_image_list(path, label_column, split=split)
         names = None if labels is None else [str(number) for number in range(int(labels.max()) + 1)]
         return ImageDataset(FileSource(paths, decode_size), labels, names)
-    if path.suffix == ".csv" and path.is_file() and not streaming:
+    if path.suffix.lower() == ".csv" and path.is_file() and not streaming:
         table, image_column = read_image_table(path, image_column)
     elif path.exists():
         table = _open_local(path, streaming)

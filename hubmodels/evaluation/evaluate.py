@@ -93,7 +93,7 @@ def evaluate(
         train_split: The split that "knn" and "linear" learn from.
         transform: Evaluation transform; None means the model's own image processor.
         pooling: Features of "knn" and "linear": "mean" of the patch tokens or "cls" token.
-        k: Neighbours of "knn".
+        k: Neighbours of "knn", as far as there are as many images.
         temperature: Temperature of "knn".
         batch_norm: Whether the linear probe has the BatchNorm.
         epochs: Epochs of the linear probe.
@@ -139,6 +139,7 @@ def evaluate(
     test_features = extract_features(model, test, transform, *loading)[0]
     settings: dict[str, Any] = {"pooling": pooling, "train_images": len(train)}
     if protocol == "knn":
+        k = min(k, len(train))
         scores = knn_predict(*features, test_features, train.num_classes, k, temperature)
         settings.update(k=k, temperature=temperature)
     else:

@@ -87,11 +87,11 @@ def check_decoder(model: MAEForPreTraining) -> None:
     """Refuse a model that cannot reconstruct.
 
     Raises:
-        TypeError: `model` has no decoder (an encoder, classifier or backbone).
+        ValueError: `model` has no decoder (an encoder, classifier or backbone).
         ValueError: its decoder is as a new model's, because the weights it was loaded from hold an encoder only.
     """
     if not hasattr(model, "reconstruct"):
-        raise TypeError(f"model must have a decoder to reconstruct (MAEForPreTraining), got {type(model).__name__}")
+        raise ValueError(f"model must have a decoder to reconstruct (MAEForPreTraining), got {type(model).__name__}")
     # Training moves every bias away from its initial value at the first step.
     biases = [parameter for name, parameter in model.decoder.named_parameters() if name.endswith("bias")]
     if not any(bias.any() for bias in biases):

@@ -5,8 +5,11 @@ import subprocess
 import sys
 from pathlib import Path
 from types import SimpleNamespace
+from unittest import mock
 
+import numpy as np
 import pytest
+from PIL import Image
 from typer.testing import CliRunner
 
 from hubmodels import catalog
@@ -234,7 +237,6 @@ def pretrained_folder(tmp_path):
 
 @pytest.fixture
 def picture(tmp_path):
-    from PIL import Image
 
     path = tmp_path / "picture.png"
     Image.effect_noise((40, 30), 50).save(path)
@@ -264,7 +266,6 @@ def test_evaluate_lists_the_protocols(invoke, pretrained_folder):
 
 
 def save_pictures(folder: Path, colour: int) -> None:
-    from PIL import Image
 
     folder.mkdir(parents=True)
     for shade in range(24):
@@ -272,7 +273,6 @@ def save_pictures(folder: Path, colour: int) -> None:
 
 
 def test_demo_draws_a_picture(invoke, pretrained_folder, picture, tmp_path):
-    from PIL import Image
 
     output = tmp_path / "sheet.png"
     result = invoke("demo", picture, "--model", pretrained_folder, "--output", output)
@@ -305,6 +305,29 @@ def test_demo_names_an_unreadable_picture(invoke, pretrained_folder, tmp_path):
     result = invoke("demo", text, "--model", pretrained_folder, "--output", tmp_path / "sheet.png")
     assert result.exit_code == ERROR_EXIT_CODE
     assert "notes.png" in result.stderr
+
+
+def test_demo_takes_16_bit_pictures_as_training_does(invoke, pretrained_folder, tmp_path):
+    ramp = np.linspace(0, 65535, 64 * 64, dtype=np.uint16).reshape(64, 64)
+    outputs = []
+    for name, picture in (("16", Image.fromarray(ramp)), ("8", Image.fromarray((ramp >> 8).astype(np.uint8)))):
+        picture.save(tmp_path / f"{name}.png")
+        outputs.append(tmp_path / f"{name}_sheet.png")
+        result = invoke("demo", tmp_path / f"{name}.png", "--model", pretrained_folder, "--output", outputs[-1])
+        assert result.exit_code == 0, result.output
+    assert np.array_equal(*(np.array(Image.open(output)) for output in outputs))
+
+
+def test_an_error_of_a_loading_process_is_its_last_line(invoke, monkeypatch):
+    text = (
+        "Caught ValueError in DataLoader worker process 0.\nOriginal Traceback (most recent call last):\n  File ...\n"
+    )
+    monkeypatch.setattr(
+        catalog, "search", mock.Mock(side_effect=ValueError(f"{text}ValueError: cannot read image x.png"))
+    )
+    result = invoke("info", "mae*")
+    assert result.exit_code == ERROR_EXIT_CODE
+    assert result.stderr.strip() == "error: ValueError: cannot read image x.png"
 
 
 def test_demo_sends_to_the_official_file(invoke, picture, tmp_path):

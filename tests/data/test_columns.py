@@ -71,7 +71,7 @@ def test_csv_with_numbers_and_columns_that_are_asked_for(folder):
     with pytest.raises(ValueError, match="no column 'file_name' of image files; its columns are where, first, second"):
         load_image_dataset(folder / "t.csv")
     (folder / "t.csv").write_text("path,label\nnone.png,0\n")
-    with pytest.raises(FileNotFoundError, match=r"the first image of .*t.csv is not there"):
+    with pytest.raises(FileNotFoundError, match=r"1 of the 1 images of .*t.csv are not there"):
         load_image_dataset(folder / "t.csv")
     (folder / "t.csv").write_text("path,label\n")
     with pytest.raises(ValueError, match="lists no images"):
@@ -115,6 +115,33 @@ def test_numbers_match_the_first_classes_of_a_model():
     assert match_classes(words, [f"LABEL_{number}" for number in range(12)])[0].labels.tolist() == list(range(12))
     with pytest.raises(ValueError, match="classes of the data that the split does not know: c"):
         match_classes(load_image_dataset(table(["a", "b", "c"])), ["a", "b"], "the split")
+
+
+def test_unrelated_classes_are_not_matched_by_place():
+    with pytest.raises(ValueError, match=r"the model knows none of the classes of the data \(x, y\), but a, b"):
+        match_classes(load_image_dataset(table(["x", "y"])), ["a", "b"])
+    assert match_classes(load_image_dataset(table(["x", "y"])), ["LABEL_0", "LABEL_1"])[1] == ["x", "y"]
+    folders = load_image_dataset(table(["n01440764", "n01443537"]))
+    assert match_classes(folders, ["tench", "goldfish"])[0].labels.tolist() == [0, 1]
+
+
+def test_csv_with_other_words_than_splits_and_numbers(folder):
+    (folder / "t.csv").write_text("path,label,split\r\n0.png,a,Train\r\n1.png,b, TEST\r\n")
+    assert load_image_dataset(folder / "t.csv", "test").labels.tolist() == [1]
+    (folder / "t.csv").write_text("path,label,split\n0.png,a,train\n1.png,b,\n")
+    with pytest.raises(ValueError, match=r"splits must be among .*train.*, got ''"):
+        load_image_dataset(folder / "t.csv")
+    (folder / "t.csv").write_text("path, label\n0.png, 007\n1.png, 010\n")
+    assert load_image_dataset(folder / "t.csv").class_names == ["007", "010"]
+    (folder / "t.csv").write_text("path,label\n0.png,10000000\n1.png,10000001\n")
+    with pytest.raises(ValueError, match="must number its classes from 0 on, at most 100,000 of them, got 10000001"):
+        load_image_dataset(folder / "t.csv")
+    (folder / "t.csv").write_bytes("path,label\n0.png,ä\n".encode("latin-1"))
+    with pytest.raises(ValueError, match=r"t.csv must be UTF-8 text"):
+        load_image_dataset(folder / "t.csv")
+    (folder / "t.csv").write_text("path,label\n0.png,a\n9.png,b\n")
+    with pytest.raises(FileNotFoundError, match=r"1 of the 2 images of .*t.csv are not there: .*9.png"):
+        load_image_dataset(folder / "t.csv")
 
 
 def test_parts_of_a_data_set_join_again():

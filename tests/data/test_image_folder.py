@@ -193,3 +193,22 @@ def test_labels_must_fit(write_images):
         ImageDataset(source, np.array([0, 1]), ["a"])
     with pytest.raises(ValueError, match="given together"):
         ImageDataset(source, np.array([0, 1]))
+
+
+def test_a_class_may_be_called_train(tmp_path):
+    for name in ("car", "plane", "train"):
+        (tmp_path / name).mkdir()
+        Image.new("RGB", (4, 4)).save(tmp_path / name / "0.png")
+    assert load_image_dataset(tmp_path).class_names == ["car", "plane", "train"]
+
+
+def test_linked_folders_are_followed_once(tmp_path):
+    (tmp_path / "a").mkdir()
+    (tmp_path / "elsewhere").mkdir()
+    data = tmp_path / "data"
+    (data / "x").mkdir(parents=True)
+    Image.new("RGB", (4, 4)).save(tmp_path / "elsewhere" / "1.png")
+    Image.new("RGB", (4, 4)).save(data / "x" / "0.png")
+    (data / "x" / "more").symlink_to(tmp_path / "elsewhere")
+    (data / "x" / "round").symlink_to(data / "x")
+    assert len(load_image_dataset(data)) == 2

@@ -5,6 +5,7 @@ import json
 from pathlib import Path
 
 import pytest
+import yaml
 from huggingface_hub import ModelCard
 from saved_folders import snapshot, write_saved_folder
 
@@ -92,6 +93,39 @@ def test_only_files_of_a_repository_leave_the_house(folder, tmp_path):
     names = {path.name for path in out.iterdir()}
     assert names & {"training_args.bin", "optimizer.pt", "trainer_state.json", ".env", "id_rsa", "run.log"} == set()
     assert {"LICENSE", "model.safetensors"} <= names and "checkpoint-5" not in names
+
+
+def test_secrets_and_pictures_of_the_user_stay_at_home(folder, tmp_path):
+    private = (
+        "token.txt",
+        "secrets.yaml",
+        "credentials.json",
+        "me.jpg",
+        "views.png",
+        "huge.safetensors",
+        "LICENSE_key",
+    )
+    for name in (*private, "curve.png", "vocab.txt"):
+        (folder / name).write_text("private")
+    (folder / "README.md").write_text("# Mine\n\n![learning curve](curve.png)\n")
+    out = prepare_repository(folder, tmp_path / "out")
+    names = {path.name for path in out.iterdir()}
+    assert {"curve.png", "vocab.txt"} <= names and not names & set(private)
+
+
+def test_recipes_are_published_without_places_on_the_machine(folder, tmp_path):
+    recipe = {
+        "method": "mae",
+        "data": {"source": "my photos", "file_list": "/lists/a.txt"},
+        "init_from": "mae-small-32",
+    }
+    (folder / "recipe.yaml").write_text(yaml.safe_dump(recipe))
+    out = prepare_repository(folder, tmp_path / "out")
+    published = yaml.safe_load((out / "recipe.yaml").read_text())
+    assert published == {"method": "mae", "data": {"source": None, "file_list": None}, "init_from": "mae-small-32"}
+    (folder / "recipe.yaml").write_text(yaml.safe_dump({"data": {"source": "me/flowers"}}))
+    again = prepare_repository(folder, tmp_path / "again")
+    assert yaml.safe_load((again / "recipe.yaml").read_text()) == {"data": {"source": "me/flowers"}}
 
 
 @pytest.mark.parametrize("name", ["pytorch_model.bin", "weights.pt", "model.pth", "extra.pkl", "last.ckpt"])
