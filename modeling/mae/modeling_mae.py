@@ -17,7 +17,7 @@ from .layers_mae import MAEDecoder, MAEEmbeddings, MAELayer, at_least_float32, g
 from .legacy_mae import register_legacy_layouts
 from .masking_mae import PatchMask, sample_mask
 from .outputs_mae import MAEForPreTrainingOutput, MAEModelOutput, MAEReconstructionOutput
-from .positions_mae import resize_position_table, sincos_position_table
+from .resizing_mae import load_at_stored_size, resize_tables
 
 register_legacy_layouts()
 
@@ -34,10 +34,17 @@ class MAEPreTrainedModel(ViTMAEPreTrainedModel):
     accepts_loss_kwargs = False
 
     @classmethod
-    def from_pretrained(cls, *args, **kwargs):
-        """As in transformers; afterwards the sin-cos tables are fixed again, which loading in transformers 5 undoes."""
-        loaded = super().from_pretrained(*args, **kwargs)
-        (loaded[0] if isinstance(loaded, tuple) else loaded)._set_trainable_positions()
+    def from_pretrained(cls, pretrained_model_name_or_path, *args, **kwargs):
+        """
+        As in transformers; afterwards the sin-cos tables are fixed again, which loading in transformers 5 undoes, and a
+        model that was stored at another image size than asked for is resized ([`resize_position_embeddings`]).
+        """
+        kwargs, image_size = load_at_stored_size(pretrained_model_name_or_path, kwargs)
+        loaded = super().from_pretrained(pretrained_model_name_or_path, *args, **kwargs)
+        model = loaded[0] if isinstance(loaded, tuple) else loaded
+        model._set_trainable_positions()
+        if image_size is not None:
+            model.resize_position_embeddings(image_size)
         return loaded
 
     def _set_trainable_positions(self):
@@ -99,24 +106,10 @@ class MAEPreTrainedModel(ViTMAEPreTrainedModel):
             ValueError: if the patch size does not divide it.
         """
         height, width = (image_size, image_size) if isinstance(image_size, int) else image_size
-        patch, old_grid = self.config.patch_size, self.config.grid_size
+        patch = self.config.patch_size
         if height % patch or width % patch:
             raise ValueError(f"image_size {height}x{width} is not divisible by patch size {patch}")
-        grid = (height // patch, width // patch)
-        for module in self.modules():
-            if isinstance(module, MAEEmbeddings):
-                table = module.position_embeddings
-                if module.fixed_positions:
-                    new = sincos_position_table(table.shape[-1], grid, table.dtype, table.device)[None]
-                else:
-                    new = resize_position_table(table.data, old_grid, grid)
-                module.position_embeddings = nn.Parameter(new, requires_grad=table.requires_grad)
-                module.image_size = module.patch_embeddings.image_size = (height, width)
-                module.patch_embeddings.num_patches = grid[0] * grid[1]
-            elif isinstance(module, MAEDecoder):
-                table = module.decoder_pos_embed
-                new = sincos_position_table(table.shape[-1], grid, table.dtype, table.device)[None]
-                module.decoder_pos_embed = nn.Parameter(new, requires_grad=False)
+        resize_tables(self, self.config.grid_size, (height, width))
         self.config.image_size = image_size if isinstance(image_size, int) else (height, width)
 
     def get_input_embeddings(self) -> nn.Module:
