@@ -71,6 +71,7 @@ class MAEConfig(BackboneConfigMixin, ViTMAEConfig):
     model_type = "mae"
 
     layer_norm_eps: float = 1e-6
+    mask_ratio: float | int = 0.75
     drop_path_rate: float | int = 0.0
     pooling: str = "mean"
     classifier_init_std: float = 2e-5

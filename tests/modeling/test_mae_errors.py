@@ -60,6 +60,11 @@ def test_changes_while_loading_are_checked():
     assert MAEConfig.from_dict(stored, num_hidden_layers=1).out_features == ["stage1"]
 
 
+def test_whole_numbers_are_ratios_too():
+    config = tiny_config(mask_ratio=0, drop_path_rate=0)
+    assert MAEModel(config)(images(config)).mask is None
+
+
 @pytest.mark.parametrize("fields", [{"image_size": "16"}, {"pooling": 3}, {"hidden_size": "wide"}])
 def test_config_fields_of_a_wrong_type(fields):
     with pytest.raises((StrictDataclassError, TypeError, ValueError), match=next(iter(fields))):
