@@ -542,8 +542,8 @@ class MAEBackbone(BackboneMixin, MAEPreTrainedModel):
     MAE encoder as a transformers backbone: feature maps `[B, D, H / p, W / p]` of any layer, any input size, no
     masking.
 
-    Stages are `stem` (the embeddings) and `stage1 ... stageN` (the layers). The maps are raw layer outputs without the
-    final norm; [`MAEFeaturePyramid`] makes four scales of them for detectors.
+    Stages are `stem` (the embeddings) and `stage1 ... stageN` (the layers). The maps are raw layer outputs, or pass the
+    final norm with `config.apply_layernorm`; [`MAEFeaturePyramid`] makes four scales of them for detectors.
 
     Args:
         config (`MAEConfig`): configuration with `out_features` or `out_indices`.
@@ -554,7 +554,7 @@ class MAEBackbone(BackboneMixin, MAEPreTrainedModel):
     def __init__(self, config: MAEConfig):
         super().__init__(config)
         self.num_features = [config.hidden_size] * (config.num_hidden_layers + 1)
-        self.vit = MAEModel(config, add_final_norm=False)
+        self.vit = MAEModel(config, add_final_norm=config.apply_layernorm)
         self.post_init()
 
     @can_return_tuple
@@ -569,7 +569,7 @@ class MAEBackbone(BackboneMixin, MAEPreTrainedModel):
         """
         outputs = self.vit(pixel_values, mask_ratio=0.0, interpolate_pos_encoding=True, **kwargs)
         feature_maps = tuple(
-            self._feature_map(states, pixel_values)
+            self._feature_map(self.vit.layernorm(states), pixel_values)
             for stage, states in zip(self.stage_names, outputs.hidden_states, strict=True)
             if stage in self.out_features
         )

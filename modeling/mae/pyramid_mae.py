@@ -83,7 +83,8 @@ class MAEFeaturePyramid(MAEPreTrainedModel):
             Four feature maps `[B, D, H / s, W / s]` for the strides `s` of `self.strides`.
         """
         outputs = self.vit(pixel_values, mask_ratio=0.0, interpolate_pos_encoding=True, **kwargs)
-        maps = [self._feature_map(outputs.hidden_states[index], pixel_values) for index in self.config.out_indices]
+        states = [self.vit.layernorm(outputs.hidden_states[index]) for index in self.config.out_indices]
+        maps = [self._feature_map(tokens, pixel_values) for tokens in states]
         return BackboneOutput(
             feature_maps=tuple(scale(feature_map) for scale, feature_map in zip(self.scales, maps, strict=True)),
             hidden_states=outputs.hidden_states,
