@@ -209,7 +209,28 @@ class MAEDecoder(ViTMAEDecoder):
         for layer in self.decoder_layers:
             layer.attention.config = config
         self.config = config
+        self.new_biases: list[str] = []
         MAELinear.adopt(self)
+
+    def note_new_weights(self, report: dict) -> None:
+        """Remembers which biases of the decoder the loaded weights lack; `report` is `from_pretrained`'s."""
+        new = {*report["missing_keys"], *(key for key, *_ in report["mismatched_keys"])}
+        self.new_biases = [name for name, _ in self.named_parameters() if f"decoder.{name}" in new and "bias" in name]
+
+    def check_weights(self) -> None:
+        """
+        Refuses a decoder, or parts of one, that neither loading nor training has given weights.
+
+        Raises:
+            ValueError: if the loaded weights lack some, whose biases are still zero as only initialised ones are.
+        """
+        # Training moves every bias at the first step; adapters rename the parameters that they wrap.
+        now, new = dict(self.named_parameters()), self.new_biases
+        if new and all(name in now and not now[name].any() for name in new):
+            raise ValueError(
+                f"decoder.{new[0]} and {len(new) - 1} more biases of the decoder were not among the loaded weights: "
+                "its pictures would be noise; load weights that include the decoder, or train it first"
+            )
 
     def position_table(self, grid_size: tuple[int, int]) -> torch.Tensor:
         """Decoder position table `[1, 1 + L, E]` for a grid of patches."""

@@ -40,12 +40,14 @@ class MAEPreTrainedModel(ViTMAEPreTrainedModel):
         model that was stored at another image size than asked for is resized ([`resize_position_embeddings`]).
         """
         kwargs, image_size = load_at_stored_size(pretrained_model_name_or_path, kwargs)
-        loaded = super().from_pretrained(pretrained_model_name_or_path, *args, **kwargs)
-        model = loaded[0] if isinstance(loaded, tuple) else loaded
+        with_report, kwargs["output_loading_info"] = kwargs.get("output_loading_info", False), True
+        model, report = super().from_pretrained(pretrained_model_name_or_path, *args, **kwargs)
         model._set_trainable_positions()
         if image_size is not None:
             model.resize_position_embeddings(image_size)
-        return loaded
+        if isinstance(model, MAEForPreTraining):
+            model.decoder.note_new_weights(report)
+        return (model, report) if with_report else model
 
     def _set_trainable_positions(self):
         for module in self.modules():
@@ -388,8 +390,10 @@ class MAEForPreTraining(MAEPreTrainedModel):
                 pictures use the ground truth. Default: `config.norm_pix_loss`.
 
         Raises:
-            ValueError: if `pixel_values` holds a value that is not finite, and as [`MAEModel.forward`].
+            ValueError: if `pixel_values` holds a value that is not finite, if weights of the decoder were not among the
+                loaded ones and not trained since, and as [`MAEModel.forward`].
         """
+        self.decoder.check_weights()
         if not torch.isfinite(pixel_values).all():
             raise ValueError("pixel_values must be finite, got NaN or infinity")
         was_training = self.training
