@@ -124,8 +124,8 @@ class MAEEmbeddings(ViTMAEEmbeddings):
 
     def initialize_weights(self):
         """Sin-cos table and normal class token (official code)."""
-        table = sincos_position_table(self.position_embeddings.shape[-1], self.config.grid_size)
-        init.copy_(self.position_embeddings, table[None])
+        table = self.position_embeddings
+        init.copy_(table, sincos_position_table(table.shape[-1], self.config.grid_size, table.dtype)[None])
         init.normal_(self.cls_token, std=self.config.initializer_range)
 
 
@@ -278,6 +278,6 @@ class MAEDecoder(ViTMAEDecoder):
 
     def initialize_weights(self, num_patches: int | None = None):
         """Sin-cos table and normal mask token (official code); `num_patches` is the base class' and not needed."""
-        table = sincos_position_table(self.decoder_pos_embed.shape[-1], self.config.grid_size)
-        init.copy_(self.decoder_pos_embed, table[None])
+        table = self.decoder_pos_embed
+        init.copy_(table, sincos_position_table(table.shape[-1], self.config.grid_size, table.dtype)[None])
         init.normal_(self.mask_token, std=self.config.initializer_range)
