@@ -157,12 +157,13 @@ def test_noise_and_mask_together(model):
         model(images(model.config), noise=torch.rand(2, 16), bool_masked_pos=masked)
 
 
-@pytest.mark.parametrize("ratio, grid", [(0.5, (4, 4)), (0.75, (5, 4)), (0.6, (4, 4))])
+@pytest.mark.parametrize("ratio, grid", [(0.5, (4, 4)), (0.75, (5, 4)), (0.6, (4, 4)), (0.8889, (12, 12))])
 def test_grid_sampling_that_does_not_fit(ratio, grid):
-    with refuses(
-        "grid sampling keeps one patch of every s x s: mask_ratio must be 1 - 1/s^2 (0.75, 0.8889, 0.9375 ...)"
-    ):
+    with refuses("grid sampling keeps one patch of every s x s: mask_ratio must be 1 - 1/s^2") as refusal:
         sample_mask(2, grid, ratio, "grid")
+    offered = [float(number) for number in re.findall(r"0\.\d+", str(refusal.value))[:3]]
+    for accepted, step in zip(offered, (2, 3, 4), strict=True):
+        assert sample_mask(2, (12, 12), accepted, "grid").ids_keep.shape == (2, 144 // step**2)
     with refuses(f"{grid[0]}x{grid[1]} grid, got mask_ratio {ratio}"):
         sample_mask(2, grid, ratio, "grid")
 
