@@ -1,5 +1,7 @@
 """Building blocks of MAE: patch embedding of the kept patches, transformer layer with stochastic depth, decoder."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from copy import copy
 
 import torch
@@ -47,6 +49,18 @@ def gather_tokens(tokens: torch.Tensor, ids: torch.Tensor) -> torch.Tensor:
 def at_least_float32(tensor: torch.Tensor) -> torch.Tensor:
     """Half precision as float32, everything else as it is."""
     return tensor.to(torch.promote_types(tensor.dtype, torch.float32))
+
+
+@contextmanager
+def evaluation_mode(module: nn.Module) -> Iterator[None]:
+    """Runs a `with` block in evaluation mode; afterwards every part has the mode that it had."""
+    modes = [(part, part.training) for part in module.modules()]
+    module.eval()
+    try:
+        yield
+    finally:
+        for part, training in modes:
+            part.training = training
 
 
 class MAEPatchEmbeddings(ViTMAEPatchEmbeddings):

@@ -13,7 +13,15 @@ from transformers.utils.output_capturing import capture_outputs
 
 from .attention_mae import MAEAttention
 from .configuration_mae import MAEConfig
-from .layers_mae import MAEDecoder, MAEEmbeddings, MAELayer, at_least_float32, gather_patches, split_into_patches
+from .layers_mae import (
+    MAEDecoder,
+    MAEEmbeddings,
+    MAELayer,
+    at_least_float32,
+    evaluation_mode,
+    gather_patches,
+    split_into_patches,
+)
 from .legacy_mae import register_legacy_layouts
 from .masking_mae import PatchMask, sample_mask
 from .outputs_mae import MAEForPreTrainingOutput, MAEModelOutput, MAEReconstructionOutput
@@ -289,9 +297,10 @@ class MAEForPreTraining(MAEPreTrainedModel):
         )
         mask = self._patch_mask(outputs, pixel_values)
         if return_loss and not mask.ids_masked.shape[1]:
-            raise ValueError(
-                "the loss needs masked patches, got mask_ratio 0; pass return_loss=False to only reconstruct"
-            )
+            given = f"mask_ratio {self.config.mask_ratio if mask_ratio is None else mask_ratio}"
+            if bool_masked_pos is not None:
+                given = "a bool_masked_pos that masks none"
+            raise ValueError(f"the loss needs masked patches, got {given}; pass return_loss=False to only reconstruct")
         if return_logits is None:
             return_logits = not (self.training and return_loss)
         patches = split_into_patches(pixel_values, self.config.patch_size)
@@ -396,9 +405,7 @@ class MAEForPreTraining(MAEPreTrainedModel):
         self.decoder.check_weights()
         if not torch.isfinite(pixel_values).all():
             raise ValueError("pixel_values must be finite, got NaN or infinity")
-        was_training = self.training
-        self.eval()
-        try:
+        with evaluation_mode(self):
             output = self(
                 pixel_values,
                 noise=noise,
@@ -408,8 +415,6 @@ class MAEForPreTraining(MAEPreTrainedModel):
                 interpolate_pos_encoding=True,
                 return_loss=False,
             )
-        finally:
-            self.train(was_training)
         target, predictions = at_least_float32(self.patchify(pixel_values)), at_least_float32(output.logits)
         if self.config.norm_pix_loss if denormalise is None else denormalise:
             variance, mean = torch.var_mean(target, dim=-1, keepdim=True)

@@ -1,5 +1,7 @@
 """Four-scale feature pyramid on a MAE backbone, for detectors and segmentation heads."""
 
+from copy import copy
+
 import torch
 from torch import nn
 from transformers import initialization as init
@@ -21,7 +23,7 @@ class MAEFeaturePyramid(MAEPreTrainedModel):
     transposed convolutions, one, the map itself, and a max-pool. With 16-pixel patches these are strides 4, 8, 16, 32.
 
     Args:
-        config (`MAEConfig`): configuration; `out_features` is set to the four layers. At least 4 layers.
+        config (`MAEConfig`): configuration, at least 4 layers; in the model's copy `out_features` are the four layers.
 
     Raises:
         ValueError: for fewer than 4 layers or a patch size that is not divisible by 4.
@@ -43,6 +45,7 @@ class MAEFeaturePyramid(MAEPreTrainedModel):
             raise ValueError(f"a feature pyramid needs at least 4 layers, got num_hidden_layers {depth}")
         if config.patch_size % 4:
             raise ValueError(f"a feature pyramid needs a patch_size divisible by 4, got {config.patch_size}")
+        config = copy(config)
         config.out_features = [f"stage{depth * quarter // 4}" for quarter in range(1, 5)]
         super().__init__(config)
         width = config.hidden_size

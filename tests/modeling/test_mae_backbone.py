@@ -85,6 +85,12 @@ def test_pyramid_reads_the_quarters_of_the_encoder():
     assert torch.equal(output.feature_maps[2], tokens)
 
 
+def test_pyramid_leaves_the_configuration_alone():
+    config = tiny_config(num_hidden_layers=4, out_features=["stage2"])
+    assert MAEFeaturePyramid(config).config.out_features == ["stage1", "stage2", "stage3", "stage4"]
+    assert config.out_features == ["stage2"] and config.out_indices == [2]
+
+
 def test_gradients_of_every_scale_reach_the_encoder(pyramid):
     for index in range(4):
         pyramid.zero_grad()

@@ -121,7 +121,7 @@ def test_loss_with_nothing_masked(model):
     pixels = images(model.config)
     with refuses("the loss needs masked patches, got mask_ratio 0"):
         model(pixels, mask_ratio=0)
-    with refuses("the loss needs masked patches"):
+    with refuses("the loss needs masked patches, got a bool_masked_pos that masks none"):
         model(pixels, bool_masked_pos=torch.zeros(2, 16, dtype=torch.bool))
     assert model(pixels, mask_ratio=0, return_loss=False).logits.shape == (2, 16, 48)
 
@@ -194,6 +194,14 @@ def test_a_refused_picture_leaves_the_mode_of_the_model():
     with pytest.raises(ValueError):
         model.reconstruct(images(model.config), mask_ratio=1.0)
     assert model.training
+
+
+def test_pictures_leave_the_mode_of_every_part():
+    model = MAEForPreTraining(tiny_config()).train()
+    model.decoder.eval()
+    modes = [module.training for module in model.modules()]
+    model.reconstruct(images(model.config))
+    assert [module.training for module in model.modules()] == modes
 
 
 def test_unpatchify_of_another_number_of_patches(model):
