@@ -227,8 +227,11 @@ def test_linear_probes_do_not_drop_paths(name, tmp_path):
     config = MAEConfig(**shape, intermediate_size=32, drop_path_rate=0.3)
     MAEForPreTraining(config).save_pretrained(tmp_path)
     recipe.init_from, recipe.model = str(tmp_path), recipe.model | shape | {"intermediate_size": 32}
-    model = build_model(recipe, ["a", "b"])
-    assert [layer.drop_path.rate for layer in model.vit.layers] == [0, 0, 0]
+    silent = {key: value for key, value in recipe.model.items() if key != "drop_path_rate"}
+    for settings in (recipe.model, silent):
+        recipe.model = settings
+        model = build_model(recipe, ["a", "b"])
+        assert [layer.drop_path.rate for layer in model.vit.layers] == [0, 0, 0]
 
 
 def test_half_precision_of_a_gpu_is_not_claimed_elsewhere(monkeypatch):

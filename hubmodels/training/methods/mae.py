@@ -76,6 +76,10 @@ class MAETraining(MethodTraining):
         """All keys for pre-training, those of the encoder for the rest."""
         return tuple(key for key in self.shape_keys if task == "pretrain" or key not in DECODER_KEYS)
 
+    def implied_settings(self, recipe):
+        """A linear probe drops no paths of the frozen encoder, however that was trained."""
+        return {"drop_path_rate": 0.0} if recipe.task == "linear_probe" else {}
+
     def pretrain_collators(self, recipe, config, evaluation):
         """Crops and flips, with the masking noise of every image."""
         section = recipe.transform
