@@ -49,6 +49,9 @@ class MAEConfig(BackboneConfigMixin, ViTMAEConfig):
         mask_sampling (`str`, defaults to `"random"`):
             How patches are masked when neither `noise` nor `bool_masked_pos` is given: `"random"`, `"block"` or
             `"grid"` (paper, section 4.1, "Mask sampling strategy").
+        apply_layernorm (`bool`, defaults to `False`):
+            Whether the maps of [`MAEBackbone`] and [`MAEFeaturePyramid`] pass the final norm; a mean-pooled classifier
+            has none to load.
         out_features (`list[str]`, *optional*):
             Stages that [`MAEBackbone`] returns, of `stem, stage1 ... stageN`; the last one by default.
         out_indices (`list[int]`, *optional*):
@@ -71,11 +74,13 @@ class MAEConfig(BackboneConfigMixin, ViTMAEConfig):
     model_type = "mae"
 
     layer_norm_eps: float = 1e-6
+    mask_ratio: float | int = 0.75
     drop_path_rate: float | int = 0.0
     pooling: str = "mean"
     classifier_init_std: float = 2e-5
     probe_batch_norm: bool = False
     mask_sampling: str = "random"
+    apply_layernorm: bool = False
     _out_features: list[str] | None = None
     _out_indices: list[int] | None = None
 

@@ -1,5 +1,7 @@
 """Building blocks of MAE: patch embedding of the kept patches, transformer layer with stochastic depth, decoder."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from copy import copy
 
 import torch
@@ -47,6 +49,18 @@ def gather_tokens(tokens: torch.Tensor, ids: torch.Tensor) -> torch.Tensor:
 def at_least_float32(tensor: torch.Tensor) -> torch.Tensor:
     """Half precision as float32, everything else as it is."""
     return tensor.to(torch.promote_types(tensor.dtype, torch.float32))
+
+
+@contextmanager
+def evaluation_mode(module: nn.Module) -> Iterator[None]:
+    """Runs a `with` block in evaluation mode; afterwards every part has the mode that it had."""
+    modes = [(part, part.training) for part in module.modules()]
+    module.eval()
+    try:
+        yield
+    finally:
+        for part, training in modes:
+            part.training = training
 
 
 class MAEPatchEmbeddings(ViTMAEPatchEmbeddings):
@@ -124,8 +138,8 @@ class MAEEmbeddings(ViTMAEEmbeddings):
 
     def initialize_weights(self):
         """Sin-cos table and normal class token (official code)."""
-        table = sincos_position_table(self.position_embeddings.shape[-1], self.config.grid_size)
-        init.copy_(self.position_embeddings, table[None])
+        table = self.position_embeddings
+        init.copy_(table, sincos_position_table(table.shape[-1], self.config.grid_size, table.dtype)[None])
         init.normal_(self.cls_token, std=self.config.initializer_range)
 
 
@@ -209,7 +223,28 @@ class MAEDecoder(ViTMAEDecoder):
         for layer in self.decoder_layers:
             layer.attention.config = config
         self.config = config
+        self.new_biases: list[str] = []
         MAELinear.adopt(self)
+
+    def note_new_weights(self, report: dict) -> None:
+        """Remembers which biases of the decoder the loaded weights lack; `report` is `from_pretrained`'s."""
+        new = {*report["missing_keys"], *(key for key, *_ in report["mismatched_keys"])}
+        self.new_biases = [name for name, _ in self.named_parameters() if f"decoder.{name}" in new and "bias" in name]
+
+    def check_weights(self) -> None:
+        """
+        Refuses a decoder, or parts of one, that neither loading nor training has given weights.
+
+        Raises:
+            ValueError: if the loaded weights lack some, whose biases are still zero as only initialised ones are.
+        """
+        # Training moves every bias at the first step; adapters rename the parameters that they wrap.
+        now, new = dict(self.named_parameters()), self.new_biases
+        if new and all(name in now and not now[name].any() for name in new):
+            raise ValueError(
+                f"decoder.{new[0]} and {len(new) - 1} more biases of the decoder were not among the loaded weights: "
+                "its pictures would be noise; load weights that include the decoder, or train it first"
+            )
 
     def position_table(self, grid_size: tuple[int, int]) -> torch.Tensor:
         """Decoder position table `[1, 1 + L, E]` for a grid of patches."""
@@ -257,6 +292,6 @@ class MAEDecoder(ViTMAEDecoder):
 
     def initialize_weights(self, num_patches: int | None = None):
         """Sin-cos table and normal mask token (official code); `num_patches` is the base class' and not needed."""
-        table = sincos_position_table(self.decoder_pos_embed.shape[-1], self.config.grid_size)
-        init.copy_(self.decoder_pos_embed, table[None])
+        table = self.decoder_pos_embed
+        init.copy_(table, sincos_position_table(table.shape[-1], self.config.grid_size, table.dtype)[None])
         init.normal_(self.mask_token, std=self.config.initializer_range)

@@ -129,8 +129,8 @@ def _grid_mask(grid_size, mask_ratio, device) -> torch.Tensor:
     step = round((1 - mask_ratio) ** -0.5)
     if step < 2 or abs(1 - 1 / step**2 - mask_ratio) > 1e-6 or rows % step or columns % step:
         raise ValueError(
-            "grid sampling keeps one patch of every s x s: mask_ratio must be 1 - 1/s^2 (0.75, 0.8889, 0.9375 ...) and "
-            f"s must divide the {rows}x{columns} grid, got mask_ratio {mask_ratio}"
+            "grid sampling keeps one patch of every s x s: mask_ratio must be 1 - 1/s^2 in full precision (0.75, "
+            f"{1 - 1 / 9}, 0.9375 ...) and s must divide the {rows}x{columns} grid, got mask_ratio {mask_ratio}"
         )
     mask = torch.ones(rows, columns, device=device)
     mask[::step, ::step] = 0

@@ -13,11 +13,19 @@ from transformers.utils.output_capturing import capture_outputs
 
 from .attention_mae import MAEAttention
 from .configuration_mae import MAEConfig
-from .layers_mae import MAEDecoder, MAEEmbeddings, MAELayer, at_least_float32, gather_patches, split_into_patches
+from .layers_mae import (
+    MAEDecoder,
+    MAEEmbeddings,
+    MAELayer,
+    at_least_float32,
+    evaluation_mode,
+    gather_patches,
+    split_into_patches,
+)
 from .legacy_mae import register_legacy_layouts
 from .masking_mae import PatchMask, sample_mask
 from .outputs_mae import MAEForPreTrainingOutput, MAEModelOutput, MAEReconstructionOutput
-from .positions_mae import resize_position_table, sincos_position_table
+from .resizing_mae import load_at_stored_size, resize_tables
 
 register_legacy_layouts()
 
@@ -34,11 +42,20 @@ class MAEPreTrainedModel(ViTMAEPreTrainedModel):
     accepts_loss_kwargs = False
 
     @classmethod
-    def from_pretrained(cls, *args, **kwargs):
-        """As in transformers; afterwards the sin-cos tables are fixed again, which loading in transformers 5 undoes."""
-        loaded = super().from_pretrained(*args, **kwargs)
-        (loaded[0] if isinstance(loaded, tuple) else loaded)._set_trainable_positions()
-        return loaded
+    def from_pretrained(cls, pretrained_model_name_or_path, *args, **kwargs):
+        """
+        As in transformers; afterwards the sin-cos tables are fixed again, which loading in transformers 5 undoes, and a
+        model that was stored at another image size than asked for is resized ([`resize_position_embeddings`]).
+        """
+        kwargs, image_size = load_at_stored_size(pretrained_model_name_or_path, kwargs)
+        with_report, kwargs["output_loading_info"] = kwargs.get("output_loading_info", False), True
+        model, report = super().from_pretrained(pretrained_model_name_or_path, *args, **kwargs)
+        model._set_trainable_positions()
+        if image_size is not None:
+            model.resize_position_embeddings(image_size)
+        if isinstance(model, MAEForPreTraining):
+            model.decoder.note_new_weights(report)
+        return (model, report) if with_report else model
 
     def _set_trainable_positions(self):
         for module in self.modules():
@@ -99,24 +116,10 @@ class MAEPreTrainedModel(ViTMAEPreTrainedModel):
             ValueError: if the patch size does not divide it.
         """
         height, width = (image_size, image_size) if isinstance(image_size, int) else image_size
-        patch, old_grid = self.config.patch_size, self.config.grid_size
+        patch = self.config.patch_size
         if height % patch or width % patch:
             raise ValueError(f"image_size {height}x{width} is not divisible by patch size {patch}")
-        grid = (height // patch, width // patch)
-        for module in self.modules():
-            if isinstance(module, MAEEmbeddings):
-                table = module.position_embeddings
-                if module.fixed_positions:
-                    new = sincos_position_table(table.shape[-1], grid, table.dtype, table.device)[None]
-                else:
-                    new = resize_position_table(table.data, old_grid, grid)
-                module.position_embeddings = nn.Parameter(new, requires_grad=table.requires_grad)
-                module.image_size = module.patch_embeddings.image_size = (height, width)
-                module.patch_embeddings.num_patches = grid[0] * grid[1]
-            elif isinstance(module, MAEDecoder):
-                table = module.decoder_pos_embed
-                new = sincos_position_table(table.shape[-1], grid, table.dtype, table.device)[None]
-                module.decoder_pos_embed = nn.Parameter(new, requires_grad=False)
+        resize_tables(self, self.config.grid_size, (height, width))
         self.config.image_size = image_size if isinstance(image_size, int) else (height, width)
 
     def get_input_embeddings(self) -> nn.Module:
@@ -294,9 +297,10 @@ class MAEForPreTraining(MAEPreTrainedModel):
         )
         mask = self._patch_mask(outputs, pixel_values)
         if return_loss and not mask.ids_masked.shape[1]:
-            raise ValueError(
-                "the loss needs masked patches, got mask_ratio 0; pass return_loss=False to only reconstruct"
-            )
+            given = f"mask_ratio {self.config.mask_ratio if mask_ratio is None else mask_ratio}"
+            if bool_masked_pos is not None:
+                given = "a bool_masked_pos that masks none"
+            raise ValueError(f"the loss needs masked patches, got {given}; pass return_loss=False to only reconstruct")
         if return_logits is None:
             return_logits = not (self.training and return_loss)
         patches = split_into_patches(pixel_values, self.config.patch_size)
@@ -395,13 +399,13 @@ class MAEForPreTraining(MAEPreTrainedModel):
                 pictures use the ground truth. Default: `config.norm_pix_loss`.
 
         Raises:
-            ValueError: if `pixel_values` holds a value that is not finite, and as [`MAEModel.forward`].
+            ValueError: if `pixel_values` holds a value that is not finite, if weights of the decoder were not among the
+                loaded ones and not trained since, and as [`MAEModel.forward`].
         """
+        self.decoder.check_weights()
         if not torch.isfinite(pixel_values).all():
             raise ValueError("pixel_values must be finite, got NaN or infinity")
-        was_training = self.training
-        self.eval()
-        try:
+        with evaluation_mode(self):
             output = self(
                 pixel_values,
                 noise=noise,
@@ -411,8 +415,6 @@ class MAEForPreTraining(MAEPreTrainedModel):
                 interpolate_pos_encoding=True,
                 return_loss=False,
             )
-        finally:
-            self.train(was_training)
         target, predictions = at_least_float32(self.patchify(pixel_values)), at_least_float32(output.logits)
         if self.config.norm_pix_loss if denormalise is None else denormalise:
             variance, mean = torch.var_mean(target, dim=-1, keepdim=True)
@@ -549,8 +551,8 @@ class MAEBackbone(BackboneMixin, MAEPreTrainedModel):
     MAE encoder as a transformers backbone: feature maps `[B, D, H / p, W / p]` of any layer, any input size, no
     masking.
 
-    Stages are `stem` (the embeddings) and `stage1 ... stageN` (the layers). The maps are raw layer outputs without the
-    final norm; [`MAEFeaturePyramid`] makes four scales of them for detectors.
+    Stages are `stem` (the embeddings) and `stage1 ... stageN` (the layers). The maps are raw layer outputs, or pass the
+    final norm with `config.apply_layernorm`; [`MAEFeaturePyramid`] makes four scales of them for detectors.
 
     Args:
         config (`MAEConfig`): configuration with `out_features` or `out_indices`.
@@ -561,7 +563,7 @@ class MAEBackbone(BackboneMixin, MAEPreTrainedModel):
     def __init__(self, config: MAEConfig):
         super().__init__(config)
         self.num_features = [config.hidden_size] * (config.num_hidden_layers + 1)
-        self.vit = MAEModel(config, add_final_norm=False)
+        self.vit = MAEModel(config, add_final_norm=config.apply_layernorm)
         self.post_init()
 
     @can_return_tuple
@@ -576,7 +578,7 @@ class MAEBackbone(BackboneMixin, MAEPreTrainedModel):
         """
         outputs = self.vit(pixel_values, mask_ratio=0.0, interpolate_pos_encoding=True, **kwargs)
         feature_maps = tuple(
-            self._feature_map(states, pixel_values)
+            self._feature_map(self.vit.layernorm(states), pixel_values)
             for stage, states in zip(self.stage_names, outputs.hidden_states, strict=True)
             if stage in self.out_features
         )

@@ -1,5 +1,7 @@
 """Four-scale feature pyramid on a MAE backbone, for detectors and segmentation heads."""
 
+from copy import copy
+
 import torch
 from torch import nn
 from transformers import initialization as init
@@ -21,7 +23,7 @@ class MAEFeaturePyramid(MAEPreTrainedModel):
     transposed convolutions, one, the map itself, and a max-pool. With 16-pixel patches these are strides 4, 8, 16, 32.
 
     Args:
-        config (`MAEConfig`): configuration; `out_features` is set to the four layers. At least 4 layers.
+        config (`MAEConfig`): configuration, at least 4 layers; in the model's copy `out_features` are the four layers.
 
     Raises:
         ValueError: for fewer than 4 layers or a patch size that is not divisible by 4.
@@ -43,6 +45,7 @@ class MAEFeaturePyramid(MAEPreTrainedModel):
             raise ValueError(f"a feature pyramid needs at least 4 layers, got num_hidden_layers {depth}")
         if config.patch_size % 4:
             raise ValueError(f"a feature pyramid needs a patch_size divisible by 4, got {config.patch_size}")
+        config = copy(config)
         config.out_features = [f"stage{depth * quarter // 4}" for quarter in range(1, 5)]
         super().__init__(config)
         width = config.hidden_size
@@ -83,7 +86,8 @@ class MAEFeaturePyramid(MAEPreTrainedModel):
             Four feature maps `[B, D, H / s, W / s]` for the strides `s` of `self.strides`.
         """
         outputs = self.vit(pixel_values, mask_ratio=0.0, interpolate_pos_encoding=True, **kwargs)
-        maps = [self._feature_map(outputs.hidden_states[index], pixel_values) for index in self.config.out_indices]
+        states = [self.vit.layernorm(outputs.hidden_states[index]) for index in self.config.out_indices]
+        maps = [self._feature_map(tokens, pixel_values) for tokens in states]
         return BackboneOutput(
             feature_maps=tuple(scale(feature_map) for scale, feature_map in zip(self.scales, maps, strict=True)),
             hidden_states=outputs.hidden_states,

@@ -3,6 +3,7 @@
 import torch
 from torchvision.transforms.v2 import functional as tvF
 from transformers.image_processing_backends import TorchvisionBackend
+from transformers.image_processing_utils import SizeDict
 from transformers.image_utils import ImageInput, PILImageResampling
 
 # Statistics of the training images, as the official scripts have them.
@@ -31,6 +32,18 @@ class SANMImageProcessor(TorchvisionBackend):
     do_rescale = True
     do_normalize = True
     do_convert_rgb = True
+
+    def center_crop(self, image: torch.Tensor, size: SizeDict, **kwargs) -> torch.Tensor:
+        """
+        Crops the centre of `[..., H, W]` as torchvision does; transformers' own is a pixel off where half a margin is
+        rounded up.
+
+        Raises:
+            ValueError: if `size` lacks the height or the width.
+        """
+        if not (size.height and size.width):
+            raise ValueError(f"crop_size must have 'height' and 'width', got {dict(size)}")
+        return tvF.center_crop(image, [size.height, size.width])
 
     def process_image(self, image: ImageInput, *args, **kwargs) -> torch.Tensor:
         """As in transformers, which knows colour images only; `[1, H, W]` if there is one mean."""

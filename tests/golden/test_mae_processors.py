@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from hubmodels.modeling.mae import MAEImageProcessor
 from safetensors.torch import load_file
 
 from hubmodels.data.crops import loop_free_crop_boxes
@@ -42,3 +43,13 @@ def test_linear_probe_crops():
     heights, widths = (np.full(len(draws), side) for side in IMAGE.shape[1:])
     boxes = loop_free_crop_boxes(draws, heights, widths)
     np.testing.assert_array_equal(boxes, OUTPUTS["linprobe_crop_ijhw"].numpy())
+
+
+@pytest.mark.parametrize("margin", range(8))
+def test_processor_crops_where_the_evaluation_transform_does(margin):
+    """Also where the margins of the centre crop differ: half a pixel is rounded to the even side."""
+    image = IMAGE[:, :36, : 36 + margin]
+    processor = MAEImageProcessor(size={"shortest_edge": 36}, crop_size={"height": 32, "width": 32})
+    for picture in (image, image.transpose(1, 2)):
+        expected = EvalTransform(32, crop_fraction=32 / 36)([picture])
+        torch.testing.assert_close(processor(picture, return_tensors="pt").pixel_values, expected)

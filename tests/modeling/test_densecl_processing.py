@@ -277,6 +277,14 @@ def test_evaluation_resizes_and_crops_the_centre():
     assert whole.shape == (1, 3, 24, 32)
 
 
+@pytest.mark.parametrize("margin", range(4))
+def test_the_centre_is_cropped_where_torchvision_does(margin):
+    processor = DenseCLImageProcessor(size={"height": 32, "width": 32}, crop_pct=32 / 36, do_normalize=False)
+    image = picture(36, 36 + margin)
+    pixels = processor(image, return_tensors="pt").pixel_values[0]
+    torch.testing.assert_close(pixels, tvF.center_crop(image, [32, 32]) / 255)
+
+
 def test_fine_tuning_crops_and_flips_only(processor, mixed_images):
     output = processor(mixed_images, mode="finetune", uniforms=table(6, 1), return_params=True)
     assert output.pixel_values.shape == (6, 3, 24, 32)

@@ -44,6 +44,25 @@ def test_backbone_of_a_pre_trained_folder(tmp_path):
     assert again.out_features == ["stage1"]
 
 
+@pytest.mark.parametrize("model_class, depth", [(MAEBackbone, 2), (MAEFeaturePyramid, 4)])
+def test_maps_pass_the_final_norm_on_request(model_class, depth, tmp_path):
+    encoder = perturbed(MAEModel(tiny_config(num_hidden_layers=depth))).eval()
+    encoder.save_pretrained(tmp_path)
+    raw = model_class.from_pretrained(tmp_path, out_indices=range(1, depth + 1))
+    normed, report = model_class.from_pretrained(
+        tmp_path, out_indices=range(1, depth + 1), apply_layernorm=True, output_loading_info=True
+    )
+    assert not any("layernorm" in key for keys in report.values() for key in keys)
+    pixels = images(encoder.config)
+    states = encoder(pixels, mask_ratio=0, output_hidden_states=True).hidden_states
+    index = depth // 2  # of both classes a map that is no further scaled: stage 1 of 2, stage 3 of 4
+    map_index = index - 1 if model_class is MAEBackbone else index
+    for model, tokens in ((raw, states[map_index + 1]), (normed, encoder.layernorm(states[map_index + 1]))):
+        expected = tokens[:, 1:].transpose(1, 2).unflatten(2, (4, 4))
+        torch.testing.assert_close(model(pixels).feature_maps[map_index], expected)
+    assert not tiny_config().apply_layernorm
+
+
 @pytest.fixture
 def pyramid():
     torch.manual_seed(0)
@@ -64,6 +83,12 @@ def test_pyramid_reads_the_quarters_of_the_encoder():
     output = pyramid(images(pyramid.config), output_hidden_states=True)
     tokens = output.hidden_states[9][:, 1:].transpose(1, 2).unflatten(2, (4, 4))
     assert torch.equal(output.feature_maps[2], tokens)
+
+
+def test_pyramid_leaves_the_configuration_alone():
+    config = tiny_config(num_hidden_layers=4, out_features=["stage2"])
+    assert MAEFeaturePyramid(config).config.out_features == ["stage1", "stage2", "stage3", "stage4"]
+    assert config.out_features == ["stage2"] and config.out_indices == [2]
 
 
 def test_gradients_of_every_scale_reach_the_encoder(pyramid):

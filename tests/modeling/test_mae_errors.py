@@ -60,6 +60,11 @@ def test_changes_while_loading_are_checked():
     assert MAEConfig.from_dict(stored, num_hidden_layers=1).out_features == ["stage1"]
 
 
+def test_whole_numbers_are_ratios_too():
+    config = tiny_config(mask_ratio=0, drop_path_rate=0)
+    assert MAEModel(config)(images(config)).mask is None
+
+
 @pytest.mark.parametrize("fields", [{"image_size": "16"}, {"pooling": 3}, {"hidden_size": "wide"}])
 def test_config_fields_of_a_wrong_type(fields):
     with pytest.raises((StrictDataclassError, TypeError, ValueError), match=next(iter(fields))):
@@ -116,7 +121,7 @@ def test_loss_with_nothing_masked(model):
     pixels = images(model.config)
     with refuses("the loss needs masked patches, got mask_ratio 0"):
         model(pixels, mask_ratio=0)
-    with refuses("the loss needs masked patches"):
+    with refuses("the loss needs masked patches, got a bool_masked_pos that masks none"):
         model(pixels, bool_masked_pos=torch.zeros(2, 16, dtype=torch.bool))
     assert model(pixels, mask_ratio=0, return_loss=False).logits.shape == (2, 16, 48)
 
@@ -152,12 +157,13 @@ def test_noise_and_mask_together(model):
         model(images(model.config), noise=torch.rand(2, 16), bool_masked_pos=masked)
 
 
-@pytest.mark.parametrize("ratio, grid", [(0.5, (4, 4)), (0.75, (5, 4)), (0.6, (4, 4))])
+@pytest.mark.parametrize("ratio, grid", [(0.5, (4, 4)), (0.75, (5, 4)), (0.6, (4, 4)), (0.8889, (12, 12))])
 def test_grid_sampling_that_does_not_fit(ratio, grid):
-    with refuses(
-        "grid sampling keeps one patch of every s x s: mask_ratio must be 1 - 1/s^2 (0.75, 0.8889, 0.9375 ...)"
-    ):
+    with refuses("grid sampling keeps one patch of every s x s: mask_ratio must be 1 - 1/s^2") as refusal:
         sample_mask(2, grid, ratio, "grid")
+    offered = [float(number) for number in re.findall(r"0\.\d+", str(refusal.value))[:3]]
+    for accepted, step in zip(offered, (2, 3, 4), strict=True):
+        assert sample_mask(2, (12, 12), accepted, "grid").ids_keep.shape == (2, 144 // step**2)
     with refuses(f"{grid[0]}x{grid[1]} grid, got mask_ratio {ratio}"):
         sample_mask(2, grid, ratio, "grid")
 
@@ -188,6 +194,14 @@ def test_a_refused_picture_leaves_the_mode_of_the_model():
     with pytest.raises(ValueError):
         model.reconstruct(images(model.config), mask_ratio=1.0)
     assert model.training
+
+
+def test_pictures_leave_the_mode_of_every_part():
+    model = MAEForPreTraining(tiny_config()).train()
+    model.decoder.eval()
+    modes = [module.training for module in model.modules()]
+    model.reconstruct(images(model.config))
+    assert [module.training for module in model.modules()] == modes
 
 
 def test_unpatchify_of_another_number_of_patches(model):

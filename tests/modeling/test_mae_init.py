@@ -177,3 +177,13 @@ def test_new_pyramid_scales_are_initialised_when_loading(tmp_path):
     assert not loading["unexpected_keys"]
     assert pyramid.scales[0][0].weight.std().item() == pytest.approx(0.02, rel=0.1)
     assert not pyramid.scales[0][0].bias.any()
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
+def test_tables_are_rounded_to_the_dtype_of_the_model_once(dtype):
+    config = tiny_config()
+    model = MAEForPreTraining._from_config(config, dtype=dtype)
+    for table in (model.vit.embeddings.position_embeddings, model.decoder.decoder_pos_embed):
+        expected = sincos_position_table(table.shape[-1], config.grid_size, torch.float64)
+        assert table.dtype == dtype
+        assert torch.equal(table[0], expected.to(dtype))

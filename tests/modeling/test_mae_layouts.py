@@ -226,3 +226,22 @@ def test_half_precision_folders_load_in_their_type(model, tmp_path, dtype):
     loaded = MAEForPreTraining.from_pretrained(tmp_path, dtype="auto")
     assert {parameter.dtype for parameter in loaded.parameters()} == {dtype}
     assert MAEForPreTraining.from_pretrained(tmp_path, dtype=torch.float32).dtype == torch.float32
+
+
+def test_a_decoder_that_was_not_loaded_does_not_draw(tmp_path):
+    model = perturbed(MAEForPreTraining(tiny_config()))
+    pixels = images(model.config)
+    model.save_pretrained(tmp_path / "whole")
+    model.vit.save_pretrained(tmp_path / "encoder")
+    loaded = MAEForPreTraining.from_pretrained(tmp_path / "encoder")
+    with pytest.raises(ValueError, match=r"decoder\.\w+.* were not among the loaded weights"):
+        loaded.reconstruct(pixels)
+    assert loaded(pixels).loss.isfinite()
+    deeper = {"decoder_num_hidden_layers": 3, "ignore_mismatched_sizes": True}
+    with pytest.raises(ValueError, match=r"decoder\.decoder_layers\.2.* were not among the loaded weights"):
+        MAEForPreTraining.from_pretrained(tmp_path / "whole", **deeper).reconstruct(pixels)
+    optimizer = torch.optim.SGD(loaded.parameters(), lr=0.1)
+    loaded.train()(pixels).loss.backward()
+    optimizer.step()
+    for drawing in (loaded, MAEForPreTraining.from_pretrained(tmp_path / "whole"), MAEForPreTraining(model.config)):
+        assert drawing.reconstruct(pixels).pasted.isfinite().all()

@@ -4,7 +4,7 @@ import pytest
 import torch
 from hubmodels.modeling.mae import MAEBackbone, MAEForImageClassification, MAEForPreTraining, MAEModel
 from hubmodels.modeling.mae.positions_mae import resize_position_table, sincos_position_table
-from transformers import ViTMAEConfig, ViTMAEForPreTraining, ViTMAEModel
+from transformers import AutoModel, ViTMAEConfig, ViTMAEForPreTraining, ViTMAEModel
 
 from tests.modeling.stock import stock_5_23
 from tests.modeling.tiny_mae import SIZES, images, noise_for, perturbed, tiny_config
@@ -147,6 +147,40 @@ def test_resize_position_embeddings(model_class, tmp_path):
     loaded, loading = model_class.from_pretrained(tmp_path, output_loading_info=True)
     assert not any(loading.values()), loading
     assert loaded.config.image_size == (12, 20)
+
+
+@pytest.mark.parametrize("image_size", [24, (12, 20)])
+@pytest.mark.parametrize("model_class", [MAEForPreTraining, MAEForImageClassification, MAEModel, MAEBackbone])
+def test_loading_at_another_size_resizes(model_class, image_size, tmp_path):
+    """Whether the size is an argument or in the configuration, which is how the Auto classes pass it on."""
+    stored = perturbed(model_class(tiny_config()))
+    stored.save_pretrained(tmp_path)
+    expected = model_class.from_pretrained(tmp_path)
+    expected.resize_position_embeddings(image_size)
+    config = tiny_config(image_size=image_size)
+    for arguments in (
+        {"image_size": image_size},
+        {"config": config},
+        {"ignore_mismatched_sizes": True} | {"config": config},
+    ):
+        loaded, report = model_class.from_pretrained(tmp_path, output_loading_info=True, **arguments)
+        assert not any(report.values()), report
+        assert loaded.config.image_size == image_size == config.image_size
+        weights = loaded.state_dict()
+        assert all(torch.equal(weights[name], weight) for name, weight in expected.state_dict().items())
+        trainable = {name: parameter.requires_grad for name, parameter in expected.named_parameters()}
+        assert {name: parameter.requires_grad for name, parameter in loaded.named_parameters()} == trainable
+        loaded(torch.zeros(1, 3, *config.image_height_width))
+    automatic = AutoModel.from_pretrained(tmp_path, image_size=image_size)
+    assert automatic.config.image_size == image_size
+    with pytest.raises(ValueError, match="image size 18x18 is not divisible by patch size 4"):
+        model_class.from_pretrained(tmp_path, image_size=18)
+
+
+def test_loading_with_other_patches_starts_them_anew(tmp_path):
+    MAEModel(tiny_config()).save_pretrained(tmp_path)
+    loaded = MAEModel.from_pretrained(tmp_path, image_size=24, patch_size=8, ignore_mismatched_sizes=True)
+    assert torch.equal(loaded.embeddings.position_embeddings[0], sincos_position_table(16, (3, 3)))
 
 
 def test_resizing_rejects_what_the_patches_do_not_divide():

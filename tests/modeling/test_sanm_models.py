@@ -134,6 +134,16 @@ def test_large_pictures_are_evaluated_as_the_official_transforms_do():
     torch.testing.assert_close(found, expected, atol=1.01 / 255, rtol=0)
 
 
+@pytest.mark.parametrize("margin", range(4))
+def test_the_centre_is_cropped_where_torchvision_does(margin):
+    picture = torch.randint(0, 256, (3, 36, 36 + margin), dtype=torch.uint8)
+    processor = SANMImageProcessor(
+        size={"shortest_edge": 36}, crop_size={"height": 32, "width": 32}, do_center_crop=True, do_normalize=False
+    )
+    found = processor(picture, return_tensors="pt").pixel_values[0]
+    torch.testing.assert_close(found, v2.CenterCrop(32)(picture) / 255)
+
+
 @pytest.mark.parametrize("mask", ["activation", "none"])
 def test_without_its_weight_the_decoder_rests_and_labels_are_masked_all_the_same(mask):
     labels, draws = torch.tensor([0, 1, 2, 0]), torch.rand(4, 8) * 0.01 + 0.04

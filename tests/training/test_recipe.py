@@ -2,6 +2,7 @@
 
 import pytest
 import yaml
+from hubmodels.modeling.mae import MAEConfig, MAEForPreTraining
 
 from hubmodels.training import Recipe, RecipeError, recipe_names, scaled_learning_rate
 from hubmodels.training.assembly import build_model, resolved_precision
@@ -46,6 +47,7 @@ LINEAR_PROBE = {
     "model.pooling": "cls",
     "model.probe_batch_norm": True,
     "model.classifier_init_std": 0.01,
+    "model.drop_path_rate": 0.0,
     "transform.crop_scale": [0.08, 1.0],
 }
 SCRATCH = {
@@ -215,6 +217,21 @@ def test_paper_recipes_of_simclr_hold_the_published_numbers(name, rate, batch, e
     assert optimizer.weight_decay == (1e-4 if recipe.task == "pretrain" else 0)
     assert (recipe.task == "pretrain") != bool(recipe.model.get("zero_init_logits_layer"))
     method_class("simclr", "AutoConfig")(**recipe.model)
+
+
+@pytest.mark.parametrize("name", [name for name in recipe_names("mae") if "linear_probe" in name])
+def test_linear_probes_do_not_drop_paths(name, tmp_path):
+    """Neither does one whose encoder was trained with stochastic depth."""
+    recipe = Recipe.load(name)
+    shape = {"image_size": 16, "patch_size": 4, "hidden_size": 16, "num_hidden_layers": 3, "num_attention_heads": 2}
+    config = MAEConfig(**shape, intermediate_size=32, drop_path_rate=0.3)
+    MAEForPreTraining(config).save_pretrained(tmp_path)
+    recipe.init_from, recipe.model = str(tmp_path), recipe.model | shape | {"intermediate_size": 32}
+    silent = {key: value for key, value in recipe.model.items() if key != "drop_path_rate"}
+    for settings in (recipe.model, silent):
+        recipe.model = settings
+        model = build_model(recipe, ["a", "b"])
+        assert [layer.drop_path.rate for layer in model.vit.layers] == [0, 0, 0]
 
 
 def test_half_precision_of_a_gpu_is_not_claimed_elsewhere(monkeypatch):

@@ -16,7 +16,14 @@ from transformers import AutoImageProcessor, AutoModelForImageClassification, Au
 import hubmodels
 from hubmodels.training import Recipe, RecipeError, read_jsonl, train
 from hubmodels.training import run as run_module
-from hubmodels.training.assembly import RepeatedStream, RunData, evaluation_transform, load_data
+from hubmodels.training.assembly import (
+    RepeatedStream,
+    RunData,
+    build_collators,
+    build_model,
+    evaluation_transform,
+    load_data,
+)
 from hubmodels.training.methods import method_training
 from hubmodels.training.planning import (
     Measurement,
@@ -49,6 +56,28 @@ TINY_PRETRAIN = [
     "probe.k=3",
     "probe.linear_epochs=2",
 ]
+
+
+@pytest.mark.parametrize("sampling", ["random", "block", "grid"])
+def test_recipes_mask_as_the_model_samples(sampling):
+    """Each image by its own draws, which its place in a batch, the worker and a resumed run do not change."""
+    recipe = Recipe.load("small_pretrain", [f"model.mask_sampling={sampling}"])
+    model = build_model(recipe, [])
+    items = [{"image": torch.zeros(3, 32, 32, dtype=torch.uint8), "index": index} for index in range(4)]
+    for collator in build_collators(recipe, model.config):
+        batch = collator(items)
+        masks = model(**batch).mask.unflatten(1, (8, 8))
+        assert (masks.sum(dim=(1, 2)) == 48).all()
+        assert torch.equal(collator(items[2:])["noise"], batch["noise"][2:])
+        on_grid = torch.ones(8, 8)
+        on_grid[::2, ::2] = 0
+        assert (masks == on_grid).all() == (sampling == "grid")
+        borders = (masks.diff(dim=1).abs().sum() + masks.diff(dim=2).abs().sum()) / len(masks)
+        assert (borders < 32) == (sampling == "block")  # 42 on average where patches are masked independently
+        before = masks
+        collator.set_epoch(1)
+        changes = collator.train and sampling != "grid"
+        assert torch.equal(model(**collator(items)).mask.unflatten(1, (8, 8)), before) != changes
 
 
 @pytest.fixture(scope="module")

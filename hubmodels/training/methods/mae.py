@@ -1,11 +1,15 @@
 """Training of MAE: masked views with their noise, reconstructions as pictures."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import timm
 import torch
+from transformers import PreTrainedConfig
 
-from hubmodels.data import ImageCollator, PretrainTransform
+from hubmodels.data import ImageCollator, ImageTransform, PretrainTransform
+from hubmodels.data.randomness import random_bits
+from hubmodels.modeling.mae.masking_mae import sample_mask
 from hubmodels.training.methods.base import MethodTraining, method_class
 from hubmodels.training.recipe import RecipeError
 
@@ -15,6 +19,42 @@ DECODER_KEYS = (
     "decoder_num_attention_heads",
     "decoder_intermediate_size",
 )
+
+_MASK_STREAM = 2
+
+
+class MAECollator(ImageCollator):
+    """An [`ImageCollator`] whose noise removes the patches that `mask_sampling` of the config says.
+
+    Args:
+        transform: Turns uint8 images and a table of uniforms into pixel values.
+        seed: Seed of the run.
+        train: Whether the epoch counts.
+        config: `MAEConfig` of the model.
+    """
+
+    def __init__(self, transform: ImageTransform, seed: int, train: bool, config: PreTrainedConfig):
+        self.grid_size = config.grid_size
+        self.mask_ratio, self.mask_sampling = config.mask_ratio, config.mask_sampling
+        super().__init__(transform, seed, train, noise_length=self.grid_size[0] * self.grid_size[1])
+
+    def __call__(self, items: Sequence[dict[str, Any]]) -> dict[str, torch.Tensor]:
+        """As [`ImageCollator`]; the noise of removed patches is above that of kept ones.
+
+        Raises:
+            ValueError: As in `sample_mask`, for a grid that `mask_ratio` does not fit.
+        """
+        batch = super().__call__(items)
+        if self.mask_sampling != "random":
+            indices = [item["index"] for item in items]
+            seeds = random_bits(self.seed, self.epoch, indices, 1, _MASK_STREAM)[:, 0].tolist()
+            batch["noise"] += torch.cat([self._mask(seed) for seed in seeds])
+        return batch
+
+    def _mask(self, seed: int) -> torch.Tensor:
+        """A mask [1, L], 1 where a patch is removed."""
+        generator = torch.Generator().manual_seed(seed)
+        return sample_mask(1, self.grid_size, self.mask_ratio, self.mask_sampling, generator=generator).mask
 
 
 class MAETraining(MethodTraining):
@@ -36,6 +76,10 @@ class MAETraining(MethodTraining):
         """All keys for pre-training, those of the encoder for the rest."""
         return tuple(key for key in self.shape_keys if task == "pretrain" or key not in DECODER_KEYS)
 
+    def implied_settings(self, recipe):
+        """A linear probe drops no paths of the frozen encoder, however that was trained."""
+        return {"drop_path_rate": 0.0} if recipe.task == "linear_probe" else {}
+
     def pretrain_collators(self, recipe, config, evaluation):
         """Crops and flips, with the masking noise of every image."""
         section = recipe.transform
@@ -47,11 +91,8 @@ class MAETraining(MethodTraining):
             mean=section.mean,
             std=section.std,
         )
-        rows, columns = config.grid_size
-        return (
-            ImageCollator(train, recipe.run.seed, train=True, noise_length=rows * columns),
-            ImageCollator(evaluation, recipe.run.seed, train=False, noise_length=rows * columns),
-        )
+        seed = recipe.run.seed
+        return MAECollator(train, seed, True, config), MAECollator(evaluation, seed, False, config)
 
     def processor(self, recipe, config, evaluation):
         """Resize, centre crop, normalise."""
