@@ -123,9 +123,6 @@ def train(
         raise RecipeError("not started")
 
     state.wait_for_everyone()
-    if state.is_main_process:
-        _write_recipe(output, recipe)
-    state.wait_for_everyone()
     trainer = method_parts.make_trainer(
         recipe,
         model,
@@ -140,6 +137,9 @@ def train(
         compute_metrics=None if recipe.task == "pretrain" else accuracy,
         callbacks=_callbacks(recipe, run_data, evaluation),
     )
+    if state.is_main_process:  # after all checks of the settings: a recipe that fails them leaves nothing
+        _write_recipe(output, recipe)
+    state.wait_for_everyone()
     trainer.train(resume_from_checkpoint=trainer.can_resume())
     metrics = _last_metrics(trainer.state.log_history)
     method_parts.finish(recipe, trainer, evaluation, output)
@@ -257,8 +257,11 @@ def _check_output(output: Path, recipe: Recipe) -> bool:
         raise FileExistsError(f"{output} is a file; output must be a folder")
     if not output.exists() or not any(output.iterdir()):
         return False
-    if not (output / RECIPE_FILE).is_file():
+    names = {path.name for path in output.iterdir()}
+    if RECIPE_FILE not in names:
         raise FileExistsError(f"{output} is not empty and holds no run; give another output folder")
+    if names == {RECIPE_FILE}:  # it failed before the first step, as with an unknown option of the optimiser
+        return False
     differences = Recipe.load(output / RECIPE_FILE).differences(recipe)
     if differences:
         listed = "; ".join(f"{key}: {there!r} there, {here!r} asked" for key, (there, here) in differences.items())

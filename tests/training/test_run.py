@@ -89,6 +89,15 @@ def test_an_output_that_holds_something_else_is_refused(pretrained, pictures, tm
     assert [path.name for path in tmp_path.iterdir()] == ["thesis.txt"]
 
 
+@pytest.mark.parametrize("wrong", ["optimizer.name=adamwx", "optimizer.options.beta=1"])
+def test_a_start_that_fails_leaves_the_folder_to_the_corrected_command(wrong, pictures, tmp_path):
+    arguments = {"data": pictures, "output": tmp_path / "run", "recipe": "small_pretrain"}
+    short = [*TINY_PRETRAIN, "schedule.epochs=1", "probe.every_epochs=0"]
+    with pytest.raises(ValueError, match=r"adamwx|beta"):
+        train(**arguments, overrides=[*short, wrong])
+    assert (train(**arguments, overrides=short).folder / "config.json").is_file()
+
+
 def test_a_stopped_run_continues_to_the_same_weights(pretrained, pictures, tmp_path, monkeypatch):
     arguments = {"data": pictures, "output": tmp_path / "run", "recipe": "small_pretrain", "overrides": TINY_PRETRAIN}
     with pytest.raises(KeyboardInterrupt):
