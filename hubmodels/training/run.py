@@ -47,8 +47,8 @@ from hubmodels.training.planning import (
     with_fitting_batch,
 )
 from hubmodels.training.recipe import Recipe, RecipeError
+from hubmodels.training.run_folder import holds_finished_run, write_start
 
-RECIPE_FILE = "recipe.yaml"
 SHEET_IMAGES = 8
 
 
@@ -110,7 +110,7 @@ def train(
     model = build_model(recipe, run_data.class_names)
     take_shape_of(recipe, model)
     method_parts, evaluation = method_training(recipe.method), evaluation_transform(recipe, model.config)
-    if _check_output(output, recipe):
+    if holds_finished_run(output, recipe, run_data):
         console.print(f"{output} already holds this run, complete", markup=False)
         return TrainingResult(output, {})
     collators = build_collators(recipe, model.config)
@@ -138,7 +138,7 @@ def train(
         callbacks=_callbacks(recipe, run_data, evaluation),
     )
     if state.is_main_process:  # after all checks of the settings: a recipe that fails them leaves nothing
-        _write_recipe(output, recipe)
+        write_start(output, recipe, run_data)
     state.wait_for_everyone()
     trainer.train(resume_from_checkpoint=trainer.can_resume())
     metrics = _last_metrics(trainer.state.log_history)
@@ -249,31 +249,6 @@ def _normalize_as(recipe: Recipe, source: str) -> None:
     asked = channel_statistics(channels, recipe.transform.mean, recipe.transform.std)
     if not np.allclose(statistics, asked, atol=1e-3):
         recipe.transform.mean, recipe.transform.std = statistics
-
-
-def _check_output(output: Path, recipe: Recipe) -> bool:
-    """Whether the output already holds the finished run; refuses an output that holds something else."""
-    if output.exists() and not output.is_dir():
-        raise FileExistsError(f"{output} is a file; output must be a folder")
-    if not output.exists() or not any(output.iterdir()):
-        return False
-    names = {path.name for path in output.iterdir()}
-    if RECIPE_FILE not in names:
-        raise FileExistsError(f"{output} is not empty and holds no run; give another output folder")
-    if names == {RECIPE_FILE}:  # it failed before the first step, as with an unknown option of the optimiser
-        return False
-    differences = Recipe.load(output / RECIPE_FILE).differences(recipe)
-    if differences:
-        listed = "; ".join(f"{key}: {there!r} there, {here!r} asked" for key, (there, here) in differences.items())
-        raise FileExistsError(f"{output} holds a run of another recipe ({listed}); give another output folder")
-    return (output / "config.json").is_file()
-
-
-def _write_recipe(output: Path, recipe: Recipe) -> None:
-    output.mkdir(parents=True, exist_ok=True)
-    partial = output / f".{RECIPE_FILE}.partial"
-    partial.write_text(recipe.to_yaml(), encoding="utf-8")
-    os.replace(partial, output / RECIPE_FILE)
 
 
 def _plan(recipe: Recipe, data: RunData, model: PreTrainedModel, collator: Collator, state: PartialState) -> Plan:

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 
@@ -96,6 +97,29 @@ def test_a_start_that_fails_leaves_the_folder_to_the_corrected_command(wrong, pi
     with pytest.raises(ValueError, match=r"adamwx|beta"):
         train(**arguments, overrides=[*short, wrong])
     assert (train(**arguments, overrides=short).folder / "config.json").is_file()
+
+
+def test_a_run_does_not_go_on_with_other_classes_or_images(pictures, tmp_path, monkeypatch):
+    data = shutil.copytree(pictures, tmp_path / "data")
+    arguments = {"data": data, "output": tmp_path / "run", "recipe": "small_finetune"}
+    arguments["overrides"] = [*TINY, "optimizer.base_learning_rate=0.3"]
+    with pytest.raises(KeyboardInterrupt):
+        stopped_at_step_5(monkeypatch, **arguments)
+    for split in ("train", "test"):
+        (data / split / "light").rename(data / split / "bright")
+    with pytest.raises(RecipeError, match=r"the classes were \['dark', 'light'\] and are \['bright', 'dark'\]"):
+        train(**arguments)
+    for split in ("train", "test"):
+        (data / split / "bright").rename(data / split / "light")
+    first = data / "train" / "dark" / "0.png"
+    first.rename(data / "train" / "light" / "first.png")
+    with pytest.raises(RecipeError, match="the names or the labels of the training images are others"):
+        train(**arguments)
+    (data / "train" / "light" / "first.png").unlink()
+    with pytest.raises(RecipeError, match="there were 24 training images and are 23"):
+        train(**arguments)
+    (tmp_path / "run" / "data.json").unlink()  # as in folders of earlier versions
+    assert train(**arguments).folder == tmp_path / "run"
 
 
 def test_a_stopped_run_continues_to_the_same_weights(pretrained, pictures, tmp_path, monkeypatch):
