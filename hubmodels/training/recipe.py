@@ -15,6 +15,7 @@ Task = Literal["pretrain", "finetune", "partial_finetune", "linear_probe"]
 
 
 NOISE_OPTIONS = ("sym_exclusive", "class_map", "transition")  # of `inject_label_noise`
+PATHS = ("data.source", "data.file_list", "data.noise_file", "init_from")  # or names, of the first and the last
 NOISES = ("noisy_label_column", "noise_file", "noise_mode")  # keys of `data` that make labels wrong
 
 
@@ -394,9 +395,12 @@ class Recipe:
             other: The other recipe.
 
         Returns:
-            Both values by dotted key; without `run`, of which only the seed and the precision count.
+            Both values by dotted key; without `run`, of which only the seed and the precision count. Spellings of one
+            existing path, such as `photos` and `photos/`, do not differ.
         """
         first, second = _flat(self.to_dict()), _flat(other.to_dict())
+        for values in (first, second):
+            values |= {key: local_path(values[key]) for key in PATHS}
         keys = [key for key in first | second if not key.startswith("run.") or key in ("run.seed", "run.precision")]
         return {key: (first.get(key), second.get(key)) for key in keys if first.get(key) != second.get(key)}
 
@@ -440,6 +444,18 @@ def nearest(name: str, known: Sequence[str]) -> str:
     """
     near = difflib.get_close_matches(name, known, n=3, cutoff=0.4)
     return f", did you mean {' or '.join(near)}?" if near else ""
+
+
+def local_path(name: str | None) -> str | None:
+    """One spelling for all that name the same existing file or folder.
+
+    Args:
+        name: A path, or a name of something that is not on this machine.
+
+    Returns:
+        The absolute path of what exists; other names as they are.
+    """
+    return str(Path(name).resolve()) if name is not None and Path(name).exists() else name
 
 
 def _apply_override(values: dict[str, Any], override: str) -> None:

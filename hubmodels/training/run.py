@@ -217,6 +217,8 @@ def _resolve_recipe(
         chosen.init_from = model_source(chosen.init_from)
     if data is not None:
         chosen.data.source = str(data)
+    if chosen.data.source is not None and Path(chosen.data.source).exists():
+        chosen.data.source = os.path.normpath(chosen.data.source)  # names of images start with it
     if backbone is not None:
         overridden = {override.partition("=")[0].strip() for override in overrides}
         _use_backbone(chosen, backbone, {key.removeprefix("model.") for key in overridden})

@@ -186,6 +186,19 @@ def test_how_a_run_is_carried_out_does_not_make_it_another():
     }
 
 
+def test_spellings_of_a_path_do_not_make_a_run_another(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "flat").mkdir()
+    first, *others = (
+        Recipe.load("small_finetune", [f"data.source={path}", f"init_from={path}"])
+        for path in ("flat", "flat/", "./flat", tmp_path / "flat")
+    )
+    assert [first.differences(other) for other in others] == [{}, {}, {}]
+    assert first.differences(Recipe.load("small_finetune", ["data.source=other", "init_from=flat"])) == {
+        "data.source": (str(tmp_path / "flat"), "other")
+    }
+
+
 def test_paper_recipes_of_simclr_follow_the_official_schedule():
     names = [name for name in recipe_names("simclr") if "/paper_" in name]
     assert names and {Recipe.load(name).schedule.name for name in names} == {"simclr"}

@@ -72,9 +72,11 @@ def test_pretraining_ends_with_a_loadable_folder_a_sheet_and_a_log(pretrained):
     Recipe.load(pretrained.folder / "recipe.yaml")
 
 
-def test_the_same_call_again_leaves_a_finished_run_alone(pretrained, pictures):
+def test_the_same_call_again_leaves_a_finished_run_alone(pretrained, pictures, monkeypatch):
     before = (pretrained.folder / "model.safetensors").stat().st_mtime_ns
-    train(data=pictures, output=pretrained.folder, recipe="small_pretrain", overrides=TINY_PRETRAIN)
+    monkeypatch.chdir(pictures.parent)
+    for data in (pictures, f"{pictures}/", f"./{pictures.name}/"):
+        train(data=data, output=pretrained.folder, recipe="small_pretrain", overrides=TINY_PRETRAIN)
     assert (pretrained.folder / "model.safetensors").stat().st_mtime_ns == before
 
 
