@@ -47,7 +47,7 @@ from hubmodels.training.planning import (
     with_fitting_batch,
 )
 from hubmodels.training.recipe import Recipe, RecipeError
-from hubmodels.training.run_folder import holds_finished_run, write_start
+from hubmodels.training.run_folder import check_place, holds_finished_run, write_start
 
 SHEET_IMAGES = 8
 
@@ -107,6 +107,7 @@ def train(
     recipe, title = _resolve_recipe(method, data, backbone, recipe, overrides)
     output = Path(output) if output is not None else Path("runs", title.replace("/", "-"))
     run_data = load_data(recipe)
+    check_place(output, recipe, run_data)
     model = build_model(recipe, run_data.class_names)
     take_shape_of(recipe, model)
     method_parts, evaluation = method_training(recipe.method), evaluation_transform(recipe, model.config)

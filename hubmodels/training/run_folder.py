@@ -6,6 +6,7 @@ import os
 from pathlib import Path
 from typing import Any
 
+from hubmodels.data.image_folder import split_folders
 from hubmodels.training.assembly import RunData
 from hubmodels.training.recipe import Recipe, RecipeError
 
@@ -23,6 +24,26 @@ def has_started(output: Path) -> bool:
         False also for the folder of a start that failed, as with an unknown option of the optimiser.
     """
     return output.is_dir() and not {path.name for path in output.iterdir()} <= {RECIPE_FILE, DATA_FILE}
+
+
+def check_place(output: Path, recipe: Recipe, data: RunData) -> None:
+    """Refuse to start a run among its training images, as its pictures would become some of them.
+
+    Args:
+        output: Folder of the run; it may be missing.
+        recipe: The recipe.
+        data: Its data.
+
+    Raises:
+        RecipeError: If the output lies in the folder of images that the recipe names, or in a split of it.
+    """
+    folder = Path(str(recipe.data.source)).expanduser()
+    reads_files = folder.is_dir() and hasattr(data.train, "name") and Path(data.train.name(0)).is_file()
+    if not reads_files or has_started(output):
+        return
+    for images in split_folders(folder).values() or [folder]:
+        if output.resolve().is_relative_to(images.resolve()):
+            raise RecipeError(f"output must lie outside of the training images in {images}, got {output}")
 
 
 def holds_finished_run(output: Path, recipe: Recipe, data: RunData) -> bool:

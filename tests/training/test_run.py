@@ -101,6 +101,14 @@ def test_a_start_that_fails_leaves_the_folder_to_the_corrected_command(wrong, pi
     assert (train(**arguments, overrides=short).folder / "config.json").is_file()
 
 
+def test_a_run_is_not_put_among_its_images(pictures, monkeypatch):
+    monkeypatch.chdir(pictures)
+    for data, recipe in (("train/dark", "small_pretrain"), ("train", "small_finetune"), (pictures, "small_finetune")):
+        with pytest.raises(RecipeError, match=r"outside of the training images in .*, got train/dark/run"):
+            train(data=data, output="train/dark/run", recipe=recipe, overrides=TINY)
+    assert not (pictures / "train" / "dark" / "run").exists()
+
+
 def test_a_run_does_not_go_on_with_other_classes_or_images(pictures, tmp_path, monkeypatch):
     data = shutil.copytree(pictures, tmp_path / "data")
     arguments = {"data": data, "output": tmp_path / "run", "recipe": "small_finetune"}
