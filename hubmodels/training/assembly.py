@@ -1,7 +1,7 @@
 """The pieces of a run, made from a recipe: data, transforms, model, processor, arguments."""
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from itertools import count
 from pathlib import Path
@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import timm
 import torch
+from huggingface_hub.errors import StrictDataclassFieldValidationError
 from torch.utils.data import DataLoader, IterableDataset
 from transformers import CONFIG_MAPPING, AutoConfig, PreTrainedConfig, PreTrainedModel, set_seed
 
@@ -252,14 +253,29 @@ def _start(recipe: Recipe) -> Iterator[Recipe]:
 
 
 def _checked_settings(recipe: Recipe) -> dict[str, Any]:
-    known = method_class(recipe.method, "AutoConfig")().to_dict()
-    unknown = sorted(set(recipe.model) - set(known))
+    config = method_class(recipe.method, "AutoConfig")()
+    known = config.to_dict()
+    unknown = sorted(str(key) for key in recipe.model if key not in known)
     if unknown:
         hint = "; this model takes images of any size: set transform.size" if "image_size" in unknown else ""
         raise RecipeError(f"unknown key model.{', model.'.join(unknown)}{hint} (keys here: {', '.join(sorted(known))})")
     if recipe.model.get("backbone_config") is not None:
         _check_backbone(recipe.model["backbone_config"])
-    return dict(recipe.model)
+    return {key: _checked_setting(config, key, value) for key, value in recipe.model.items()}
+
+
+def _checked_setting(config: PreTrainedConfig, key: str, value: Any) -> Any:
+    """A value in the type that the config wants: YAML reads 1 as a whole number, and 1e-3 as text."""
+    try:
+        setattr(config, key, value)
+        return value
+    except StrictDataclassFieldValidationError as error:
+        reason = str(error).splitlines()[-1].strip().removeprefix("TypeError: ")
+    if isinstance(value, int | str) and not isinstance(value, bool):
+        with suppress(StrictDataclassFieldValidationError, ValueError):
+            setattr(config, key, float(value))
+            return float(value)
+    raise RecipeError(f"model.{key}: {reason}")
 
 
 def _check_backbone(description: Any) -> None:

@@ -3,7 +3,7 @@
 import pytest
 import yaml
 
-from hubmodels.training import Recipe, RecipeError, recipe_names, scaled_learning_rate
+from hubmodels.training import Recipe, RecipeError, recipe_names, scaled_learning_rate, train
 from hubmodels.training.assembly import build_model, resolved_precision
 from hubmodels.training.methods import method_class
 
@@ -248,3 +248,44 @@ def test_half_precision_of_a_gpu_is_not_claimed_elsewhere(monkeypatch):
 def test_backbones_that_are_none_are_named(method, backbone, message):
     with pytest.raises(RecipeError, match=message):
         build_model(Recipe.load(method, [f"model.{backbone}"]), ["a", "b"])
+
+
+def test_methods_and_keys_of_the_model_that_are_none_are_named():
+    with pytest.raises(RecipeError, match=r"method must be one of mae, simclr, .*, got 'maee', did you mean mae"):
+        train("maee", data="fashion-mnist-small")
+    with pytest.raises(RecipeError, match=r"method must be one of mae, simclr, .*, got 'foo'"):
+        train(data="fashion-mnist-small", recipe="mae/small_pretrain", overrides=["method=foo"])
+    with pytest.raises(RecipeError, match=r"unknown key model\.1 \(keys here"):
+        build_model(Recipe.load("small_pretrain", ["model={1: 3, hidden_size: 16}"]), [])
+
+
+@pytest.mark.parametrize(
+    ("override", "value"),
+    [
+        ("mask_ratio=0", 0.0),
+        ("initializer_range=1e-2", 0.01),
+        ("layer_norm_eps=1e-6", 1e-6),
+        ("norm_pix_loss=true", True),
+        ("image_size=[32, 32]", [32, 32]),
+    ],
+)
+def test_settings_of_the_model_are_typed(override, value):
+    key = override.partition("=")[0]
+    actual = getattr(build_model(Recipe.load("small_pretrain", [f"model.{override}"]), []).config, key)
+    assert list(actual) == value if isinstance(value, list) else actual == value
+    assert isinstance(value, list) or type(actual) is type(value)
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("model.hidden_size=abc", "model.hidden_size: .* expected int, got str .*'abc'"),
+        ("model.norm_pix_loss=1", "model.norm_pix_loss: .* expected bool, got int .*1"),
+        ("model.mask_ratio=much", "model.mask_ratio: .* expected float, got str .*'much'"),
+        ("model.mask_ratio=2", "mask_ratio"),
+        ("model.hidden_size=17", "hidden_size"),
+    ],
+)
+def test_settings_of_the_model_that_do_not_fit(override, message):
+    with pytest.raises(ValueError, match=message):
+        build_model(Recipe.load("small_pretrain", [override]), [])
