@@ -4,6 +4,7 @@ import difflib
 import types
 import typing
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import MISSING, asdict, dataclass, field, fields, is_dataclass
 from importlib import resources
 from pathlib import Path
@@ -515,22 +516,28 @@ def _convert(value: Any, annotation: Any, key: str) -> Any:
     if origin is dict:
         if not isinstance(value, dict):
             raise RecipeError(f"{key} must hold keys and values, got {value!r}")
-        return dict(value)
+        return {name: _number(entry) for name, entry in value.items()} if key.endswith(".options") else dict(value)
     return _convert_plain(value, annotation, key)
 
 
 def _convert_plain(value: Any, kind: type, key: str) -> Any:
     names = {int: "a whole number", float: "a number", str: "text", bool: "true or false"}
-    if kind is float and isinstance(value, str):
-        # YAML 1.1 reads 1e-3 as text; it wants 1.0e-3.
-        try:
-            return float(value)
-        except ValueError:
-            pass
+    if kind is float:
+        value = _number(value)
     if kind is float and isinstance(value, int) and not isinstance(value, bool):
         return float(value)
     if type(value) is not kind:
         raise RecipeError(f"{key} must be {names[kind]}, got {value!r}")
+    return value
+
+
+def _number(value: Any) -> Any:
+    """Text that is a number as that number, also inside of a list: YAML 1.1 reads 1e-3 as text, it wants 1.0e-3."""
+    if isinstance(value, list):
+        return [_number(entry) for entry in value]
+    if isinstance(value, str):
+        with suppress(ValueError):
+            return float(value)
     return value
 
 

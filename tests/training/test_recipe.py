@@ -177,6 +177,13 @@ def test_recipes_that_are_not_there_or_no_recipes(tmp_path):
             Recipe.load(path)
 
 
+def test_numbers_in_options_are_read_as_those_of_the_sections():
+    overrides = ["optimizer.options={eps: 1e-8, betas: [0.9, 1e-1], momentum_style: plain}"]
+    options = Recipe.load("small_pretrain", [*overrides, "transform.options.strength=5e-1"]).to_dict()
+    assert options["optimizer"]["options"] == {"eps": 1e-8, "betas": [0.9, 0.1], "momentum_style": "plain"}
+    assert options["transform"]["options"] == {"strength": 0.5}
+
+
 def test_how_a_run_is_carried_out_does_not_make_it_another():
     recipe = Recipe.load("small_pretrain")
     assert recipe.differences(Recipe.load("small_pretrain", ["run.workers=4", "run.checkpoints=3"])) == {}
