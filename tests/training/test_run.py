@@ -185,6 +185,7 @@ def test_labelled_tasks_start_from_a_run_and_train_what_they_say(pretrained, pic
         ("simclr", 224, "simclr/small_finetune"),
         ("simclr", None, "simclr/small_finetune"),
         ("densecl", 96, None),
+        ("mae", [32, 64], "mae/photos_96_finetune"),
     ],
 )
 def test_pretrained_models_are_fine_tuned_with_the_recipe_of_their_size(method, size, name):
