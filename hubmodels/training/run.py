@@ -1,6 +1,7 @@
 """One call from pictures to a trained model."""
 
 import os
+import shlex
 import shutil
 import sys
 from collections.abc import Collection, Sequence
@@ -181,16 +182,16 @@ def next_command(recipe: Recipe, data: RunData, output: Path) -> str:
         output: Folder of the run.
 
     Returns:
-        The command.
+        The command, quoted for a shell.
     """
-    source = recipe.data.source
+    folder, tuned, source = (shlex.quote(str(name)) for name in (output, f"{output}-finetuned", recipe.data.source))
     if recipe.task == "pretrain" and not data.class_names:
         finetuning = finetuning_recipe(recipe.method, recipe.model.get("image_size"))
         if finetuning is not None:
-            return f"hubmodels train {finetuning} --backbone {output} --data LABELLED_FOLDER --out {output}-finetuned"
-        return f"hubmodels evaluate {output} --data LABELLED_FOLDER --protocol knn"
+            return f"hubmodels train {finetuning} --backbone {folder} --data LABELLED_FOLDER --out {tuned}"
+        return f"hubmodels evaluate {folder} --data LABELLED_FOLDER --protocol knn"
     protocol = " --protocol knn" if recipe.task == "pretrain" else ""
-    return f"hubmodels evaluate {output} --data {source}{protocol}"
+    return f"hubmodels evaluate {folder} --data {source}{protocol}"
 
 
 def _resolve_recipe(

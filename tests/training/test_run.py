@@ -2,9 +2,11 @@
 
 import json
 import os
+import shlex
 import shutil
 import subprocess
 import sys
+from pathlib import Path
 
 import datasets
 import numpy as np
@@ -27,6 +29,7 @@ from hubmodels.training.planning import (
     readable_time,
     with_fitting_batch,
 )
+from hubmodels.training.run import next_command
 
 TINY = [
     "model.image_size=16",
@@ -182,14 +185,30 @@ def test_labelled_tasks_start_from_a_run_and_train_what_they_say(pretrained, pic
         ("mae", 32, "mae/small_finetune"),
         ("mae", 96, "mae/photos_96_finetune"),
         ("mae", 224, "mae/photos_224_finetune"),
+        ("mae", [32, 64], "mae/photos_96_finetune"),
         ("simclr", 224, "simclr/small_finetune"),
         ("simclr", None, "simclr/small_finetune"),
         ("densecl", 96, None),
-        ("mae", [32, 64], "mae/photos_96_finetune"),
     ],
 )
 def test_pretrained_models_are_fine_tuned_with_the_recipe_of_their_size(method, size, name):
     assert finetuning_recipe(method, size) == name
+
+
+def test_the_next_command_is_quoted_for_a_shell(pictures):
+    recipe = Recipe.load("small_pretrain", ["data.source=my photos"])
+    unlabelled = type("Images", (), {"class_names": []})
+    command = next_command(recipe, RunData(unlabelled, None, 8, ""), Path("a run"))
+    assert shlex.split(command)[2:6] == ["mae/small_finetune", "--backbone", "a run", "--data"]
+    assert shlex.split(command)[-1] == "a run-finetuned"
+    labelled = RunData(type("Images", (), {"class_names": ["a", "b"]}), None, 8, "")
+    assert shlex.split(next_command(recipe, labelled, Path("a run")))[2:5] == ["a run", "--data", "my photos"]
+
+
+def test_the_home_folder_is_meant_by_its_sign(pretrained, pictures, monkeypatch):
+    monkeypatch.setenv("HOME", str(pretrained.folder.parent))
+    arguments = {"data": pictures, "recipe": "small_pretrain", "overrides": TINY_PRETRAIN}
+    assert train(**arguments, output=f"~/{pretrained.folder.name}").folder == pretrained.folder
 
 
 def test_one_call_chooses_the_recipe_and_prints_the_plan_first(pictures, tmp_path, capsys):
