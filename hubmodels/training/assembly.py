@@ -206,14 +206,17 @@ def build_model(recipe: Recipe, class_names: list[str]) -> PreTrainedModel:
         The model.
 
     Raises:
-        RecipeError: If the config does not know a key of `model`, `init_from` holds no encoder that fits, or a linear
-            probe has no classes.
+        RecipeError: If the method has no such task, the config does not take a key or value of `model`, `init_from`
+            holds no encoder that fits, or a classifier has less than two classes.
     """
     set_seed(recipe.run.seed)
     method_parts = method_training(recipe.method)
+    method_parts.check_task(recipe)
     model_class: Any = method_parts.model_class(recipe)
     settings = method_parts.implied_settings(recipe) | _checked_settings(recipe)
     if method_parts.needs_classes(recipe):
+        if len(class_names) == 1:
+            raise RecipeError(f"a classifier needs at least two classes, and {recipe.data.source} has {class_names}")
         if not class_names:
             raise RecipeError(
                 "a model with a classifier (model.linear_probe in pre-training) needs labels, and "

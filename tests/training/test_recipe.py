@@ -5,7 +5,7 @@ import yaml
 
 from hubmodels.training import Recipe, RecipeError, recipe_names, scaled_learning_rate, train
 from hubmodels.training.assembly import build_model, resolved_precision
-from hubmodels.training.methods import method_class
+from hubmodels.training.methods import method_class, method_training
 
 PRETRAIN = {
     "optimizer.name": "adamw",
@@ -104,6 +104,8 @@ def test_packaged_recipes_are_whole(name):
     config_class = method_class(recipe.method, "AutoConfig")
     assert set(recipe.model) <= set(config_class().to_dict())
     config_class(**recipe.model)
+    method_training(recipe.method).check_task(recipe)
+    method_training(recipe.method).check_settings(recipe)
     if recipe.transform.options:
         method_class(recipe.method, "AutoImageProcessor")(**recipe.transform.options)
     assert Recipe.from_dict(yaml.safe_load(recipe.to_yaml())) == recipe
@@ -296,3 +298,74 @@ def test_settings_of_the_model_are_typed(override, value):
 def test_settings_of_the_model_that_do_not_fit(override, message):
     with pytest.raises(ValueError, match=message):
         build_model(Recipe.load("small_pretrain", [override]), [])
+
+
+@pytest.mark.parametrize(
+    ("recipe", "override", "message"),
+    [
+        (
+            "simclr/small_pretrain",
+            "transform.options.color_strenght=0",
+            "options.color_strenght, did you mean strength",
+        ),
+        ("densecl/small_pretrain", "transform.options.croop_scale=1", "options.croop_scale, did you mean crop_scale"),
+        ("mae/small_pretrain", "transform.options.foo=1", r"options.foo \(keys of mae: none\)"),
+        ("positional_label/small_finetune", "transform.options.foo=1", r"foo \(keys of positional_label: none\)"),
+        ("sanm/small_light", "transform.options.foo=1", r"foo \(keys of sanm: resize, crop_padding, flip\)"),
+        (
+            "simclr/small_pretrain",
+            "transform.flip=0",
+            r"flip does nothing .*, got 0.0: set transform.options.flip_probability",
+        ),
+        (
+            "simclr/small_pretrain",
+            "transform.crop_scale=[0.5, 1]",
+            "crop_scale does nothing .* set transform.options.area_range",
+        ),
+        (
+            "densecl/small_pretrain",
+            "transform.crop_scale=[0.5, 1]",
+            "crop_scale does nothing .* set transform.options.crop_scale",
+        ),
+        (
+            "densecl/small_pretrain",
+            "transform.random_erasing=0.5",
+            "random_erasing does nothing .* no such augmentation",
+        ),
+        ("mae/small_pretrain", "regularization.mixup=1", "regularization.mixup is for labelled tasks; .* got 1"),
+        ("mae/small_pretrain", "regularization.label_smoothing=0.1", "label_smoothing is for labelled tasks"),
+    ],
+)
+def test_settings_that_would_do_nothing_are_refused_before_the_run(recipe, override, message, tmp_path):
+    with pytest.raises(RecipeError, match=message):
+        train(data="fashion-mnist-small", output=tmp_path / "run", recipe=recipe, overrides=[override])
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("recipe", "overrides", "message"),
+    [
+        ("sanm/small_light", ["task=pretrain"], "task of sanm must be one of finetune, got 'pretrain'"),
+        ("densecl/small_pretrain", ["task=finetune"], "task of densecl must be one of pretrain, got 'finetune'"),
+        (
+            "simclr/small_finetune",
+            ["task=partial_finetune", "trainable_blocks=1"],
+            "task of simclr must be one of pretrain, finetune, linear_probe, got 'partial_finetune'",
+        ),
+    ],
+)
+def test_tasks_that_a_method_does_not_have_are_named(recipe, overrides, message):
+    with pytest.raises(RecipeError, match=message):
+        build_model(Recipe.load(recipe, overrides), ["a", "b"])
+
+
+@pytest.mark.parametrize("recipe", ["mae/small_finetune", "sanm/small_light", "simclr/small_finetune"])
+def test_a_classifier_needs_two_classes(recipe):
+    with pytest.raises(RecipeError, match=r"at least two classes, and photos has \['cat'\]"):
+        build_model(Recipe.load(recipe, ["data.source=photos"]), ["cat"])
+
+
+def test_a_recipe_of_another_method_than_the_one_asked_for_is_refused(tmp_path):
+    arguments = {"data": "fashion-mnist-small", "output": tmp_path / "run", "recipe": "mae/small_pretrain"}
+    with pytest.raises(RecipeError, match="the recipe small_pretrain trains mae, got method = 'simclr'"):
+        train("simclr", **arguments)
