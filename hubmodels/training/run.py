@@ -67,7 +67,7 @@ class TrainingResult:
 
 
 def train(
-    method: str = "mae",
+    method: str | None = None,
     data: str | Path | None = None,
     output: str | Path | None = None,
     backbone: str | None = None,
@@ -81,7 +81,7 @@ def train(
     several processes (`accelerate launch`, `torchrun`).
 
     Args:
-        method: Name of the method.
+        method: Name of the method; None takes that of the recipe, or "mae" where its name does not tell.
         data: What to train on, see `hubmodels.data.load_image_dataset`; replaces `data.source` of the recipe.
         output: Folder of the run; default `runs/RECIPE`. A folder that holds anything but this run is refused.
         backbone: Encoder: a folder, packaged checkpoint or Hub id with weights to start from, or the name of a timm
@@ -197,13 +197,14 @@ def next_command(recipe: Recipe, data: RunData, output: Path) -> str:
 
 
 def _resolve_recipe(
-    method: str,
+    method: str | None,
     data: str | Path | None,
     backbone: str | None,
     recipe: str | Path | Recipe | None,
     overrides: Sequence[str],
 ) -> tuple[Recipe, str]:
     """The recipe with all that the call changes in it, and its name."""
+    asked, method = method, method or "mae"
     if recipe is None:
         if data is None:
             raise RecipeError(f"give the pictures to train on, data=FOLDER, or a recipe that names them, for {method}")
@@ -216,6 +217,8 @@ def _resolve_recipe(
         chosen, title = recipe, f"{recipe.method}_{recipe.task}"
     else:
         chosen, title = Recipe.load(recipe, method=method), Path(str(recipe)).stem
+    if asked is not None and chosen.method != asked:
+        raise RecipeError(f"the recipe {title} trains {chosen.method}, got method = {asked!r}; leave one of them out")
     chosen = Recipe.from_dict(chosen.to_dict(), overrides)
     if chosen.init_from is not None:
         chosen.init_from = model_source(chosen.init_from)
