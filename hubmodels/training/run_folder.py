@@ -11,7 +11,7 @@ from hubmodels.training.assembly import RunData
 from hubmodels.training.recipe import Recipe, RecipeError
 
 RECIPE_FILE = "recipe.yaml"
-DATA_FILE = "data.json"
+DATA_FILE = "data.jsonl"  # like the log not of the files that are published: it names the classes of the user
 
 
 def has_started(output: Path) -> bool:
@@ -85,7 +85,7 @@ def write_start(output: Path, recipe: Recipe, data: RunData) -> None:
     """
     output.mkdir(parents=True, exist_ok=True)
     if not has_started(output):  # a run of an earlier version has no record, and its data may have changed since
-        _replace(output / DATA_FILE, json.dumps(_identity(recipe, data), indent=2, ensure_ascii=False) + "\n")
+        _replace(output / DATA_FILE, json.dumps(_identity(recipe, data), ensure_ascii=False) + "\n")
     _replace(output / RECIPE_FILE, recipe.to_yaml())
 
 

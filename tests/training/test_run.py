@@ -17,6 +17,7 @@ from stopping import assert_same_bits, stopped_at_step_5, weights
 from transformers import AutoImageProcessor, AutoModelForImageClassification, AutoModelForPreTraining
 
 import hubmodels
+from hubmodels.repository import prepare_repository
 from hubmodels.training import Recipe, RecipeError, read_jsonl, train
 from hubmodels.training import run as run_module
 from hubmodels.training.assembly import RepeatedStream, RunData, evaluation_transform, load_data
@@ -75,6 +76,12 @@ def test_pretraining_ends_with_a_loadable_folder_a_sheet_and_a_log(pretrained):
     Recipe.load(pretrained.folder / "recipe.yaml")
 
 
+def test_what_a_run_knows_of_the_data_is_not_published(pretrained, tmp_path):
+    assert (pretrained.folder / "data.jsonl").is_file()
+    prepare_repository(pretrained.folder, tmp_path / "repository")
+    assert not list((tmp_path / "repository").glob("*.jsonl"))
+
+
 def test_the_same_call_again_leaves_a_finished_run_alone(pretrained, pictures, monkeypatch):
     before = (pretrained.folder / "model.safetensors").stat().st_mtime_ns
     monkeypatch.chdir(pictures.parent)
@@ -131,7 +138,7 @@ def test_a_run_does_not_go_on_with_other_classes_or_images(pictures, tmp_path, m
     (data / "train" / "light" / "first.png").unlink()
     with pytest.raises(RecipeError, match="there were 24 training images and are 23"):
         train(**arguments)
-    (tmp_path / "run" / "data.json").unlink()  # as in folders of earlier versions
+    (tmp_path / "run" / "data.jsonl").unlink()  # as in folders of earlier versions
     assert train(**arguments).folder == tmp_path / "run"
 
 
