@@ -1,7 +1,7 @@
 """The pieces of a run, made from a recipe: data, transforms, model, processor, arguments."""
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from itertools import count
 from pathlib import Path
@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import timm
 import torch
+from huggingface_hub.errors import StrictDataclassFieldValidationError
 from torch.utils.data import DataLoader, IterableDataset
 from transformers import CONFIG_MAPPING, AutoConfig, PreTrainedConfig, PreTrainedModel, set_seed
 
@@ -205,14 +206,17 @@ def build_model(recipe: Recipe, class_names: list[str]) -> PreTrainedModel:
         The model.
 
     Raises:
-        RecipeError: If the config does not know a key of `model`, `init_from` holds no encoder that fits, or a linear
-            probe has no classes.
+        RecipeError: If the method has no such task, the config does not take a key or value of `model`, `init_from`
+            holds no encoder that fits, or a classifier has less than two classes.
     """
     set_seed(recipe.run.seed)
     method_parts = method_training(recipe.method)
+    method_parts.check_task(recipe)
     model_class: Any = method_parts.model_class(recipe)
     settings = method_parts.implied_settings(recipe) | _checked_settings(recipe)
     if method_parts.needs_classes(recipe):
+        if len(class_names) == 1:
+            raise RecipeError(f"a classifier needs at least two classes, and {recipe.data.source} has {class_names}")
         if not class_names:
             raise RecipeError(
                 "a model with a classifier (model.linear_probe in pre-training) needs labels, and "
@@ -252,14 +256,29 @@ def _start(recipe: Recipe) -> Iterator[Recipe]:
 
 
 def _checked_settings(recipe: Recipe) -> dict[str, Any]:
-    known = method_class(recipe.method, "AutoConfig")().to_dict()
-    unknown = sorted(set(recipe.model) - set(known))
+    config = method_class(recipe.method, "AutoConfig")()
+    known = config.to_dict()
+    unknown = sorted(str(key) for key in recipe.model if key not in known)
     if unknown:
         hint = "; this model takes images of any size: set transform.size" if "image_size" in unknown else ""
         raise RecipeError(f"unknown key model.{', model.'.join(unknown)}{hint} (keys here: {', '.join(sorted(known))})")
     if recipe.model.get("backbone_config") is not None:
         _check_backbone(recipe.model["backbone_config"])
-    return dict(recipe.model)
+    return {key: _checked_setting(config, key, value) for key, value in recipe.model.items()}
+
+
+def _checked_setting(config: PreTrainedConfig, key: str, value: Any) -> Any:
+    """A value in the type that the config wants: YAML reads 1 as a whole number, and 1e-3 as text."""
+    try:
+        setattr(config, key, value)
+        return value
+    except StrictDataclassFieldValidationError as error:
+        reason = str(error).splitlines()[-1].strip().removeprefix("TypeError: ")
+    if isinstance(value, int | str) and not isinstance(value, bool):
+        with suppress(StrictDataclassFieldValidationError, ValueError):
+            setattr(config, key, float(value))
+            return float(value)
+    raise RecipeError(f"model.{key}: {reason}")
 
 
 def _check_backbone(description: Any) -> None:

@@ -135,7 +135,7 @@ def create_optimizer(
         The optimiser.
 
     Raises:
-        ValueError: If the name is unknown, or the optimiser does not take one of the options.
+        ValueError: If the name is unknown, or the optimiser does not take one of the options or its value.
     """
     options = {key: tuple(value) if isinstance(value, list) else value for key, value in (options or {}).items()}
     optimizer_class = optimizer_class_of(name)
@@ -143,9 +143,16 @@ def create_optimizer(
     unknown = sorted(set(options) - set(accepted))
     if unknown:
         raise ValueError(f"optimizer {name!r} does not take {unknown}; it takes {sorted(set(accepted) - {'params'})}")
-    if optimizer_class is LARS:
-        return LARS(groups, lr=learning_rate, weight_decay=weight_decay, **options)
-    return create_optimizer_v2(groups, opt=name, lr=learning_rate, weight_decay=weight_decay, **options)
+    for key, value in options.items():
+        default = accepted[key].default
+        if isinstance(default, tuple) and (not isinstance(value, tuple) or len(value) != len(default)):
+            raise ValueError(f"{key} of optimizer {name!r} must be {len(default)} numbers, as {default}, got {value!r}")
+    try:
+        if optimizer_class is LARS:
+            return LARS(groups, lr=learning_rate, weight_decay=weight_decay, **options)
+        return create_optimizer_v2(groups, opt=name, lr=learning_rate, weight_decay=weight_decay, **options)
+    except TypeError as error:
+        raise ValueError(f"an option of optimizer {name!r} has the wrong type, got {options}: {error}") from error
 
 
 def optimizer_class_of(name: str) -> Callable[..., Any]:

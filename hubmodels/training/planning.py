@@ -2,7 +2,7 @@
 
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from copy import deepcopy
 from dataclasses import dataclass
@@ -85,17 +85,17 @@ def choose_recipe(short_side: int, has_gpu: bool) -> str:
     return "photos_224_pretrain" if has_gpu and short_side > MEDIUM_IMAGE else "photos_96_pretrain"
 
 
-def finetuning_recipe(method: str, image_size: int | None) -> str | None:
+def finetuning_recipe(method: str, image_size: int | Sequence[int] | None) -> str | None:
     """The packaged recipe that fine-tunes a pre-trained model.
 
     Args:
         method: Name of the method.
-        image_size: Pixels of the images that the model takes; None for any.
+        image_size: Pixels of the images that the model takes, one number or (height, width); None for any.
 
     Returns:
         `METHOD/NAME`, or None if the method has no such recipe.
     """
-    size = image_size or SMALL_IMAGE
+    size = max(image_size) if isinstance(image_size, Sequence) else image_size or SMALL_IMAGE
     fitting = "small" if size <= SMALL_IMAGE else "photos_96" if size <= MEDIUM_IMAGE else "photos_224"
     there = set(recipe_names(method))
     return next((n for n in (f"{method}/{fitting}_finetune", f"{method}/small_finetune") if n in there), None)

@@ -4,6 +4,7 @@ import difflib
 import types
 import typing
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import MISSING, asdict, dataclass, field, fields, is_dataclass
 from importlib import resources
 from pathlib import Path
@@ -15,6 +16,7 @@ Task = Literal["pretrain", "finetune", "partial_finetune", "linear_probe"]
 
 
 NOISE_OPTIONS = ("sym_exclusive", "class_map", "transition")  # of `inject_label_noise`
+PATHS = ("data.source", "data.file_list", "data.noise_file", "init_from")  # or names, of the first and the last
 NOISES = ("noisy_label_column", "noise_file", "noise_mode")  # keys of `data` that make labels wrong
 
 
@@ -394,9 +396,12 @@ class Recipe:
             other: The other recipe.
 
         Returns:
-            Both values by dotted key; without `run`, of which only the seed and the precision count.
+            Both values by dotted key; without `run`, of which only the seed and the precision count. Spellings of one
+            existing path, such as `photos` and `photos/`, do not differ.
         """
         first, second = _flat(self.to_dict()), _flat(other.to_dict())
+        for values in (first, second):
+            values |= {key: local_path(values[key]) for key in PATHS}
         keys = [key for key in first | second if not key.startswith("run.") or key in ("run.seed", "run.precision")]
         return {key: (first.get(key), second.get(key)) for key in keys if first.get(key) != second.get(key)}
 
@@ -440,6 +445,18 @@ def nearest(name: str, known: Sequence[str]) -> str:
     """
     near = difflib.get_close_matches(name, known, n=3, cutoff=0.4)
     return f", did you mean {' or '.join(near)}?" if near else ""
+
+
+def local_path(name: str | None) -> str | None:
+    """One spelling for all that name the same existing file or folder.
+
+    Args:
+        name: A path, or a name of something that is not on this machine.
+
+    Returns:
+        The absolute path of what exists; other names as they are.
+    """
+    return str(Path(name).resolve()) if name is not None and Path(name).exists() else name
 
 
 def _apply_override(values: dict[str, Any], override: str) -> None:
@@ -499,22 +516,28 @@ def _convert(value: Any, annotation: Any, key: str) -> Any:
     if origin is dict:
         if not isinstance(value, dict):
             raise RecipeError(f"{key} must hold keys and values, got {value!r}")
-        return dict(value)
+        return {name: _number(entry) for name, entry in value.items()} if key.endswith(".options") else dict(value)
     return _convert_plain(value, annotation, key)
 
 
 def _convert_plain(value: Any, kind: type, key: str) -> Any:
     names = {int: "a whole number", float: "a number", str: "text", bool: "true or false"}
-    if kind is float and isinstance(value, str):
-        # YAML 1.1 reads 1e-3 as text; it wants 1.0e-3.
-        try:
-            return float(value)
-        except ValueError:
-            pass
+    if kind is float:
+        value = _number(value)
     if kind is float and isinstance(value, int) and not isinstance(value, bool):
         return float(value)
     if type(value) is not kind:
         raise RecipeError(f"{key} must be {names[kind]}, got {value!r}")
+    return value
+
+
+def _number(value: Any) -> Any:
+    """Text that is a number as that number, also inside of a list: YAML 1.1 reads 1e-3 as text, it wants 1.0e-3."""
+    if isinstance(value, list):
+        return [_number(entry) for entry in value]
+    if isinstance(value, str):
+        with suppress(ValueError):
+            return float(value)
     return value
 
 

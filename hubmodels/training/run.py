@@ -1,6 +1,7 @@
 """One call from pictures to a trained model."""
 
 import os
+import shlex
 import shutil
 import sys
 from collections.abc import Collection, Sequence
@@ -47,8 +48,8 @@ from hubmodels.training.planning import (
     with_fitting_batch,
 )
 from hubmodels.training.recipe import Recipe, RecipeError
+from hubmodels.training.run_folder import check_place, has_started, holds_finished_run, write_start
 
-RECIPE_FILE = "recipe.yaml"
 SHEET_IMAGES = 8
 
 
@@ -66,7 +67,7 @@ class TrainingResult:
 
 
 def train(
-    method: str = "mae",
+    method: str | None = None,
     data: str | Path | None = None,
     output: str | Path | None = None,
     backbone: str | None = None,
@@ -80,7 +81,7 @@ def train(
     several processes (`accelerate launch`, `torchrun`).
 
     Args:
-        method: Name of the method.
+        method: Name of the method; None takes that of the recipe, or "mae" where its name does not tell.
         data: What to train on, see `hubmodels.data.load_image_dataset`; replaces `data.source` of the recipe.
         output: Folder of the run; default `runs/RECIPE`. A folder that holds anything but this run is refused.
         backbone: Encoder: a folder, packaged checkpoint or Hub id with weights to start from, or the name of a timm
@@ -105,12 +106,15 @@ def train(
     state = PartialState(cpu=not torch.cuda.is_available())
     console = Console(highlight=False, quiet=not state.is_main_process)
     recipe, title = _resolve_recipe(method, data, backbone, recipe, overrides)
-    output = Path(output) if output is not None else Path("runs", title.replace("/", "-"))
+    output = Path(output).expanduser() if output is not None else Path("runs", title.replace("/", "-"))
+    if not has_started(output):  # a run of an earlier version, which did not check them, can go on
+        method_training(recipe.method).check_settings(recipe)
     run_data = load_data(recipe)
+    check_place(output, recipe, run_data)
     model = build_model(recipe, run_data.class_names)
     take_shape_of(recipe, model)
     method_parts, evaluation = method_training(recipe.method), evaluation_transform(recipe, model.config)
-    if _check_output(output, recipe):
+    if holds_finished_run(output, recipe, run_data):
         console.print(f"{output} already holds this run, complete", markup=False)
         return TrainingResult(output, {})
     collators = build_collators(recipe, model.config)
@@ -122,9 +126,6 @@ def train(
     if not yes and state.num_processes == 1 and sys.stdin.isatty() and not Confirm.ask("Start?", console=console):
         raise RecipeError("not started")
 
-    state.wait_for_everyone()
-    if state.is_main_process:
-        _write_recipe(output, recipe)
     state.wait_for_everyone()
     trainer = method_parts.make_trainer(
         recipe,
@@ -140,6 +141,9 @@ def train(
         compute_metrics=None if recipe.task == "pretrain" else accuracy,
         callbacks=_callbacks(recipe, run_data, evaluation),
     )
+    if state.is_main_process:  # after all checks of the settings: a recipe that fails them leaves nothing
+        write_start(output, recipe, run_data)
+    state.wait_for_everyone()
     trainer.train(resume_from_checkpoint=trainer.can_resume())
     metrics = _last_metrics(trainer.state.log_history)
     method_parts.finish(recipe, trainer, evaluation, output)
@@ -180,26 +184,27 @@ def next_command(recipe: Recipe, data: RunData, output: Path) -> str:
         output: Folder of the run.
 
     Returns:
-        The command.
+        The command, quoted for a shell.
     """
-    source = recipe.data.source
+    folder, tuned, source = (shlex.quote(str(name)) for name in (output, f"{output}-finetuned", recipe.data.source))
     if recipe.task == "pretrain" and not data.class_names:
         finetuning = finetuning_recipe(recipe.method, recipe.model.get("image_size"))
         if finetuning is not None:
-            return f"hubmodels train {finetuning} --backbone {output} --data LABELLED_FOLDER --out {output}-finetuned"
-        return f"hubmodels evaluate {output} --data LABELLED_FOLDER --protocol knn"
+            return f"hubmodels train {finetuning} --backbone {folder} --data LABELLED_FOLDER --out {tuned}"
+        return f"hubmodels evaluate {folder} --data LABELLED_FOLDER --protocol knn"
     protocol = " --protocol knn" if recipe.task == "pretrain" else ""
-    return f"hubmodels evaluate {output} --data {source}{protocol}"
+    return f"hubmodels evaluate {folder} --data {source}{protocol}"
 
 
 def _resolve_recipe(
-    method: str,
+    method: str | None,
     data: str | Path | None,
     backbone: str | None,
     recipe: str | Path | Recipe | None,
     overrides: Sequence[str],
 ) -> tuple[Recipe, str]:
     """The recipe with all that the call changes in it, and its name."""
+    asked, method = method, method or "mae"
     if recipe is None:
         if data is None:
             raise RecipeError(f"give the pictures to train on, data=FOLDER, or a recipe that names them, for {method}")
@@ -212,11 +217,15 @@ def _resolve_recipe(
         chosen, title = recipe, f"{recipe.method}_{recipe.task}"
     else:
         chosen, title = Recipe.load(recipe, method=method), Path(str(recipe)).stem
+    if asked is not None and chosen.method != asked:
+        raise RecipeError(f"the recipe {title} trains {chosen.method}, got method = {asked!r}; leave one of them out")
     chosen = Recipe.from_dict(chosen.to_dict(), overrides)
     if chosen.init_from is not None:
         chosen.init_from = model_source(chosen.init_from)
     if data is not None:
         chosen.data.source = str(data)
+    if chosen.data.source is not None and Path(chosen.data.source).exists():
+        chosen.data.source = os.path.normpath(chosen.data.source)  # names of images start with it
     if backbone is not None:
         overridden = {override.partition("=")[0].strip() for override in overrides}
         _use_backbone(chosen, backbone, {key.removeprefix("model.") for key in overridden})
@@ -249,28 +258,6 @@ def _normalize_as(recipe: Recipe, source: str) -> None:
     asked = channel_statistics(channels, recipe.transform.mean, recipe.transform.std)
     if not np.allclose(statistics, asked, atol=1e-3):
         recipe.transform.mean, recipe.transform.std = statistics
-
-
-def _check_output(output: Path, recipe: Recipe) -> bool:
-    """Whether the output already holds the finished run; refuses an output that holds something else."""
-    if output.exists() and not output.is_dir():
-        raise FileExistsError(f"{output} is a file; output must be a folder")
-    if not output.exists() or not any(output.iterdir()):
-        return False
-    if not (output / RECIPE_FILE).is_file():
-        raise FileExistsError(f"{output} is not empty and holds no run; give another output folder")
-    differences = Recipe.load(output / RECIPE_FILE).differences(recipe)
-    if differences:
-        listed = "; ".join(f"{key}: {there!r} there, {here!r} asked" for key, (there, here) in differences.items())
-        raise FileExistsError(f"{output} holds a run of another recipe ({listed}); give another output folder")
-    return (output / "config.json").is_file()
-
-
-def _write_recipe(output: Path, recipe: Recipe) -> None:
-    output.mkdir(parents=True, exist_ok=True)
-    partial = output / f".{RECIPE_FILE}.partial"
-    partial.write_text(recipe.to_yaml(), encoding="utf-8")
-    os.replace(partial, output / RECIPE_FILE)
 
 
 def _plan(recipe: Recipe, data: RunData, model: PreTrainedModel, collator: Collator, state: PartialState) -> Plan:

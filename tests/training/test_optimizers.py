@@ -344,6 +344,20 @@ def test_optimizer_options_reach_the_optimizer_and_unknown_ones_are_named():
         create_optimizer("adamm", groups, 0.1)
 
 
+@pytest.mark.parametrize(
+    ("name", "options", "message"),
+    [
+        ("adamw", {"betas": 3}, r"betas of optimizer 'adamw' must be 2 numbers, as \(0.9, 0.999\), got 3"),
+        ("lamb", {"betas": [0.9]}, r"betas of optimizer 'lamb' must be 2 numbers, .*, got \(0.9,\)"),
+        ("adamw", {"eps": "small"}, r"an option of optimizer 'adamw' has the wrong type, got \{'eps': 'small'\}"),
+        ("lars", {"momentum": [0.9]}, "an option of optimizer 'lars' has the wrong type"),
+    ],
+)
+def test_values_that_an_optimizer_does_not_take_are_named(name, options, message):
+    with pytest.raises(ValueError, match=message):
+        create_optimizer(name, [{"params": [torch.nn.Parameter(torch.ones(2, 2))]}], 0.1, options=options)
+
+
 def test_vectors_are_decayed_on_request():
     model = torch.nn.Sequential(torch.nn.Linear(3, 3), torch.nn.BatchNorm1d(3))
     (group,) = parameter_groups(model, 0.1, 0.01, decay_vectors=True)

@@ -4,9 +4,9 @@ import pytest
 import yaml
 from hubmodels.modeling.mae import MAEConfig, MAEForPreTraining
 
-from hubmodels.training import Recipe, RecipeError, recipe_names, scaled_learning_rate
+from hubmodels.training import Recipe, RecipeError, recipe_names, scaled_learning_rate, train
 from hubmodels.training.assembly import build_model, resolved_precision
-from hubmodels.training.methods import method_class
+from hubmodels.training.methods import method_class, method_training
 
 PRETRAIN = {
     "optimizer.name": "adamw",
@@ -106,6 +106,8 @@ def test_packaged_recipes_are_whole(name):
     config_class = method_class(recipe.method, "AutoConfig")
     assert set(recipe.model) <= set(config_class().to_dict())
     config_class(**recipe.model)
+    method_training(recipe.method).check_task(recipe)
+    method_training(recipe.method).check_settings(recipe)
     if recipe.transform.options:
         method_class(recipe.method, "AutoImageProcessor")(**recipe.transform.options)
     assert Recipe.from_dict(yaml.safe_load(recipe.to_yaml())) == recipe
@@ -179,12 +181,32 @@ def test_recipes_that_are_not_there_or_no_recipes(tmp_path):
             Recipe.load(path)
 
 
+def test_numbers_in_options_are_read_as_those_of_the_sections():
+    overrides = ["optimizer.options={eps: 1e-8, betas: [0.9, 1e-1], momentum_style: plain}"]
+    options = Recipe.load("small_pretrain", [*overrides, "transform.options.strength=5e-1"]).to_dict()
+    assert options["optimizer"]["options"] == {"eps": 1e-8, "betas": [0.9, 0.1], "momentum_style": "plain"}
+    assert options["transform"]["options"] == {"strength": 0.5}
+
+
 def test_how_a_run_is_carried_out_does_not_make_it_another():
     recipe = Recipe.load("small_pretrain")
     assert recipe.differences(Recipe.load("small_pretrain", ["run.workers=4", "run.checkpoints=3"])) == {}
     assert recipe.differences(Recipe.load("small_pretrain", ["run.seed=1", "optimizer.options.eps=1.0e-7"])) == {
         "run.seed": (0, 1),
         "optimizer.options.eps": (None, 1e-7),
+    }
+
+
+def test_spellings_of_a_path_do_not_make_a_run_another(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "flat").mkdir()
+    first, *others = (
+        Recipe.load("small_finetune", [f"data.source={path}", f"init_from={path}"])
+        for path in ("flat", "flat/", "./flat", tmp_path / "flat")
+    )
+    assert [first.differences(other) for other in others] == [{}, {}, {}]
+    assert first.differences(Recipe.load("small_finetune", ["data.source=other", "init_from=flat"])) == {
+        "data.source": (str(tmp_path / "flat"), "other")
     }
 
 
@@ -252,3 +274,115 @@ def test_half_precision_of_a_gpu_is_not_claimed_elsewhere(monkeypatch):
 def test_backbones_that_are_none_are_named(method, backbone, message):
     with pytest.raises(RecipeError, match=message):
         build_model(Recipe.load(method, [f"model.{backbone}"]), ["a", "b"])
+
+
+def test_methods_and_keys_of_the_model_that_are_none_are_named():
+    with pytest.raises(RecipeError, match=r"method must be one of mae, simclr, .*, got 'maee', did you mean mae"):
+        train("maee", data="fashion-mnist-small")
+    with pytest.raises(RecipeError, match=r"method must be one of mae, simclr, .*, got 'foo'"):
+        train(data="fashion-mnist-small", recipe="mae/small_pretrain", overrides=["method=foo"])
+    with pytest.raises(RecipeError, match=r"unknown key model\.1 \(keys here"):
+        build_model(Recipe.load("small_pretrain", ["model={1: 3, hidden_size: 16}"]), [])
+
+
+@pytest.mark.parametrize(
+    ("override", "value"),
+    [
+        ("mask_ratio=0", 0.0),
+        ("initializer_range=1e-2", 0.01),
+        ("layer_norm_eps=1e-6", 1e-6),
+        ("norm_pix_loss=true", True),
+        ("image_size=[32, 32]", [32, 32]),
+    ],
+)
+def test_settings_of_the_model_are_typed(override, value):
+    key = override.partition("=")[0]
+    actual = getattr(build_model(Recipe.load("small_pretrain", [f"model.{override}"]), []).config, key)
+    assert list(actual) == value if isinstance(value, list) else actual == value
+    assert isinstance(value, list) or type(actual) is type(value)
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("model.hidden_size=abc", "model.hidden_size: .* expected int, got str .*'abc'"),
+        ("model.norm_pix_loss=1", "model.norm_pix_loss: .* expected bool, got int .*1"),
+        ("model.mask_ratio=much", "model.mask_ratio: .* expected float, got str .*'much'"),
+        ("model.mask_ratio=2", "mask_ratio"),
+        ("model.hidden_size=17", "hidden_size"),
+    ],
+)
+def test_settings_of_the_model_that_do_not_fit(override, message):
+    with pytest.raises(ValueError, match=message):
+        build_model(Recipe.load("small_pretrain", [override]), [])
+
+
+@pytest.mark.parametrize(
+    ("recipe", "override", "message"),
+    [
+        (
+            "simclr/small_pretrain",
+            "transform.options.color_strenght=0",
+            "options.color_strenght, did you mean strength",
+        ),
+        ("densecl/small_pretrain", "transform.options.croop_scale=1", "options.croop_scale, did you mean crop_scale"),
+        ("mae/small_pretrain", "transform.options.foo=1", r"options.foo \(keys of mae: none\)"),
+        ("positional_label/small_finetune", "transform.options.foo=1", r"foo \(keys of positional_label: none\)"),
+        ("sanm/small_light", "transform.options.foo=1", r"foo \(keys of sanm: resize, crop_padding, flip\)"),
+        (
+            "simclr/small_pretrain",
+            "transform.flip=0",
+            r"flip does nothing .*, got 0.0: set transform.options.flip_probability",
+        ),
+        (
+            "simclr/small_pretrain",
+            "transform.crop_scale=[0.5, 1]",
+            "crop_scale does nothing .* set transform.options.area_range",
+        ),
+        (
+            "densecl/small_pretrain",
+            "transform.crop_scale=[0.5, 1]",
+            "crop_scale does nothing .* set transform.options.crop_scale",
+        ),
+        (
+            "densecl/small_pretrain",
+            "transform.random_erasing=0.5",
+            "random_erasing does nothing .* no such augmentation",
+        ),
+        ("mae/small_pretrain", "regularization.mixup=1", "regularization.mixup is for labelled tasks; .* got 1"),
+        ("mae/small_pretrain", "regularization.label_smoothing=0.1", "label_smoothing is for labelled tasks"),
+    ],
+)
+def test_settings_that_would_do_nothing_are_refused_before_the_run(recipe, override, message, tmp_path):
+    with pytest.raises(RecipeError, match=message):
+        train(data="fashion-mnist-small", output=tmp_path / "run", recipe=recipe, overrides=[override])
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("recipe", "overrides", "message"),
+    [
+        ("sanm/small_light", ["task=pretrain"], "task of sanm must be one of finetune, got 'pretrain'"),
+        ("densecl/small_pretrain", ["task=finetune"], "task of densecl must be one of pretrain, got 'finetune'"),
+        (
+            "simclr/small_finetune",
+            ["task=partial_finetune", "trainable_blocks=1"],
+            "task of simclr must be one of pretrain, finetune, linear_probe, got 'partial_finetune'",
+        ),
+    ],
+)
+def test_tasks_that_a_method_does_not_have_are_named(recipe, overrides, message):
+    with pytest.raises(RecipeError, match=message):
+        build_model(Recipe.load(recipe, overrides), ["a", "b"])
+
+
+@pytest.mark.parametrize("recipe", ["mae/small_finetune", "sanm/small_light", "simclr/small_finetune"])
+def test_a_classifier_needs_two_classes(recipe):
+    with pytest.raises(RecipeError, match=r"at least two classes, and photos has \['cat'\]"):
+        build_model(Recipe.load(recipe, ["data.source=photos"]), ["cat"])
+
+
+def test_a_recipe_of_another_method_than_the_one_asked_for_is_refused(tmp_path):
+    arguments = {"data": "fashion-mnist-small", "output": tmp_path / "run", "recipe": "mae/small_pretrain"}
+    with pytest.raises(RecipeError, match="the recipe small_pretrain trains mae, got method = 'simclr'"):
+        train("simclr", **arguments)

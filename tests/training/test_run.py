@@ -2,8 +2,11 @@
 
 import json
 import os
+import shlex
+import shutil
 import subprocess
 import sys
+from pathlib import Path
 
 import datasets
 import numpy as np
@@ -14,6 +17,7 @@ from stopping import assert_same_bits, stopped_at_step_5, weights
 from transformers import AutoImageProcessor, AutoModelForImageClassification, AutoModelForPreTraining
 
 import hubmodels
+from hubmodels.repository import prepare_repository
 from hubmodels.training import Recipe, RecipeError, read_jsonl, train
 from hubmodels.training import run as run_module
 from hubmodels.training.assembly import (
@@ -33,6 +37,7 @@ from hubmodels.training.planning import (
     readable_time,
     with_fitting_batch,
 )
+from hubmodels.training.run import next_command
 
 TINY = [
     "model.image_size=16",
@@ -100,9 +105,17 @@ def test_pretraining_ends_with_a_loadable_folder_a_sheet_and_a_log(pretrained):
     Recipe.load(pretrained.folder / "recipe.yaml")
 
 
-def test_the_same_call_again_leaves_a_finished_run_alone(pretrained, pictures):
+def test_what_a_run_knows_of_the_data_is_not_published(pretrained, tmp_path):
+    assert (pretrained.folder / "data.jsonl").is_file()
+    prepare_repository(pretrained.folder, tmp_path / "repository")
+    assert not list((tmp_path / "repository").glob("*.jsonl"))
+
+
+def test_the_same_call_again_leaves_a_finished_run_alone(pretrained, pictures, monkeypatch):
     before = (pretrained.folder / "model.safetensors").stat().st_mtime_ns
-    train(data=pictures, output=pretrained.folder, recipe="small_pretrain", overrides=TINY_PRETRAIN)
+    monkeypatch.chdir(pictures.parent)
+    for data in (pictures, f"{pictures}/", f"./{pictures.name}/"):
+        train(data=data, output=pretrained.folder, recipe="small_pretrain", overrides=TINY_PRETRAIN)
     assert (pretrained.folder / "model.safetensors").stat().st_mtime_ns == before
 
 
@@ -116,6 +129,46 @@ def test_an_output_that_holds_something_else_is_refused(pretrained, pictures, tm
     with pytest.raises(FileExistsError, match="is a file"):
         train(**arguments, output=tmp_path / "thesis.txt", overrides=TINY_PRETRAIN)
     assert [path.name for path in tmp_path.iterdir()] == ["thesis.txt"]
+
+
+@pytest.mark.parametrize("wrong", ["optimizer.name=adamwx", "optimizer.options.beta=1"])
+def test_a_start_that_fails_leaves_the_folder_to_the_corrected_command(wrong, pictures, tmp_path):
+    arguments = {"data": pictures, "output": tmp_path / "run", "recipe": "small_pretrain"}
+    short = [*TINY_PRETRAIN, "schedule.epochs=1", "probe.every_epochs=0"]
+    with pytest.raises(ValueError, match=r"adamwx|beta"):
+        train(**arguments, overrides=[*short, wrong])
+    assert (train(**arguments, overrides=short).folder / "config.json").is_file()
+
+
+def test_a_run_is_not_put_among_its_images(pictures, monkeypatch):
+    monkeypatch.chdir(pictures)
+    for data, recipe in (("train/dark", "small_pretrain"), ("train", "small_finetune"), (pictures, "small_finetune")):
+        with pytest.raises(RecipeError, match=r"outside of the training images in .*, got train/dark/run"):
+            train(data=data, output="train/dark/run", recipe=recipe, overrides=TINY)
+    assert not (pictures / "train" / "dark" / "run").exists()
+
+
+def test_a_run_does_not_go_on_with_other_classes_or_images(pictures, tmp_path, monkeypatch):
+    data = shutil.copytree(pictures, tmp_path / "data")
+    arguments = {"data": data, "output": tmp_path / "run", "recipe": "small_finetune"}
+    arguments["overrides"] = [*TINY, "optimizer.base_learning_rate=0.3"]
+    with pytest.raises(KeyboardInterrupt):
+        stopped_at_step_5(monkeypatch, **arguments)
+    for split in ("train", "test"):
+        (data / split / "light").rename(data / split / "bright")
+    with pytest.raises(RecipeError, match=r"the classes were \['dark', 'light'\] and are \['bright', 'dark'\]"):
+        train(**arguments)
+    for split in ("train", "test"):
+        (data / split / "bright").rename(data / split / "light")
+    first = data / "train" / "dark" / "0.png"
+    first.rename(data / "train" / "light" / "first.png")
+    with pytest.raises(RecipeError, match="the names or the labels of the training images are others"):
+        train(**arguments)
+    (data / "train" / "light" / "first.png").unlink()
+    with pytest.raises(RecipeError, match="there were 24 training images and are 23"):
+        train(**arguments)
+    (tmp_path / "run" / "data.jsonl").unlink()  # as in folders of earlier versions
+    assert train(**arguments).folder == tmp_path / "run"
 
 
 def test_a_stopped_run_continues_to_the_same_weights(pretrained, pictures, tmp_path, monkeypatch):
@@ -168,6 +221,7 @@ def test_labelled_tasks_start_from_a_run_and_train_what_they_say(pretrained, pic
         ("mae", 32, "mae/small_finetune"),
         ("mae", 96, "mae/photos_96_finetune"),
         ("mae", 224, "mae/photos_224_finetune"),
+        ("mae", [32, 64], "mae/photos_96_finetune"),
         ("simclr", 224, "simclr/small_finetune"),
         ("simclr", None, "simclr/small_finetune"),
         ("densecl", 96, None),
@@ -175,6 +229,22 @@ def test_labelled_tasks_start_from_a_run_and_train_what_they_say(pretrained, pic
 )
 def test_pretrained_models_are_fine_tuned_with_the_recipe_of_their_size(method, size, name):
     assert finetuning_recipe(method, size) == name
+
+
+def test_the_next_command_is_quoted_for_a_shell(pictures):
+    recipe = Recipe.load("small_pretrain", ["data.source=my photos"])
+    unlabelled = type("Images", (), {"class_names": []})
+    command = next_command(recipe, RunData(unlabelled, None, 8, ""), Path("a run"))
+    assert shlex.split(command)[2:6] == ["mae/small_finetune", "--backbone", "a run", "--data"]
+    assert shlex.split(command)[-1] == "a run-finetuned"
+    labelled = RunData(type("Images", (), {"class_names": ["a", "b"]}), None, 8, "")
+    assert shlex.split(next_command(recipe, labelled, Path("a run")))[2:5] == ["a run", "--data", "my photos"]
+
+
+def test_the_home_folder_is_meant_by_its_sign(pretrained, pictures, monkeypatch):
+    monkeypatch.setenv("HOME", str(pretrained.folder.parent))
+    arguments = {"data": pictures, "recipe": "small_pretrain", "overrides": TINY_PRETRAIN}
+    assert train(**arguments, output=f"~/{pretrained.folder.name}").folder == pretrained.folder
 
 
 def test_one_call_chooses_the_recipe_and_prints_the_plan_first(pictures, tmp_path, capsys):

@@ -5,6 +5,7 @@ from hubmodels.training.methods.contrastive import ContrastiveTraining
 from hubmodels.training.methods.mae import MAETraining
 from hubmodels.training.methods.positional_label import PositionalLabelTraining
 from hubmodels.training.methods.sanm import SANMTraining
+from hubmodels.training.recipe import RecipeError, nearest
 
 _KINDS: dict[str, type[MethodTraining]] = {
     "mae": MAETraining,
@@ -23,7 +24,12 @@ def method_training(method: str) -> MethodTraining:
 
     Returns:
         Its record.
+
+    Raises:
+        RecipeError: If there is no such method.
     """
+    if method not in _KINDS:
+        raise RecipeError(f"method must be one of {', '.join(_KINDS)}, got {method!r}{nearest(method, list(_KINDS))}")
     return _KINDS[method](method)
 
 

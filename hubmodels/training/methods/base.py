@@ -10,10 +10,11 @@ from transformers.image_utils import PILImageResampling
 
 from hubmodels.catalog import get_method
 from hubmodels.data import EvalTransform, FinetuneTransform, ImageCollator, ImageTransform, LinearProbeTransform
-from hubmodels.training.recipe import Recipe, RecipeError
+from hubmodels.training.recipe import Recipe, RecipeError, nearest
 from hubmodels.training.trainer import HubTrainer
 
 Collator = Callable[[list[Any]], dict[str, Any]]
+FREEZING = {"partial_finetune": "freeze_all_but_last_blocks", "linear_probe": "freeze_encoder"}  # methods of the model
 
 
 class MethodTraining:
@@ -41,6 +42,52 @@ class MethodTraining:
 
     def __init__(self, name: str):
         self.name = name
+
+    def check_task(self, recipe: Recipe) -> None:
+        """Refuse a task that the method does not have.
+
+        Args:
+            recipe: The recipe.
+
+        Raises:
+            RecipeError: If it has none; the message lists those that it has.
+        """
+        classes = get_method(self.name).auto_classes
+        tasks = ["pretrain"] if "AutoModelForPreTraining" in classes else []
+        if "AutoModelForImageClassification" in classes:
+            classifier = method_class(self.name, "AutoModelForImageClassification")
+            tasks += ["finetune", *(task for task, freezes in FREEZING.items() if hasattr(classifier, freezes))]
+        if recipe.task not in tasks:
+            raise RecipeError(f"task of {self.name} must be one of {', '.join(tasks)}, got {recipe.task!r}")
+
+    def check_settings(self, recipe: Recipe) -> None:
+        """Refuse settings that would do nothing, or fail in the first step.
+
+        Args:
+            recipe: The recipe.
+
+        Raises:
+            RecipeError: If there are some; the message names them and what is accepted.
+        """
+        known, options = self.option_names(), recipe.transform.options
+        unknown = sorted(str(key) for key in options if key not in known)
+        if unknown:
+            near = nearest(unknown[0], list(known))
+            accepted = ", ".join(known) if known else "none"
+            raise RecipeError(f"unknown key transform.options.{unknown[0]}{near} (keys of {self.name}: {accepted})")
+        if recipe.task == "pretrain":
+            for key in ("mixup", "cutmix", "label_smoothing"):
+                value = getattr(recipe.regularization, key)
+                if value:
+                    raise RecipeError(f"regularization.{key} is for labelled tasks; in pre-training 0, got {value}")
+
+    def option_names(self) -> Sequence[str]:
+        """Keys that `transform.options` may have.
+
+        Returns:
+            The keys; by default none.
+        """
+        return ()
 
     def shape_keys_of(self, task: str) -> tuple[str, ...]:
         """The `shape_keys` that a model for a task has.

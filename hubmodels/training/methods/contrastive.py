@@ -11,7 +11,7 @@ from hubmodels.data.processing import ProcessorTransform
 from hubmodels.data.randomness import uniforms
 from hubmodels.training.methods.base import MethodTraining, labelled_transform, method_class
 from hubmodels.training.methods.encoders import model_around
-from hubmodels.training.recipe import RecipeError
+from hubmodels.training.recipe import RecipeError, TransformSection
 
 _AUGMENTATION_STREAM = 0
 VIEWS = 2
@@ -28,6 +28,11 @@ ENCODER_KEYS = (
     "stem_width",
     "embedding_size",
 )
+# What says in `transform.options` the same as these keys of `transform`.
+PRETRAINING_OPTIONS = {
+    name: {"crop_scale": crop, "flip": "flip_probability", "crop_padding": "", "auto_augment": "", "random_erasing": ""}
+    for name, crop in (("simclr", "area_range"), ("densecl", "crop_scale"))
+}
 HEAD_KEYS = ("num_proj_layers", "projection_hidden_size", "projection_size")
 
 
@@ -86,6 +91,24 @@ class ContrastiveTraining(MethodTraining):
     def __init__(self, name: str):
         super().__init__(name)
         self.takes_statistics = name != "simclr"  # whose pixels are not normalised
+
+    def option_names(self):
+        """Settings of the method's image processor."""
+        processor: Any = method_class(self.name, "AutoImageProcessor")
+        return sorted(processor.valid_kwargs.__annotations__)
+
+    def check_settings(self, recipe):
+        """The views of pre-training know nothing of the settings that other methods are augmented by."""
+        super().check_settings(recipe)
+        if recipe.task != "pretrain":
+            return
+        for key, instead in PRETRAINING_OPTIONS[self.name].items():
+            value, default = getattr(recipe.transform, key), getattr(TransformSection(), key)
+            if value != default:
+                hint = f"set transform.options.{instead}" if instead else "there is no such augmentation here"
+                raise RecipeError(
+                    f"transform.{key} does nothing in the pre-training of {self.name}, got {value}: {hint}"
+                )
 
     def needs_classes(self, recipe):
         """The linear probe of SimCLR learns them in pre-training."""

@@ -55,6 +55,10 @@ class SANMTraining(MethodTraining):
     divides_steps = False
     eval_resample = PILImageResampling.BILINEAR  # as the views of the training, and torchvision's Resize of the authors
 
+    def option_names(self):
+        """Arguments of the views that a recipe may say."""
+        return ("resize", "crop_padding", "flip")
+
     def divides_task(self, task):
         """Mixing and batch normalisation see the whole batch."""
         return False
