@@ -23,7 +23,9 @@ def has_started(output: Path) -> bool:
     Returns:
         False also for the folder of a start that failed, as with an unknown option of the optimiser.
     """
-    return output.is_dir() and not {path.name for path in output.iterdir()} <= {RECIPE_FILE, DATA_FILE}
+    names = {path.name for path in output.iterdir()} if output.is_dir() else set()
+    # A recipe alone may be the user's own.
+    return bool(names) and not {DATA_FILE} <= names <= {RECIPE_FILE, DATA_FILE}
 
 
 def check_place(output: Path, recipe: Recipe, data: RunData) -> None:

@@ -288,7 +288,7 @@ def test_methods_and_keys_of_the_model_that_are_none_are_named():
 @pytest.mark.parametrize(
     ("override", "value"),
     [
-        ("mask_ratio=0", 0.0),
+        ("mask_ratio=0", 0),
         ("initializer_range=1e-2", 0.01),
         ("layer_norm_eps=1e-6", 1e-6),
         ("norm_pix_loss=true", True),

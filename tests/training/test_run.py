@@ -140,6 +140,16 @@ def test_a_start_that_fails_leaves_the_folder_to_the_corrected_command(wrong, pi
     assert (train(**arguments, overrides=short).folder / "config.json").is_file()
 
 
+def test_a_recipe_of_the_user_is_not_overwritten(pictures, tmp_path):
+    (tmp_path / "run").mkdir()
+    own = tmp_path / "run" / "recipe.yaml"
+    own.write_text(Recipe.load("mae/small_pretrain", ["run.seed=7"]).to_yaml())
+    text = own.read_text()
+    with pytest.raises(FileExistsError, match="holds a run of another recipe"):
+        train("mae", pictures, tmp_path / "run", recipe="mae/small_pretrain")
+    assert own.read_text() == text
+
+
 def test_a_run_is_not_put_among_its_images(pictures, monkeypatch):
     monkeypatch.chdir(pictures)
     for data, recipe in (("train/dark", "small_pretrain"), ("train", "small_finetune"), (pictures, "small_finetune")):
