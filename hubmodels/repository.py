@@ -233,7 +233,7 @@ def _files_to_publish(folder: Path) -> list[Path]:
         or any(path.match(pattern) for pattern in PUBLISHED)
         or (path.suffix.lower() in PICTURE_SUFFIXES and path.name in text)
     ]
-    left = [path.name for path in candidates if path not in published]
+    left = [path.name for path in candidates if path not in published and path.suffix != ".py"]  # ours is added anew
     if left:
         logger.warning("not published: %s", ", ".join(left))
     return published
