@@ -31,32 +31,9 @@ logger = logging.getLogger(__name__)
 CONFIG_NAME = "config.json"
 WEIGHTS_NAME = "model.safetensors"
 INDEX_NAME = "model.safetensors.index.json"
-
-# What is published, by name, with the weights, code and the pictures that the card shows. Everything else stays at
-# home: logs, optimiser state, pictures of the user's own data, whatever else lies there.
-PUBLISHED = (
-    "config.json",
-    "generation_config.json",
-    "preprocessor_config.json",
-    "processor_config.json",
-    "video_preprocessor_config.json",
-    "tokenizer*.json",
-    "special_tokens_map.json",
-    "added_tokens.json",
-    "vocab.json",
-    "vocab.txt",
-    "merges.txt",
-    "*.model",
-    "chat_template.jinja",
-    "README.md",
-    "recipe.yaml",
-    "LICENSE",
-    "LICENSE.md",
-    "LICENSE.txt",
-    "NOTICE",
-)
-PICTURE_SUFFIXES = (".png", ".jpg", ".jpeg", ".svg", ".webp", ".gif")
 RECIPE_NAME = "recipe.yaml"
+
+PICTURE_SUFFIXES = (".png", ".jpg", ".jpeg", ".svg", ".webp", ".gif")
 # Keys of a recipe that may name places on the user's machine.
 RECIPE_PLACES = (("data", "source"), ("data", "file_list"), ("data", "noise_file"), (None, "init_from"))
 HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
@@ -74,6 +51,27 @@ PROCESSOR_FILES = (
     "processor_config.json",
     "video_preprocessor_config.json",
     "tokenizer_config.json",
+)
+# What is published, by name, with the weights, code and the pictures that the card shows. Everything else stays at
+# home: logs, optimiser state, pictures of the user's own data, whatever else lies there.
+PUBLISHED = (
+    CONFIG_NAME,
+    CARD_NAME,
+    RECIPE_NAME,
+    *PROCESSOR_FILES,
+    "generation_config.json",
+    "tokenizer*.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "vocab.json",
+    "vocab.txt",
+    "merges.txt",
+    "*.model",
+    "chat_template.jinja",
+    "LICENSE",
+    "LICENSE.md",
+    "LICENSE.txt",
+    "NOTICE",
 )
 # Auto class of a processor -> the key under which its config names the class.
 PROCESSOR_TYPE_KEYS = {
@@ -231,12 +229,17 @@ def _files_to_publish(folder: Path) -> list[Path]:
         for path in candidates
         if path in weights
         or any(path.match(pattern) for pattern in PUBLISHED)
-        or (path.suffix.lower() in PICTURE_SUFFIXES and path.name in text)
+        or (path.suffix.lower() in PICTURE_SUFFIXES and _is_named(path.name, text))
     ]
     left = [path.name for path in candidates if path not in published and path.suffix != ".py"]  # ours is added anew
     if left:
         logger.warning("not published: %s", ", ".join(left))
     return published
+
+
+def _is_named(name: str, text: str) -> bool:
+    """Whether a text names a file, not merely one whose name ends in the same way."""
+    return re.search(rf"(?<![\w.-]){re.escape(name)}(?![\w-])", text) is not None
 
 
 def _leave_out_places(recipe: Path) -> None:

@@ -188,13 +188,12 @@ def folder_table(folder: Path) -> Any:
     Raises:
         ValueError, FileNotFoundError: As [`read_image_table`].
     """
-    import datasets
-
     if (folder / METADATA_FILE).is_file():
         return read_image_table(folder / METADATA_FILE, FILE_COLUMN)[0]
-    tables = {
-        name: read_image_table(inside / METADATA_FILE, FILE_COLUMN)[0]
-        for name, inside in split_folders(folder).items()
-        if (inside / METADATA_FILE).is_file()
-    }
-    return datasets.DatasetDict(tables) if tables else None
+    inside = {name: split / METADATA_FILE for name, split in split_folders(folder).items()}
+    tables = {name: read_image_table(file, FILE_COLUMN)[0] for name, file in inside.items() if file.is_file()}
+    if not tables:
+        return None
+    import datasets
+
+    return datasets.DatasetDict(tables)

@@ -63,10 +63,9 @@ def split_folders(root: Path) -> dict[str, Path]:
         return splits
     if not any(canonical_split(name) == "train" for name in splits):
         return {}
-    others = [folder.name for folder in folders if folder.name not in splits]
-    if not any(_subfolders(folder) for folder in splits.values()) and any(
-        _images_below(root / name) for name in others
-    ):
+    others = [folder for folder in folders if folder.name not in splits]
+    (only, *more) = splits.values()
+    if not more and not _subfolders(only) and any(_images_below(other) for other in others):
         return {}  # a class may be called train
     return splits
 

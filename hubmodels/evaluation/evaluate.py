@@ -133,7 +133,7 @@ def evaluate(
     if test is None:
         test, train = train.split(HELD_OUT_FRACTION, seed)
         split_name = f"{HELD_OUT_FRACTION:.0%} of {train_split} held out, seed {seed}"
-    test, class_names = match_classes(test, train.class_names)
+    test, class_names = match_classes(test, train.class_names, "the training split")
     loading = (pooling, batch_size, num_workers, progress)
     features = extract_features(model, train, transform, *loading)[0], train.labels
     test_features = extract_features(model, test, transform, *loading)[0]

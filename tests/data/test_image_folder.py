@@ -200,6 +200,9 @@ def test_a_class_may_be_called_train(tmp_path):
         (tmp_path / name).mkdir()
         Image.new("RGB", (4, 4)).save(tmp_path / name / "0.png")
     assert load_image_dataset(tmp_path).class_names == ["car", "plane", "train"]
+    (tmp_path / "test").mkdir()  # with a second split they are no classes
+    Image.new("RGB", (4, 4)).save(tmp_path / "test" / "0.png")
+    assert len(load_image_dataset(tmp_path)) == 1
 
 
 def test_linked_folders_are_followed_once(tmp_path):
