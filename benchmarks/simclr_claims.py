@@ -4,7 +4,7 @@ python -m benchmarks.simclr_claims OUT --images CIFAR10 [views] [head] [length] 
 
 views:  random crops and colour distortion together against either alone (section 3.1, figure 5).
 head:   no projection head, a linear and a nonlinear one, probed before the head (section 4.2, figure 8).
-length: fewer epochs, and a smaller batch (section 5.3, figure 9).
+length: fewer epochs, and smaller batches (section 5.3, figure 9).
 longer: the heads again, and a smaller batch, with three times the epochs.
 wider:  a linear and a nonlinear head on a network of twice the width (256 features in place of 128).
 
@@ -52,6 +52,7 @@ EXPERIMENTS = {
     "head": {"no head": NO_HEAD, "linear head": LINEAR_HEAD, FULL: ()},
     "length": {
         "3 epochs": ("schedule.epochs=3",),
+        "batch 8": ("schedule.batch_size=8",),
         "batch 32": SMALL_BATCH,
         FULL: (),
     },
