@@ -6,6 +6,8 @@ import importlib
 from pathlib import Path
 
 import pytest
+import safetensors
+import torch
 
 from hubmodels import catalog
 
@@ -55,7 +57,6 @@ def test_the_thirteen_official_mae_files_are_listed():
 @pytest.mark.parametrize("checkpoint", OFFICIAL_MAE, ids=lambda checkpoint: checkpoint.name)
 def test_parameter_counts_of_the_official_files(checkpoint):
     """Built without memory on the meta device, from the published sizes (width, depth, heads, patch)."""
-    torch = pytest.importorskip("torch")
     mae = importlib.import_module("hubmodels.modeling.mae")
     sizes = {"base": (768, 12, 12, 16), "large": (1024, 24, 16, 16), "huge": (1280, 32, 16, 14)}
     width, depth, heads, patch = next(size for name, size in sizes.items() if f"_vit_{name}" in checkpoint.name)
@@ -81,7 +82,6 @@ def test_parameter_counts_of_the_official_files(checkpoint):
 @pytest.mark.parametrize("checkpoint", OFFICIAL_DENSECL, ids=lambda checkpoint: checkpoint.name)
 def test_the_official_densecl_files_are_backbones_of_their_size(checkpoint):
     """The number of values of a ResNet-50 or ResNet-101, with the statistics of its normalisation."""
-    torch = pytest.importorskip("torch")
     densecl = importlib.import_module("hubmodels.modeling.densecl")
     depths = {"r50": [3, 4, 6, 3], "r101": [3, 4, 23, 3]}[checkpoint.name.split("_")[1]]
     with torch.device("meta"):
@@ -96,7 +96,6 @@ def test_the_four_official_densecl_files_are_listed():
 
 @pytest.mark.parametrize("checkpoint", PACKAGED, ids=lambda checkpoint: checkpoint.name)
 def test_packaged_weights_match_their_record(checkpoint):
-    safetensors = pytest.importorskip("safetensors")
     folder = catalog.packaged_path(checkpoint.name)
     assert (folder / "config.json").is_file()
     assert (folder / "README.md").is_file()

@@ -3,6 +3,8 @@
 import re
 
 import pytest
+import torch
+from hubmodels.modeling.simclr import SimCLRConfig, SimCLRModel
 
 from hubmodels import catalog
 
@@ -37,9 +39,6 @@ def test_all_released_checkpoints_are_listed():
 @pytest.mark.parametrize("network", MILLIONS)
 def test_parameters_are_those_of_the_network(network):
     """Built without memory on the meta device; the authors count moving statistics, too."""
-    torch = pytest.importorskip("torch")
-    from hubmodels.modeling.simclr import SimCLRConfig, SimCLRModel
-
     depth, width, selective = map(int, re.fullmatch(r"r(\d+)_(\d)x_sk(\d)", network).groups())
     with torch.device("meta"):
         model = SimCLRModel(SimCLRConfig(resnet_depth=depth, width_multiplier=width, sk_ratio=0.0625 * selective))

@@ -8,6 +8,7 @@ from hubmodels.modeling.sanm import (
     AdversarialNoisyMasking,
     LabelQualityEstimator,
     SANMForImageClassification,
+    activation_maps,
     extreme_positions,
     negative_entropy,
     prior_penalty,
@@ -118,6 +119,14 @@ def test_masking():
     assert_close(case, "masked_min", views.min_views)
     assert_close(case, "targets_masked", views.targets)
     assert all(torch.equal(before[name], case.inputs[name]) for name in names)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("name", ["square", "large", "oblong"])
+def test_maps_are_resized_as_by_opencv(name, dtype):
+    case = load_case("sanm", "opencv_resize")
+    expected = case.outputs[f"{name}.{dtype}"]
+    assert torch.equal(activation_maps(case.inputs[name].to(getattr(torch, dtype)), expected.shape[1:]), expected)
 
 
 @pytest.mark.parametrize("name", ["label_quality", "label_quality_history"])

@@ -1,21 +1,10 @@
 """DenseCL's state: saved and loaded with and without what only training needs, and continued bit for bit."""
 
-import logging
-
 import pytest
 import torch
 from hubmodels.modeling.densecl import DenseCLBackbone, DenseCLForPreTraining, DenseCLModel
 from safetensors.torch import load_file, save_file
 from tiny_densecl import snapshot, tiny_config, tiny_model, tiny_views
-
-
-@pytest.fixture
-def messages(caplog, monkeypatch):
-    """Warnings of the model's code."""
-    logger = logging.getLogger("transformers")
-    monkeypatch.setattr(logger, "propagate", True)
-    caplog.set_level(logging.WARNING)
-    return caplog
 
 
 def trained_model(**changes):

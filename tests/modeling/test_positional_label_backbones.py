@@ -2,7 +2,6 @@
 
 import pytest
 import torch
-import transformers
 from hubmodels.modeling.positional_label import PositionalLabelConfig, PositionalLabelForImageClassification
 from transformers import (
     AutoModel,
@@ -507,13 +506,10 @@ def test_impossible_configurations_are_refused(inner, settings, message):
         (None, {"num_anchors": 4, "relative_loss_weight": 0.1}, None),
     ],
 )
-def test_settings_without_effect_are_warned_about(label, settings, unused, caplog):
-    logger = transformers.logging.get_logger("hubmodels.modeling.positional_label.configuration_positional_label")
-    logger.warning_once.cache_clear()
-    logger.addHandler(caplog.handler)
+def test_settings_without_effect_are_warned_about(label, settings, unused, messages):
     PositionalLabelConfig(position_label=label, **settings)
-    assert (f"{unused} is not used with position_label '{label}'" in caplog.text) == bool(unused)
-    assert unused or not caplog.text
+    assert (f"{unused} is not used with position_label '{label}'" in messages.text) == bool(unused)
+    assert unused or not messages.text
 
 
 def test_changes_while_loading_are_checked():

@@ -215,13 +215,9 @@ def test_wrong_sizes_are_refused():
         relative_head()(tokens(count=6))
 
 
-def test_many_pairs_are_warned_about(caplog):
+def test_many_pairs_are_warned_about(messages):
     head = RelativePositionHead(4, (21, 21))
-    logger = "hubmodels.modeling.positional_label.heads_positional_label"
-    import logging
-
-    logging.getLogger(logger).addHandler(caplog.handler)
     head(torch.zeros(1, 441, 4), anchors=torch.zeros(1, 1, dtype=torch.long))
-    assert "pairs per image" not in caplog.text
+    assert "pairs per image" not in messages.text
     head(torch.zeros(1, 441, 4))
-    assert "relative position labels of 441 tokens are 194481 pairs per image" in caplog.text
+    assert "relative position labels of 441 tokens are 194481 pairs per image" in messages.text
