@@ -24,11 +24,6 @@ DATASET = load_image_dataset("fashion-mnist-small", split="test").subset(20)
 TRANSFORM = EvalTransform(16, crop_fraction=1.0)
 
 
-@pytest.fixture(autouse=True)
-def _seed():
-    torch.manual_seed(0)
-
-
 @pytest.mark.parametrize("pooling", ["mean", "cls"])
 def test_masking_is_off_in_every_model_with_an_encoder(pooling):
     model = MAEForPreTraining(MAEConfig(**CONFIG)).eval()

@@ -12,25 +12,6 @@ PRETRAINING = ["pretrain_pixels", "pretrain_normpix_adamw"]
 FINETUNING = ["finetune_global_pool_mixup", "finetune_cls_token_cutmix"]
 
 
-@pytest.fixture
-def load(tmp_path):
-    """Converts a case's official checkpoint and loads it with `from_pretrained`."""
-
-    def load(name, model_class, **overrides):
-        case = load_case("mae", name)
-        official = case.manifest["official"]
-        options = {"num_heads": official["num_heads"]}
-        if "decoder_num_heads" in official:
-            options |= {
-                "decoder_num_heads": official["decoder_num_heads"],
-                "norm_pix_loss": official["norm_pix_loss"],
-            }
-        folder = case.convert(tmp_path / name, **options)
-        return case, model_class.from_pretrained(folder, **overrides).eval()
-
-    return load
-
-
 def official_gradients(model):
     """Gradients by official parameter name (zeros where a parameter has none)."""
     gradients = {n: torch.zeros_like(p) if p.grad is None else p.grad for n, p in model.named_parameters()}
@@ -38,8 +19,8 @@ def official_gradients(model):
 
 
 @pytest.mark.parametrize("name", PRETRAINING)
-def test_pretraining_forward(load, name):
-    case, model = load(name, MAEForPreTraining)
+def test_pretraining_forward(load_mae, name):
+    case, model = load_mae(name, MAEForPreTraining)
     ratio = case.manifest["official"]["mask_ratio"]
     pixels, noise = case.inputs["pixel_values"], case.inputs["noise"]
     with torch.no_grad():
@@ -62,8 +43,8 @@ def test_pretraining_forward(load, name):
 
 @pytest.mark.parametrize("training", [False, True], ids=["all_patches", "masked_patches_only"])
 @pytest.mark.parametrize("name", PRETRAINING)
-def test_pretraining_gradients(load, name, training):
-    case, model = load(name, MAEForPreTraining)
+def test_pretraining_gradients(load_mae, name, training):
+    case, model = load_mae(name, MAEForPreTraining)
     model.train(training)
     ratio = case.manifest["official"]["mask_ratio"]
     output = model(case.inputs["pixel_values"], noise=case.inputs["noise"], mask_ratio=ratio)
@@ -78,8 +59,8 @@ def test_pretraining_gradients(load, name, training):
 
 
 @pytest.mark.parametrize("name", FINETUNING)
-def test_classifier_evaluation(load, name):
-    case, model = load(name, MAEForImageClassification)
+def test_classifier_evaluation(load_mae, name):
+    case, model = load_mae(name, MAEForImageClassification)
     pixels = case.inputs["pixel_values"]
     with torch.no_grad():
         features, _ = model.features(pixels)
@@ -90,9 +71,9 @@ def test_classifier_evaluation(load, name):
 
 
 @pytest.mark.parametrize("name", FINETUNING)
-def test_classifier_training_step(load, name):
+def test_classifier_training_step(load_mae, name):
     """Drop path, soft targets and gradients of the first step, from the stored draws and the stored mixed batch."""
-    case, model = load(name, MAEForImageClassification, drop_path_rate=case_drop_path(name))
+    case, model = load_mae(name, MAEForImageClassification, drop_path_rate=case_drop_path(name))
     model.train()
     uniform = case.inputs["drop_path_uniform"][0]
     output = model(case.outputs["mixed_pixel_values"], labels=case.outputs["soft_targets"], drop_path_uniform=uniform)
@@ -110,15 +91,15 @@ def case_drop_path(name):
 
 
 @pytest.mark.parametrize("name", FINETUNING)
-def test_backbone_feature_map(load, name):
-    case, model = load(name, MAEBackbone)
+def test_backbone_feature_map(load_mae, name):
+    case, model = load_mae(name, MAEBackbone)
     with torch.no_grad():
         feature_map = model(case.inputs["pixel_values"]).feature_maps[-1]
     case.assert_matches({"feature_map_last": feature_map})
 
 
-def test_linear_probe_evaluation(load):
-    case, model = load("linear_probe_cls", MAEForImageClassification)
+def test_linear_probe_evaluation(load_mae):
+    case, model = load_mae("linear_probe_cls", MAEForImageClassification)
     with torch.no_grad():
         logits = model(case.inputs["pixel_values"][0]).logits
     case.assert_matches({"eval_logits": logits})
@@ -147,8 +128,8 @@ def test_position_tables():
     case.assert_matches(resized, kind="resized")
 
 
-def test_visualisation(load):
-    _, model = load("pretrain_pixels", MAEForPreTraining)
+def test_visualisation(load_mae):
+    _, model = load_mae("pretrain_pixels", MAEForPreTraining)
     case = load_case("mae", "visualisation")
     pixels, noise = case.inputs["pixel_values"], case.inputs["noise"]
     pictures = model.reconstruct(pixels, noise=noise)

@@ -13,19 +13,6 @@ from tests.golden.harness import load_case
 FINETUNING = ["finetune_global_pool_mixup", "finetune_cls_token_cutmix"]
 
 
-@pytest.fixture
-def load(tmp_path):
-    def load(name, model_class, **overrides):
-        case = load_case("mae", name)
-        official = case.manifest["official"]
-        options = {"num_heads": official["num_heads"]}
-        if "decoder_num_heads" in official:
-            options |= {"decoder_num_heads": official["decoder_num_heads"], "norm_pix_loss": official["norm_pix_loss"]}
-        return case, model_class.from_pretrained(case.convert(tmp_path / name, **options), **overrides)
-
-    return load
-
-
 def official_weights(model):
     return key_map(Kind.of_model(model)).to_official(dict(model.state_dict()))
 
@@ -65,8 +52,8 @@ def test_learning_rate_schedule(protocol):
     case.assert_matches({f"lr_{protocol}": actual})
 
 
-def test_pretraining_steps(load):
-    case, model = load("pretrain_normpix_adamw", MAEForPreTraining)
+def test_pretraining_steps(load_mae):
+    case, model = load_mae("pretrain_normpix_adamw", MAEForPreTraining)
     model.train()
     recipe = case.manifest["optimiser"]
     groups = parameter_groups(model, recipe["lr"], recipe["weight_decay"])
@@ -130,9 +117,9 @@ def test_mixing(name, monkeypatch):
 
 
 @pytest.mark.parametrize("name", FINETUNING)
-def test_finetuning_steps(load, name):
+def test_finetuning_steps(load_mae, name):
     rate = load_case("mae", name).manifest["official"]["drop_path_rate"]
-    case, model = load(name, MAEForImageClassification, drop_path_rate=rate)
+    case, model = load_mae(name, MAEForImageClassification, drop_path_rate=rate)
     model.train()
     recipe = case.manifest["training"]
     groups = parameter_groups(model, recipe["lr"], recipe["weight_decay"], recipe["layer_decay"])
@@ -161,8 +148,8 @@ def test_finetuning_steps(load, name):
     case.assert_matches({"grad_norms": torch.tensor(norms, dtype=case.outputs["grad_norms"].dtype)}, kind="grad")
 
 
-def test_linear_probe_steps(load):
-    case, model = load("linear_probe_cls", MAEForImageClassification)
+def test_linear_probe_steps(load_mae):
+    case, model = load_mae("linear_probe_cls", MAEForImageClassification)
     model.freeze_encoder()
     model.train()
     recipe = case.manifest["training"]

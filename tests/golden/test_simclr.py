@@ -23,15 +23,6 @@ UNSTABLE_STEP_RTOL = {"r18_cifar_v1head": {"gamma": 0.2, "beta": 0.2, "kernel": 
 DTYPES = pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=["float32", "float64"])
 
 
-@pytest.fixture(scope="module", autouse=True)
-def one_thread():
-    """As `make test`: r50_sk_pretrain is so ill-conditioned that the order of sums alone is worth 1e-5 of its loss."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
 @pytest.fixture(scope="module")
 def load(tmp_path_factory):
     """Converts a case's official checkpoint once and loads it with `from_pretrained`."""

@@ -20,7 +20,6 @@ def tiny_config(**changes) -> DenseCLConfig:
 
 @pytest.fixture
 def backbone():
-    torch.manual_seed(0)
     return DenseCLBackbone(tiny_config())
 
 

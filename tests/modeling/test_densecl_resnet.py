@@ -55,7 +55,6 @@ def torchvision_maps(network, images):
     ],
 )
 def test_equals_torchvision(name, config):
-    torch.manual_seed(0)
     theirs = getattr(torchvision.models, name)().eval()
     for module in theirs.modules():
         if isinstance(module, nn.BatchNorm2d):
@@ -95,7 +94,6 @@ def test_published_sizes_at_224_pixels():
 
 def test_dilated_stages_equal_torchvision():
     """Torchvision dilates all blocks of a stage but the first; with one block a stage here, both can be compared."""
-    torch.manual_seed(0)
     theirs = torchvision.models.resnet50(replace_stride_with_dilation=[False, True, True])
     ours = DenseCLBackbone(DenseCLConfig(strides=[1, 2, 1, 1], dilations=[1, 1, 2, 4], **SMALL_HEADS))
     dilations = {name: module.dilation for name, module in ours.named_modules() if isinstance(module, nn.Conv2d)}
@@ -172,7 +170,6 @@ def test_layers_start_as_the_identity_where_asked():
 
 
 def test_initialisation_of_the_official_code():
-    torch.manual_seed(0)
     model = DenseCLForPreTraining(DenseCLConfig(depths=[1, 1, 1, 1], queue_length=512))
     state = model.state_dict()
     for name, weight in state.items():
@@ -208,7 +205,6 @@ def test_fewer_stages(num_stages):
 
 def test_batches_of_all_sizes_are_differentiated_together():
     """Small ones are normalised by torch's kernel, large channels_last ones by parts; equal to torch's own class."""
-    torch.manual_seed(0)
     norm, plain = DenseCLBatchNorm2d(3), nn.BatchNorm2d(3)
     batches = [torch.randn(size, 3, 40, 40) + 1 for size in (2, 8, 2)]
     gradients = []

@@ -65,7 +65,6 @@ def test_maps_pass_the_final_norm_on_request(model_class, depth, tmp_path):
 
 @pytest.fixture
 def pyramid():
-    torch.manual_seed(0)
     return MAEFeaturePyramid(tiny_config(num_hidden_layers=4, image_size=32, patch_size=8))
 
 

@@ -64,7 +64,6 @@ def assert_decoder_initialised(model, config):
 
 @pytest.mark.parametrize("model_class", [MAEModel, MAEForPreTraining, MAEForImageClassification, MAEBackbone])
 def test_a_model_from_a_config_is_initialised_as_in_the_official_code(model_class):
-    torch.manual_seed(0)
     config = tiny_config(**WIDE)
     model = model_class(config)
     assert_initialised(model)
@@ -88,7 +87,6 @@ def test_tables_of_non_square_images():
 @stock_5_23
 def test_stock_model_from_a_config_has_no_positions():
     """transformers 5.23 leaves tables and tokens at zero and draws Linear weights from a normal of deviation 0.02."""
-    torch.manual_seed(0)
     model = ViTMAEForPreTraining(ViTMAEConfig(**(SIZES | WIDE)))
     assert model.vit.embeddings.position_embeddings.abs().sum() == 0
     assert model.vit.embeddings.cls_token.abs().sum() == 0
@@ -99,7 +97,6 @@ def test_stock_model_from_a_config_has_no_positions():
 
 def test_classifier_head_deviation():
     """2e-5 for fine-tuning, 0.01 for the linear probe, in a truncated normal; the bias is zero."""
-    torch.manual_seed(0)
     for std in (2e-5, 0.01):
         model = MAEForImageClassification(tiny_config(**WIDE, num_labels=200, classifier_init_std=std))
         assert model.classifier.weight.std().item() == pytest.approx(std, rel=0.1)
@@ -116,7 +113,6 @@ def test_initialisation_follows_the_seed():
 
 def test_a_missing_decoder_is_initialised_when_loading(tmp_path):
     """An encoder-only folder (mae_pretrain_vit_*) gives a decoder to train, and the encoder as it was."""
-    torch.manual_seed(0)
     config = tiny_config(**WIDE)
     encoder = perturbed(MAEModel(config))
     encoder.save_pretrained(tmp_path)
@@ -131,7 +127,6 @@ def test_a_missing_decoder_is_initialised_when_loading(tmp_path):
 
 def test_new_norm_and_head_of_a_classifier_on_a_pretrained_encoder(tmp_path):
     """The published fine-tuning: the pre-trained final norm is left out; fc_norm and head are new and reported."""
-    torch.manual_seed(0)
     perturbed(MAEForPreTraining(tiny_config(**WIDE))).save_pretrained(tmp_path)
     model, loading = MAEForImageClassification.from_pretrained(tmp_path, num_labels=200, output_loading_info=True)
     new = {"fc_norm.weight", "fc_norm.bias", "classifier.weight", "classifier.bias"}
@@ -157,7 +152,6 @@ def test_a_missing_patch_projection_is_initialised_when_loading(tmp_path, missin
 
 
 def test_other_channels_keep_the_rest_of_the_weights(tmp_path):
-    torch.manual_seed(0)
     config = tiny_config(**WIDE)
     before = perturbed(MAEModel(config))
     before.save_pretrained(tmp_path)

@@ -35,7 +35,6 @@ from tests.modeling.tiny_mae import SIZES, perturbed, tiny_config
 @pytest.fixture
 def folder(tmp_path):
     """A tiny pre-trained model with its processor."""
-    torch.manual_seed(0)
     perturbed(MAEForPreTraining(tiny_config())).save_pretrained(tmp_path / "pretrained")
     MAEImageProcessor(size={"shortest_edge": 18}, crop_size={"height": 16, "width": 16}).save_pretrained(
         tmp_path / "pretrained"

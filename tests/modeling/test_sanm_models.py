@@ -161,7 +161,6 @@ def test_without_its_weight_the_decoder_rests_and_labels_are_masked_all_the_same
 
 
 def test_float64_networks_guess_and_learn_in_float64():
-    torch.manual_seed(0)
     model = tiny(framework="ce").double().train()
     trust = torch.tensor([0.1, 0.9, 1 / 3, 0.7], dtype=torch.float64)
     pixels, labels = images().double(), torch.tensor([0, 1, 2, 0])
@@ -175,7 +174,6 @@ def test_float64_networks_guess_and_learn_in_float64():
 
 
 def test_short_formats_guess_in_float32():
-    torch.manual_seed(0)
     model = tiny(framework="ce", mask="none", mask_labels=False, recon_weight=0.0).bfloat16().train()
     labels, trust = torch.tensor([0, 1, 2, 0]), torch.full((4, 1), 0.3)
     outputs = model(images().bfloat16(), labels=labels, clean_prob=trust)
@@ -222,7 +220,6 @@ def test_a_decoder_of_the_wrong_size_is_refused_in_training():
 
 
 def test_an_ensemble_sums_its_networks_and_is_found_by_the_auto_class(tmp_path):
-    torch.manual_seed(0)
     ensemble = SANMEnsembleForImageClassification(SANMConfig(**TINY)).eval()
     with torch.no_grad():
         outputs = ensemble(images(), labels=torch.tensor([0, 1, 2, 0]))
@@ -395,7 +392,6 @@ def test_splits_without_labelled_or_unlabelled_images():
 
 @pytest.mark.parametrize("layer_type", ["preact", "basic", "bottleneck"])
 def test_gradient_checkpointing_counts_every_batch_once(layer_type):
-    torch.manual_seed(0)
     config = SANMConfig(layer_type=layer_type, widths=[4, 4, 4, 4], depths=[1, 1, 1, 1], num_labels=3)
     plain = SANMForImageClassification(config).train()
     saving = copy.deepcopy(plain)

@@ -60,7 +60,6 @@ def pixels_for(name, *shape):
 @pytest.mark.parametrize("name", BACKBONES)
 def test_pre_training_and_back(name, tmp_path):
     """A step, then saved and loaded by every class with equal features; h is the mean of the last map."""
-    torch.manual_seed(0)
     model = SimCLRForPreTraining(config_with(name, temperature=0.5)).train()
     before = {n: p.clone() for n, p in model.backbone.named_parameters()}
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
@@ -89,7 +88,6 @@ def test_pre_training_and_back(name, tmp_path):
 @pytest.mark.parametrize("name", ["vit", "convnext"])
 def test_it_learns_to_recognise_views(name):
     """A few steps on eight images: the loss falls, and more second views are found."""
-    torch.manual_seed(0)
     model = SimCLRForPreTraining(config_with(name, temperature=0.2)).train()
     optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3)
     base = images(8, size=32)
@@ -108,7 +106,6 @@ def test_it_learns_to_recognise_views(name):
 @pytest.mark.parametrize("name", ["vit", "mae", "plain_vit"])
 def test_class_token_pooling(name):
     """The token of the last stage, after the norm if the backbone applies it to its maps."""
-    torch.manual_seed(0)
     model = SimCLRModel(config_with(name, pooling="cls")).eval()
     pixels = images(2, size=32)
     with torch.no_grad():
@@ -210,7 +207,6 @@ def test_maps_with_channels_last(monkeypatch):
 
 @pytest.mark.parametrize("name", ["resnet", "timm_resnet"])
 def test_statistics_of_other_backbones_are_global_too(name):
-    torch.manual_seed(0)
     model = SimCLRModel(config_with(name))
     norms = [m for m in model.modules() if isinstance(m, torch.nn.modules.batchnorm._BatchNorm)]
     assert norms and all(isinstance(m, SimCLRBatchNorm) and m.global_stats for m in norms)

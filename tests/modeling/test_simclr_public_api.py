@@ -30,7 +30,6 @@ from tests.modeling.tiny_simclr import images, perturbed, tiny_config
 @pytest.fixture
 def folder(tmp_path):
     """A tiny pre-trained model with its processor."""
-    torch.manual_seed(0)
     perturbed(SimCLRForPreTraining(tiny_config())).save_pretrained(tmp_path / "pretrained")
     SimCLRImageProcessor(size=16, crop_proportion=0.875).save_pretrained(tmp_path / "pretrained")
     return tmp_path / "pretrained"
@@ -128,7 +127,6 @@ def losses_of(trainer):
 
 def test_plain_trainer_pre_trains(tmp_path):
     """With evaluation; `label_names=[]` says that the loss needs none. The last batch, of one image, is dropped."""
-    torch.manual_seed(0)
     base = images(17)
     data = [{"pixel_values": torch.stack([image, 0.9 * image])} for image in base]
     model = SimCLRForPreTraining(tiny_config(temperature=0.5))

@@ -161,7 +161,6 @@ def test_pooled_shortcut_without_stride(size):
 @pytest.mark.parametrize("filters, ratio, squeezed", [(6, 0.0625, 32), (640, 0.0625, 40), (64, 0.9, 57)])
 def test_selective_kernel(filters, ratio, squeezed):
     """Spec of the mixing: pooled sum of both halves, two 1x1 convolutions, softmax over the halves per channel."""
-    torch.manual_seed(0)
     layer = perturbed(SimCLRSelectiveKernel(tiny_config(sk_ratio=ratio), 4, filters, stride=2)).eval()
     assert layer.expand.in_channels == squeezed
     maps = torch.randn(2, 4, 5, 5, generator=seeded())
@@ -175,7 +174,6 @@ def test_selective_kernel(filters, ratio, squeezed):
 
 
 def test_squeeze_excitation():
-    torch.manual_seed(0)
     plain, gated = (SimCLRResidualLayer(tiny_config(se_ratio=r), 8, 6, 1, project=True) for r in (0.0, 0.25))
     perturbed(gated).eval()
     plain.load_state_dict({k: v for k, v in gated.state_dict().items() if not k.startswith("se.")})

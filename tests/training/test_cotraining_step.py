@@ -145,7 +145,6 @@ def test_the_trainer_refuses_what_it_does_not_use(arguments, given, message, tmp
 
 
 def test_float64_networks_learn_in_float64():
-    torch.manual_seed(0)
     network = SANMForImageClassification(SANMConfig(**TINY)).double().train()
     pixels, labels = torch.randn(3, 3, 16, 16, dtype=torch.float64), torch.tensor([0, 1, 2])
     loss = warm_up_loss(network, pixels, labels, CoTrainingSettings())

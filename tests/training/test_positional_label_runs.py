@@ -218,7 +218,6 @@ def test_tables_are_not_decayed():
 
 def test_plain_trainer(tmp_path):
     """transformers' own Trainer, with evaluation metrics, and a loss that falls."""
-    torch.manual_seed(0)
     inner = ViTConfig(**(VIT | {"image_size": 16, "patch_size": 4}))
     model = tiny_classifier(inner, position_label="both", num_labels=3)
     trainer = Trainer(

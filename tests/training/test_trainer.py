@@ -269,7 +269,6 @@ def test_a_loss_that_is_not_finite_stops_the_run_before_the_weights_are_hurt(tmp
 
 
 def test_collapse_guard_reads_the_feature_spread(tmp_path):
-    torch.manual_seed(0)
     spread, collapsed = torch.randn(256, 16), torch.ones(256, 16) + 1e-4 * torch.randn(256, 16)
     assert feature_std(spread) == pytest.approx(1, abs=0.05)
     run = trainer(tmp_path, callbacks=[CollapseGuard(threshold=0.01)])

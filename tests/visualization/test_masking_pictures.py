@@ -12,7 +12,6 @@ TINY = {"widths": [4, 8], "depths": [1, 1], "num_labels": 3}
 
 @pytest.mark.parametrize("model_class", [SANMForImageClassification, SANMEnsembleForImageClassification])
 def test_a_sheet_of_masks(model_class, tmp_path):
-    torch.manual_seed(0)
     model = model_class(SANMConfig(**TINY, image_size=(24, 32))).train()
     pixel_values = torch.randn(2, 3, 24, 32)
     figure = masking_sheet(model, pixel_values, tmp_path / "masks.png", 0.5, 0.25, clean_prob=torch.tensor([0.1, 0.9]))

@@ -45,7 +45,6 @@ def trained(model):
 
 @pytest.fixture
 def model():
-    torch.manual_seed(0)
     return trained(MAEForPreTraining(tiny_config()))
 
 
