@@ -1,10 +1,11 @@
 """Training steps of DenseCL on the golden cases, by official names.
 
-`python densecl_steps.py CASE FOLDER RANK RANKS` is one of the processes that train together; it writes what it computed
-to `FOLDER/rankRANK.safetensors`.
+`densecl_steps.py CASE FOLDER` under torchrun is one of the processes that train together; it writes what it computed to
+`FOLDER/rankRANK.safetensors`.
 """
 
 import json
+import os
 import sys
 from pathlib import Path
 
@@ -97,10 +98,10 @@ def train_without_dense_loss(case, model, rank):
 def main():
     """Trains in one of several processes; DDP is told nothing about buffers."""
     case, folder = load_case("densecl", sys.argv[1]), Path(sys.argv[2])
-    rank, ranks = int(sys.argv[3]), int(sys.argv[4])
+    rank = int(os.environ["RANK"])
     torch.set_num_threads(1)
     model = load_model(case, folder / f"converted{rank}")  # before: together only the first process would write
-    dist.init_process_group("gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=ranks)
+    dist.init_process_group("gloo")
     actual = train(case, model, rank, nn.parallel.DistributedDataParallel(model))
     model.check_queues()
     save_file({name: tensor.contiguous() for name, tensor in actual.items()}, folder / f"rank{rank}.safetensors")

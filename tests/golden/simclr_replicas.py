@@ -1,4 +1,4 @@
-"""What one of three processes computes for `test_simclr_replicas.py`: `python simclr_replicas.py FOLDER RANK`.
+"""What one of three processes computes for `test_simclr_replicas.py`: `simclr_replicas.py FOLDER`, under torchrun.
 
 The golden cases of two replicas run in the group of processes 0 and 1, the comparisons with one process in both groups.
 """
@@ -117,8 +117,8 @@ def refusal(rows, group):
 def main():
     """Writes `rankR.safetensors` and `rankR.json`."""
     torch.set_num_threads(1)
-    folder, rank = Path(sys.argv[1]), int(sys.argv[2])
-    dist.init_process_group("gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=3)
+    dist.init_process_group("gloo")
+    folder, rank = Path(sys.argv[1]), dist.get_rank()
     pair = dist.new_group([0, 1])
     results = {"three/step": training_step(rank, 3, None), "three/norm": uneven_norm(rank, 3, None)}
     results["three/bfloat16"] = bfloat16_norm(rank)

@@ -1,10 +1,6 @@
 """DenseCL's training steps and schedule against tensors of the official code, in one process and in two."""
 
 import json
-import os
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
 import torch
@@ -14,6 +10,7 @@ from torch import nn
 from hubmodels.training import warmup_cosine_lr, warmup_cosine_scheduler
 from tests.golden.densecl_steps import load_model, train
 from tests.golden.harness import load_case
+from tests.launching import torchrun
 
 ONE_PROCESS = ["train_3steps_1rank", "basic_block_default_strides"]
 TWO_PROCESSES = "train_2ranks_shuffle_bn"
@@ -66,19 +63,8 @@ def test_activation_checkpointing_changes_neither_gradients_nor_statistics(tmp_p
 @pytest.fixture(scope="module")
 def ranks(tmp_path_factory):
     """Tensors of both processes."""
-    folder, root = tmp_path_factory.mktemp("ranks"), Path(__file__).parents[2]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", "PYTHONPATH": str(root)}
-    command = [sys.executable, root / "tests/golden/densecl_steps.py", TWO_PROCESSES, folder]
-    processes = [
-        subprocess.Popen([*command, str(rank), "2"], env=environment, stderr=subprocess.PIPE, text=True)
-        for rank in range(2)
-    ]
-    try:
-        errors = [process.communicate(timeout=300)[1] for process in processes]
-    finally:
-        for process in processes:
-            process.kill()
-    assert not any(process.returncode for process in processes), "\n".join(error[-2000:] for error in errors)
+    folder = tmp_path_factory.mktemp("ranks")
+    torchrun("-m", "tests.golden.densecl_steps", TWO_PROCESSES, folder)
     return [
         (load_file(folder / f"rank{rank}.safetensors"), json.loads((folder / f"rank{rank}.json").read_text()))
         for rank in range(2)

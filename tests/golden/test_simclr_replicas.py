@@ -1,10 +1,6 @@
 """SimCLR's loss and statistics over processes: against the official code's replicas, and against one process."""
 
 import json
-import os
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
 import torch
@@ -13,6 +9,7 @@ from safetensors.torch import load_file
 
 from tests.golden.harness import load_case
 from tests.golden.simclr_replicas import BN_ROWS, TinySimCLR, tiny_rows, tiny_views
+from tests.launching import torchrun
 
 WORLDS = {"two": 2, "three": 3}
 
@@ -21,19 +18,7 @@ WORLDS = {"two": 2, "three": 3}
 def ranks(tmp_path_factory):
     """Tensors of every process; three run once for the whole file."""
     folder = tmp_path_factory.mktemp("ranks")
-    root = Path(__file__).parents[2]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", "PYTHONPATH": str(root)}
-    script = root / "tests/golden/simclr_replicas.py"
-    processes = [
-        subprocess.Popen([sys.executable, script, folder, str(r)], env=environment, stderr=subprocess.PIPE, text=True)
-        for r in range(3)
-    ]
-    try:
-        errors = [process.communicate(timeout=120)[1] for process in processes]
-    finally:
-        for process in processes:
-            process.kill()
-    assert not any(process.returncode for process in processes), "\n".join(error[-2000:] for error in errors)
+    torchrun("-m", "tests.golden.simclr_replicas", folder, processes=3)
     return [
         (load_file(f"{folder}/rank{r}.safetensors"), json.loads((folder / f"rank{r}.json").read_text()))
         for r in range(3)

@@ -1,4 +1,4 @@
-"""What one process computes for `test_simclr_ranks.py`: `python -m tests.modeling.simclr_ranks FOLDER RANK WORLD`."""
+"""What one process computes for `test_simclr_ranks.py`: `simclr_ranks.py FOLDER`, under torchrun."""
 
 import sys
 from pathlib import Path
@@ -44,12 +44,13 @@ def step(name: str, rank: int, world: int) -> dict[str, torch.Tensor]:
     return {"loss": loss.detach(), **model.state_dict()}
 
 
-def main(folder: Path, rank: int, world: int) -> None:
+def main(folder: Path) -> None:
     """Runs all cases in a group of processes and saves what they gave."""
-    dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=world)
+    dist.init_process_group("gloo")
+    rank, world = dist.get_rank(), dist.get_world_size()
     torch.save({name: step(name, rank, world) for name in CASES}, folder / f"{rank}.pt")
     dist.destroy_process_group()
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3]))
+    main(Path(sys.argv[1]))

@@ -1,34 +1,17 @@
 """Processes that share a batch do what one process does with all of it: losses, gradients, moving statistics."""
 
-import os
-import subprocess
-import sys
-from pathlib import Path
-
 import pytest
 import torch
 
+from tests.launching import torchrun
 from tests.modeling.simclr_ranks import CASES, step
-
-ROOT = Path(__file__).resolve().parents[2]
 
 
 @pytest.fixture(scope="module", params=[2, 3])
 def ranks(request, tmp_path_factory):
     """What each of two or three gloo processes under DistributedDataParallel got."""
     folder = tmp_path_factory.mktemp("ranks")
-    command = [sys.executable, "-m", "tests.modeling.simclr_ranks", str(folder)]
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
-    processes = [
-        subprocess.Popen([*command, str(rank), str(request.param)], cwd=ROOT, env=environment, stderr=subprocess.PIPE)
-        for rank in range(request.param)
-    ]
-    try:
-        errors = [process.communicate(timeout=240)[1].decode() for process in processes]
-    finally:
-        for process in processes:
-            process.kill()
-    assert not any(process.returncode for process in processes), "\n".join(errors)
+    torchrun("-m", "tests.modeling.simclr_ranks", folder, processes=request.param)
     return [torch.load(folder / f"{rank}.pt") for rank in range(request.param)]
 
 

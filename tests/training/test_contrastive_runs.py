@@ -10,7 +10,6 @@ from hubmodels.modeling.simclr import (
     SimCLRForPreTraining,
     SimCLRImageProcessor,
 )
-from launching import train_in_two_processes
 from PIL import Image
 from stopping import assert_same_bits, stopped_at_step_5, weights
 from torchvision.transforms.functional import to_pil_image
@@ -35,6 +34,7 @@ from hubmodels.training.assembly import build_collators, build_model
 from hubmodels.training.methods import method_class, method_training
 from hubmodels.training.methods.contrastive import ViewsCollator
 from hubmodels.training.parameter_groups import layer_adaptation_groups, parameter_groups
+from tests.launching import train_in_two_processes
 
 COMMON = [
     "schedule.epochs=3",

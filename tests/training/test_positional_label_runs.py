@@ -3,7 +3,6 @@
 import pytest
 import torch
 from hubmodels.modeling.positional_label import PositionalLabelConfig, PositionalLabelForImageClassification
-from launching import train_in_two_processes
 from PIL import Image
 from stopping import assert_same_bits, stopped_at_step_5, weights
 from torch.testing import assert_close
@@ -24,6 +23,7 @@ from hubmodels.evaluation import evaluate
 from hubmodels.training import Recipe, RecipeError, read_jsonl, train
 from hubmodels.training.methods import method_training
 from hubmodels.training.parameter_groups import parameter_groups
+from tests.launching import train_in_two_processes
 from tests.modeling.tiny_positional_label import VIT, tiny_classifier
 from tests.training.tiny_run import Blobs, NoiseCollator
 

@@ -1,9 +1,6 @@
 """Runs in processes of their own: killed ones, and several that train together."""
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -12,17 +9,9 @@ from safetensors.torch import load_file
 from tiny_run import trainer_of_dtype
 
 from hubmodels.training import read_jsonl
+from tests.launching import run_python, torchrun
 
 HERE = Path(__file__).parent
-
-
-def run_python(*arguments, timeout=300):
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
-    done = subprocess.run(
-        [sys.executable, *map(str, arguments)], env=environment, capture_output=True, text=True, timeout=timeout
-    )
-    assert done.returncode == 0, done.stderr[-4000:]
-    return done.stdout
 
 
 @pytest.mark.parametrize(
@@ -50,10 +39,7 @@ def test_two_processes_give_the_losses_and_weights_of_one(tmp_path, dtype, skipp
     one.train()
     two = tmp_path / "two"
     overrides = json.dumps({**steps, "per_device_train_batch_size": 4})
-    run_python(
-        *("-m", "torch.distributed.run", "--nproc_per_node", 2, "--rdzv_backend", "c10d", "--rdzv_endpoint"),
-        *("localhost:0", HERE / "tiny_run.py", two, "--overrides", overrides, "--dtype", str(dtype).split(".")[1]),
-    )
+    torchrun(HERE / "tiny_run.py", two, "--overrides", overrides, "--dtype", str(dtype).split(".")[1])
     expected = [entry["loss"] for entry in one.state.log_history if "loss" in entry]
     losses = [line["loss"] for line in read_jsonl(two / "log.jsonl") if "loss" in line]
     assert len(losses) == 5

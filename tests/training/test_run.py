@@ -1,11 +1,8 @@
 """`train`: from pictures to a loadable folder."""
 
 import json
-import os
 import shlex
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import datasets
@@ -38,6 +35,7 @@ from hubmodels.training.planning import (
     with_fitting_batch,
 )
 from hubmodels.training.run import next_command
+from tests.launching import run_python
 
 TINY = [
     "model.image_size=16",
@@ -405,11 +403,8 @@ def test_the_same_recipe_file_under_accelerate_launch(pictures, tmp_path):
     recipe.write_text((one.folder / "recipe.yaml").read_text())
     script = tmp_path / "launch.py"
     script.write_text(f"import hubmodels; hubmodels.train(recipe={str(recipe)!r}, output={str(tmp_path / 'two')!r})\n")
-    command = [sys.executable, "-m", "accelerate.commands.launch", "--cpu", "--num_processes", "2"]
-    command += ["--num_cpu_threads_per_process", "1", "--main_process_port", "0", str(script)]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
-    assert done.returncode == 0, done.stderr[-4000:]
+    launch = ["-m", "accelerate.commands.launch", "--cpu", "--num_processes", 2, "--num_cpu_threads_per_process", 1]
+    run_python(*launch, "--main_process_port", 0, script)
     expected, actual = weights(one.folder), weights(tmp_path / "two")
     for name in expected:
         if not name.endswith("k_proj.bias"):  # their true gradient is 0, Adam makes steps of its rounding noise

@@ -1,8 +1,5 @@
 """Two processes co-train together: one split, one set of weights, every image judged once."""
 
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -12,6 +9,7 @@ from hubmodels.modeling.sanm import SANMEnsembleForImageClassification
 from hubmodels.data import EvalTransform, load_image_dataset
 from hubmodels.evaluation.sample_predictions import predict_samples
 from hubmodels.training.cotraining_data import co_training_steps, share_of_process, warm_up_steps
+from tests.launching import torchrun
 
 HERE = Path(__file__).parent
 
@@ -20,16 +18,7 @@ HERE = Path(__file__).parent
 def ranks(tmp_path_factory):
     """What two gloo processes ended with."""
     folder = tmp_path_factory.mktemp("sanm_ranks")
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", "ACCELERATE_USE_CPU": "true"}
-    command = ("-m", "torch.distributed.run", "--nproc_per_node", 2, "--rdzv_backend", "c10d", "--rdzv_endpoint")
-    done = subprocess.run(
-        [sys.executable, *map(str, (*command, "localhost:0", HERE / "sanm_ranks.py", folder))],
-        env=environment,
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
-    assert done.returncode == 0, done.stderr[-4000:]
+    torchrun(HERE / "sanm_ranks.py", folder)
     return [torch.load(folder / f"{rank}.pt") for rank in range(2)]
 
 

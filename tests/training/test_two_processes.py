@@ -3,8 +3,9 @@
 import shutil
 
 import pytest
-from launching import train_in_two_processes
 from stopping import assert_same_bits, weights
+
+from tests.launching import train_in_two_processes
 
 COMMON = [
     "schedule.epochs=6",
