@@ -14,7 +14,6 @@ cell of one view finds the place that it shows in another view. Every run is sto
 takes some of "random weights", SimCLR, MoCo-v2 and DenseCL in place of all.
 """
 
-import argparse
 import json
 import tempfile
 from pathlib import Path
@@ -26,11 +25,10 @@ from hubmodels.modeling.densecl.matching_densecl import match_accuracy, match_by
 from PIL import Image
 from torchvision.transforms import v2
 from transformers import AutoModel
-from transformers.utils import logging
 
 import hubmodels
 from benchmarks.report import machine_line, write_section
-from benchmarks.seeded_results import SEEDS, SeededResults
+from benchmarks.seeded_results import SEEDS, begin, experiment_parser
 from hubmodels.data.transforms import IMAGENET_MEAN, IMAGENET_STD
 from hubmodels.evaluation import box_masks, dense_probe, knn_accuracy, linear_probe
 from hubmodels.training import Recipe
@@ -173,18 +171,13 @@ def pretrained(method: tuple | None, images: str, seed: int):
 
 def main() -> None:
     """Runs every method with every seed."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("out", type=Path)
+    parser = experiment_parser(__doc__)
     parser.add_argument("--images", required=True, help="Tiny ImageNet subset with boxes")
     parser.add_argument("--cells", required=True, help="blood cell detection set (BCCD)")
     parser.add_argument("--animals", required=True, nargs="+", help="detection sets of raccoons and kangaroos")
     parser.add_argument("--methods", nargs="+", choices=list(METHODS), default=list(METHODS), metavar="NAME")
-    arguments = parser.parse_args()
-    arguments.out.mkdir(parents=True, exist_ok=True)
-    logging.set_verbosity_error()
-    logging.disable_progress_bar()
+    arguments, results = begin(parser)
     tasks = DenseTasks(arguments.images, arguments.cells, arguments.animals)
-    results = SeededResults(arguments.out / "results.json")
     for seed in SEEDS:
         for name in arguments.methods:
             results.once(

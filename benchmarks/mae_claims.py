@@ -10,17 +10,15 @@ ratio:  pre-training at mask ratios 0.25, 0.5, 0.75, 0.9 on unlabelled images, t
 Every run is stored in OUT/results.json when it ends, and is not repeated; the command can be stopped and started again.
 """
 
-import argparse
 import tempfile
 from pathlib import Path
 
 import torch
 from transformers import AutoModel, AutoModelForPreTraining
-from transformers.utils import logging
 
 import hubmodels
 from benchmarks.report import machine_line, write_section
-from benchmarks.seeded_results import SEEDS, SeededResults
+from benchmarks.seeded_results import SEEDS, SeededResults, begin, experiment_parser
 from hubmodels.data import EvalTransform, load_image_dataset
 from hubmodels.evaluation import extract_features, knn_accuracy, linear_probe
 from hubmodels.quickstart import CHECKPOINT, DATASET, finetune, new_classifier
@@ -131,15 +129,10 @@ def run_ratio(results: SeededResults, images: str) -> list[str]:
 
 def main() -> None:
     """Runs the experiments that are named, all by default."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("out", type=Path)
+    parser = experiment_parser(__doc__)
     parser.add_argument("experiments", nargs="*", default=["labels", "probe", "ratio"])
     parser.add_argument("--images", default=DATASET, help="unlabelled images for `ratio`")
-    arguments = parser.parse_args()
-    arguments.out.mkdir(parents=True, exist_ok=True)
-    logging.set_verbosity_error()
-    logging.disable_progress_bar()
-    results = SeededResults(arguments.out / "results.json")
+    arguments, results = begin(parser)
     runs = {
         "labels": ("MAE claim: fewer labels", lambda: run_labels(results)),
         "probe": ("MAE claim: frozen features", lambda: run_probe(results)),

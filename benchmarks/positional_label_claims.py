@@ -11,16 +11,14 @@ All learn from a part of the training images of CIFAR10 (a local copy of the dat
 are measured on its test images. Every run is stored in OUT/results.json when it ends, and is not repeated.
 """
 
-import argparse
 import tempfile
 from pathlib import Path
 
 from transformers import AutoModelForPreTraining
-from transformers.utils import logging
 
 import hubmodels
 from benchmarks.report import machine_line, write_section
-from benchmarks.seeded_results import SEEDS, SeededResults
+from benchmarks.seeded_results import SEEDS, SeededResults, begin, experiment_parser
 from hubmodels.data import EvalTransform, load_image_dataset
 from hubmodels.evaluation import extract_features, linear_probe
 from hubmodels.training import read_jsonl
@@ -188,15 +186,10 @@ TITLES = {
 
 def main() -> None:
     """Runs the experiments that are named, all by default."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("out", type=Path)
+    parser = experiment_parser(__doc__)
     parser.add_argument("experiments", nargs="*", default=list(TITLES))
     parser.add_argument("--images", required=True, help="labelled images with the splits train and test")
-    arguments = parser.parse_args()
-    arguments.out.mkdir(parents=True, exist_ok=True)
-    logging.set_verbosity_error()
-    logging.disable_progress_bar()
-    results = SeededResults(arguments.out / "results.json")
+    arguments, results = begin(parser)
     for name in arguments.experiments:
         if name == "mae":
             lines = measure_autoencoders(results, arguments.images)

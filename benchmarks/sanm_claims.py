@@ -21,18 +21,16 @@ OUT/results.json when it ends, and is not repeated, also by other processes with
 --tables writes the tables of what is there.
 """
 
-import argparse
 import itertools
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from transformers.utils import logging
 
 import hubmodels
 from benchmarks.report import machine_line, write_section
-from benchmarks.seeded_results import SEEDS, SeededResults
+from benchmarks.seeded_results import SEEDS, SeededResults, begin, experiment_parser
 from hubmodels.data import inject_label_noise, load_image_dataset
 from hubmodels.evaluation import NoisyLabelReport, evaluate_classifier
 from hubmodels.evaluation.evaluate import classifier_and_transform
@@ -240,18 +238,13 @@ def write_table(results: SeededResults, name: str, seeds: list[int]) -> None:
 
 def main() -> None:
     """Runs the experiments that are named, by default the one on packaged images."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("out", type=Path)
+    parser = experiment_parser(__doc__)
     parser.add_argument("experiments", nargs="*", default=["clothes"])
     parser.add_argument("--images", help="CIFAR-10 with the splits train and test, and the noisy columns for cifar10n")
     parser.add_argument("--seeds", type=int, nargs="+", default=list(SEEDS))
     parser.add_argument("--tables", action="store_true", help="only write the tables of the runs that are there")
-    arguments = parser.parse_args()
-    arguments.out.mkdir(parents=True, exist_ok=True)
-    logging.set_verbosity_error()
-    logging.disable_progress_bar()
+    arguments, results = begin(parser)
     torch.set_num_threads(1)
-    results = SeededResults(arguments.out / "results.json")
     for seed in () if arguments.tables else arguments.seeds:
         for name in arguments.experiments:
             run_experiment(results, name, arguments.images, seed)

@@ -1,5 +1,6 @@
 """Results of experiments with several seeds, kept in a file, so that a stopped benchmark goes on where it was."""
 
+import argparse
 import fcntl
 import json
 import os
@@ -7,6 +8,8 @@ import statistics
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+
+from transformers.utils import logging
 
 SEEDS = (0, 1, 2)
 
@@ -46,3 +49,19 @@ class SeededResults:
         """Mean, and lowest to highest, over the seeds of `pattern` (with {seed} in it)."""
         values = [self.values[pattern.format(seed=seed)] for seed in seeds]
         return f"{statistics.mean(values):.1f} ({min(values):.1f} to {max(values):.1f})"
+
+
+def experiment_parser(description: str) -> argparse.ArgumentParser:
+    """A parser of the command line of experiments, with the folder `out` of their results."""
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("out", type=Path)
+    return parser
+
+
+def begin(parser: argparse.ArgumentParser) -> tuple[argparse.Namespace, SeededResults]:
+    """Reads the command line, silences transformers and opens the results."""
+    arguments = parser.parse_args()
+    arguments.out.mkdir(parents=True, exist_ok=True)
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    return arguments, SeededResults(arguments.out / "results.json")

@@ -13,18 +13,16 @@ with a train and a test split), then frozen; a linear probe and k-NN learn from 
 measured on 2,000 test images. Every run is stored in OUT/results.json when it ends, and is not repeated.
 """
 
-import argparse
 import tempfile
 from pathlib import Path
 
 import torch
 from hubmodels.modeling.simclr import SimCLRConfig, SimCLRModel
 from transformers import AutoModel
-from transformers.utils import logging
 
 import hubmodels
 from benchmarks.report import machine_line, write_section
-from benchmarks.seeded_results import SEEDS, SeededResults
+from benchmarks.seeded_results import SEEDS, begin, experiment_parser
 from hubmodels.data import EvalTransform, load_image_dataset
 from hubmodels.evaluation import extract_features, knn_accuracy, linear_probe
 from hubmodels.training import Recipe
@@ -108,15 +106,10 @@ def measure(overrides: tuple[str, ...] | None, images: str, seed: int) -> dict[s
 
 def main() -> None:
     """Runs the experiments that are named, all by default."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("out", type=Path)
+    parser = experiment_parser(__doc__)
     parser.add_argument("experiments", nargs="*", default=list(EXPERIMENTS))
     parser.add_argument("--images", required=True, help="labelled images with the splits train and test")
-    arguments = parser.parse_args()
-    arguments.out.mkdir(parents=True, exist_ok=True)
-    logging.set_verbosity_error()
-    logging.disable_progress_bar()
-    results = SeededResults(arguments.out / "results.json")
+    arguments, results = begin(parser)
     for name in arguments.experiments:
         for seed in SEEDS:
             for setting, overrides in EXPERIMENTS[name].items():

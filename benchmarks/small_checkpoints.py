@@ -8,17 +8,13 @@ image processor. Convolutional networks also get the dense probes of `benchmarks
 animals at 128 pixels. A seed also means other random weights. Every result is stored in OUT/results.json.
 """
 
-import argparse
-from pathlib import Path
-
 import torch
 from transformers import AutoConfig, AutoImageProcessor, AutoModel
-from transformers.utils import logging
 
 import hubmodels
 from benchmarks.densecl_claims import DetectionSet, detection_iou, detection_sets
 from benchmarks.report import machine_line, write_section
-from benchmarks.seeded_results import SEEDS, SeededResults
+from benchmarks.seeded_results import SEEDS, begin, experiment_parser
 from hubmodels.catalog_records import SMALL_CHECKPOINTS_COMMAND
 from hubmodels.data import load_image_dataset
 from hubmodels.data.processing import ProcessorTransform
@@ -65,17 +61,12 @@ class Tasks:
 
 def main() -> None:
     """Measures every checkpoint with every seed."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("out", type=Path)
+    parser = experiment_parser(__doc__)
     parser.add_argument("--images", required=True, help="labelled images with the splits train and test")
     parser.add_argument("--cells", required=True, help="blood cell detection set (BCCD)")
     parser.add_argument("--animals", required=True, nargs="+", help="detection sets of raccoons and kangaroos")
-    arguments = parser.parse_args()
-    arguments.out.mkdir(parents=True, exist_ok=True)
-    logging.set_verbosity_error()
-    logging.disable_progress_bar()
+    arguments, results = begin(parser)
     tasks = Tasks(arguments.images, arguments.cells, arguments.animals)
-    results = SeededResults(arguments.out / "results.json")
     lines = [
         f"Frozen features, in per cent: mean (lowest to highest) of seeds 0, 1, 2. Accuracy on {TEST_IMAGES:,}",
         f"CIFAR-10 test images, learned from {PROBE_IMAGES:,} labelled ones; dense linear probe of box masks.",
