@@ -221,13 +221,12 @@ def test_quickstart_passes_its_seeds(invoke, monkeypatch):
 @pytest.fixture
 def pretrained_folder(tmp_path):
     """A tiny MAE with its decoder and processor, saved."""
-    from hubmodels.modeling.mae import MAEConfig, MAEForPreTraining, MAEImageProcessor
+    from hubmodels.modeling.mae import MAEForPreTraining, MAEImageProcessor
 
-    sizes = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 32}
-    decoder = {"decoder_hidden_size": 16, "decoder_num_hidden_layers": 1, "decoder_num_attention_heads": 2}
-    config = MAEConfig(image_size=16, patch_size=4, decoder_intermediate_size=32, **sizes, **decoder)
+    from tests.modeling.tiny_mae import tiny_config
+
     folder = tmp_path / "model"
-    model = MAEForPreTraining(config)
+    model = MAEForPreTraining(tiny_config())
     model.decoder.decoder_pred.bias.data.fill_(0.1)  # a trained decoder has biases
     model.save_pretrained(folder)
     side = {"size": {"shortest_edge": 16}, "crop_size": {"height": 16, "width": 16}}

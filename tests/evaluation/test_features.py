@@ -8,18 +8,9 @@ from hubmodels.modeling.mae import MAEBackbone, MAEConfig, MAEForImageClassifica
 import hubmodels
 from hubmodels.data import EvalTransform, load_image_dataset
 from hubmodels.evaluation import extract_features, pooled_features
+from tests.modeling.tiny_mae import SIZES
 
-CONFIG = {
-    "image_size": 16,
-    "patch_size": 8,
-    "hidden_size": 16,
-    "num_attention_heads": 2,
-    "num_hidden_layers": 2,
-    "intermediate_size": 32,
-    "decoder_hidden_size": 16,
-    "decoder_num_attention_heads": 2,
-    "decoder_num_hidden_layers": 1,
-}
+CONFIG = SIZES | {"patch_size": 8}
 DATASET = load_image_dataset("fashion-mnist-small", split="test").subset(20)
 TRANSFORM = EvalTransform(16, crop_fraction=1.0)
 

@@ -19,19 +19,9 @@ from PIL import Image
 
 from hubmodels.catalog import METHODS
 from hubmodels.repository import prepare_repository
+from tests.modeling.tiny_mae import SIZES
 
-CONFIG = {
-    "image_size": 32,
-    "patch_size": 8,
-    "hidden_size": 32,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 2,
-    "intermediate_size": 64,
-    "decoder_hidden_size": 16,
-    "decoder_num_hidden_layers": 1,
-    "decoder_num_attention_heads": 2,
-    "decoder_intermediate_size": 32,
-}
+CONFIG = SIZES | {"image_size": 32, "patch_size": 8}
 LABELS = ["ankle boot", "bag", "coat"]
 
 PUBLISH = """

@@ -5,22 +5,14 @@ import pytest
 import torch
 from client_code import WITHOUT_HUBMODELS, run_client
 from hub_server import HubServer
-from hubmodels.modeling.mae import MAEConfig, MAEImageProcessor
+from hubmodels.modeling.mae import MAEImageProcessor
 from hubmodels.modeling.sanm import SANMConfig, SANMEnsembleForImageClassification, SANMImageProcessor
 from hubmodels.modeling.simclr import SimCLRConfig, SimCLRForPreTraining, SimCLRImageProcessor, SimCLRModel
 from transformers import UperNetConfig, UperNetForSemanticSegmentation
 
 from hubmodels.nested_code import nested_methods
 from hubmodels.repository import prepare_repository
-
-MAE = {
-    "image_size": 32,
-    "patch_size": 8,
-    "hidden_size": 32,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 2,
-    "intermediate_size": 64,
-}
+from tests.modeling.tiny_mae import tiny_config
 
 PUBLISH = """
 import sys
@@ -96,10 +88,10 @@ def work(tmp_path_factory):
     """Folder with the models and what two strangers' processes got from them."""
     work = tmp_path_factory.mktemp("nested")
     torch.manual_seed(0)
-    simclr = SimCLRConfig(backbone_config=MAEConfig(**MAE), image_size=32, proj_out_dim=8)
+    simclr = SimCLRConfig(backbone_config=tiny_config(image_size=32, patch_size=8), image_size=32, proj_out_dim=8)
     stages = ["stage1", "stage2"]
     upernet = UperNetConfig(
-        backbone_config=MAEConfig(**MAE, out_features=stages),
+        backbone_config=tiny_config(image_size=32, patch_size=8, out_features=stages),
         hidden_size=16,
         pool_scales=[1, 2],
         use_auxiliary_head=False,

@@ -1,6 +1,6 @@
 """A tiny pre-training run on generated images: shared by the trainer tests, and a script that can be killed.
 
-Run as a script it trains (or resumes) and prints nothing: `python tiny_run.py OUTPUT [--epochs N] [--save-steps N] ...`
+Run as a script it trains (or resumes) and prints nothing: `python -m tests.training.tiny_run OUTPUT [--overrides JSON]`
 """
 
 import argparse
@@ -9,24 +9,13 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from hubmodels.modeling.mae import MAEConfig, MAEForImageClassification, MAEForPreTraining
+from hubmodels.modeling.mae import MAEForImageClassification, MAEForPreTraining
 from transformers import set_seed
 
 from hubmodels.training import HubTrainer, HubTrainingArguments
+from tests.modeling.tiny_mae import tiny_config
 
 CLASSES = 3
-ENCODER = {
-    "image_size": 16,
-    "patch_size": 4,
-    "hidden_size": 16,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 2,
-    "intermediate_size": 32,
-    "decoder_hidden_size": 16,
-    "decoder_num_hidden_layers": 1,
-    "decoder_num_attention_heads": 2,
-    "decoder_intermediate_size": 32,
-}
 
 
 class Blobs(torch.utils.data.Dataset):
@@ -70,12 +59,12 @@ class NoiseCollator:
 
 def tiny_pretraining_model(seed: int = 0) -> MAEForPreTraining:
     set_seed(seed)
-    return MAEForPreTraining(MAEConfig(**ENCODER))
+    return MAEForPreTraining(tiny_config())
 
 
 def tiny_classifier(seed: int = 0, **config) -> MAEForImageClassification:
     set_seed(seed)
-    return MAEForImageClassification(MAEConfig(**ENCODER, num_labels=CLASSES, classifier_init_std=0.02, **config))
+    return MAEForImageClassification(tiny_config(num_labels=CLASSES, classifier_init_std=0.02, **config))
 
 
 def arguments(output: Path, **overrides) -> HubTrainingArguments:

@@ -8,7 +8,6 @@ import pytest
 import torch
 from hubmodels.modeling.mae import (
     MAEBackbone,
-    MAEConfig,
     MAEFeaturePyramid,
     MAEForImageClassification,
     MAEForPreTraining,
@@ -26,13 +25,11 @@ from hubmodels.visualization import (
     to_pictures,
 )
 from hubmodels.visualization.anomaly import _covering_masks
+from tests.modeling import tiny_mae
 
 
 def tiny_config(**overrides):
-    sizes = {"hidden_size": 16, "num_hidden_layers": 4, "num_attention_heads": 2, "intermediate_size": 32}
-    decoder = {"decoder_hidden_size": 16, "decoder_num_hidden_layers": 1, "decoder_num_attention_heads": 2}
-    fields = {"image_size": (16, 24), "patch_size": 4, "decoder_intermediate_size": 32, **sizes, **decoder}
-    return MAEConfig(**(fields | overrides))
+    return tiny_mae.tiny_config(**({"image_size": (16, 24), "num_hidden_layers": 4} | overrides))
 
 
 def trained(model):
