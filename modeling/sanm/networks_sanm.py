@@ -6,6 +6,7 @@ from torch.nn import functional
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from .configuration_sanm import BOTTLENECK_EXPANSION, SANMConfig
+from .normalization_sanm import SANMBatchNorm2d
 
 # Convolutions on the CPU are faster if the channels of a pixel lie side by side, which
 # every layer here keeps. Networks with narrower stems do not gain reliably.
@@ -15,18 +16,6 @@ CHANNELS_LAST_WIDTH = 8
 def _conv(in_channels: int, out_channels: int, kernel_size: int, stride: int = 1) -> nn.Conv2d:
     padding = (kernel_size - 1) // 2
     return nn.Conv2d(in_channels, out_channels, kernel_size, stride, padding, bias=False)
-
-
-class SANMBatchNorm2d(nn.BatchNorm2d):
-    """Counts every batch once: when gradient checkpointing repeats a forward in the backward, the averages stay."""
-
-    def forward(self, input: torch.Tensor) -> torch.Tensor:
-        """Normalises `[B, C, H, W]`."""
-        is_repeated = not torch.compiler.is_compiling() and torch._C._current_graph_task_id() != -1
-        if not self.training or not is_repeated:
-            return super().forward(input)
-        averages = self.running_mean, self.running_var
-        return functional.batch_norm(input, *averages, self.weight, self.bias, True, 0.0, self.eps)
 
 
 class SANMPreActLayer(GradientCheckpointingLayer):
