@@ -11,7 +11,7 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_BACKBONE_MAPPING
 from .configuration_densecl import DenseCLConfig
 from .onednn_densecl import prefers_onednn
 from .resnet_densecl import DenseCLResNet
-from .token_backbone_densecl import DenseCLTokenBackbone
+from .token_backbone_densecl import TokenBackbone, channels_first
 
 
 class DenseCLEncoding(NamedTuple):
@@ -61,7 +61,7 @@ def build_backbone(config: DenseCLConfig) -> nn.Module:
     inner = config.backbone_config
     if inner is None:
         return DenseCLResNet(config)
-    return AutoBackbone.from_config(inner) if type(inner) in MODEL_FOR_BACKBONE_MAPPING else DenseCLTokenBackbone(inner)
+    return AutoBackbone.from_config(inner) if type(inner) in MODEL_FOR_BACKBONE_MAPPING else TokenBackbone(inner)
 
 
 class DenseCLEncoder(nn.Module):
@@ -137,16 +137,8 @@ class DenseCLEncoder(nn.Module):
         check_pixels(pixel_values)
         if isinstance(self.backbone, DenseCLResNet):
             return self.backbone(pixel_values)
-        feature_maps = tuple(self.backbone(pixel_values).feature_maps)
-        shape, channels = tuple(feature_maps[-1].shape), self.backbone.channels[-1]
-        if len(shape) == 4 and shape[1] != channels and shape[3] == channels:  # timm's Swin has the channels last
-            return tuple(feature_map.permute(0, 3, 1, 2) for feature_map in feature_maps)
-        if len(shape) != 4 or shape[1] != channels:
-            raise ValueError(
-                f"backbone_config: {type(self.backbone).__name__} gives a feature map of shape {shape}; needed is one "
-                f"with two spatial dimensions, (batch, {channels} channels, height, width)"
-            )
-        return feature_maps
+        feature_maps = self.backbone(pixel_values).feature_maps
+        return tuple(map(channels_first, feature_maps, self.backbone.channels))
 
 
 def check_pixels(pixel_values: torch.Tensor) -> None:

@@ -103,8 +103,8 @@ class SANMConfig(BackboneConfigMixin, PreTrainedConfig):
         "classification_loss",
         "masked_loss",
         "reconstruction_loss",
-        "feature_map",
-        "pooled",
+        "last_hidden_state",
+        "pooler_output",
         "reconstruction",
     ]
     attribute_map: ClassVar[dict[str, str]] = {"num_blocks": "depths"}

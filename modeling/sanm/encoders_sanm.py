@@ -2,7 +2,6 @@
 
 import torch
 from torch import nn
-from transformers import PreTrainedModel
 from transformers.backbone_utils import BackboneMixin
 from transformers.modeling_outputs import BackboneOutput, BaseModelOutputWithPooling
 from transformers.processing_utils import Unpack
@@ -23,7 +22,7 @@ class SANMEncoder(SANMPreTrainedModel):
     def __init__(self, config: SANMConfig):
         super().__init__(config)
         self.backbone = build_backbone(config)
-        if isinstance(self.backbone, PreTrainedModel):
+        if config.backbone_config is not None:
             self.supports_gradient_checkpointing = self.backbone.supports_gradient_checkpointing
         self.post_init()
 
@@ -89,6 +88,9 @@ class SANMBackbone(BackboneMixin, SANMEncoder):
 
     Args:
         config (`SANMConfig`): configuration with `out_features` or `out_indices`.
+
+    Raises:
+        ValueError: for a `backbone_config` whose network has no stages, only a last map.
     """
 
     has_attentions = False
@@ -102,6 +104,11 @@ class SANMBackbone(BackboneMixin, SANMEncoder):
         if isinstance(self.backbone, SANMResNet):
             super()._init_transformers_backbone()
             self.num_features = self.backbone.channels
+        elif not hasattr(self.backbone, "stage_names"):
+            raise ValueError(
+                "backbone_config must be of a type that AutoBackbone knows or a vision transformer, got "
+                f"{self.config.backbone_config.model_type!r}, which has no stages"
+            )
         else:
             self.has_attentions = self.backbone.has_attentions
             self.stage_names = self.config.stage_names = self.backbone.stage_names

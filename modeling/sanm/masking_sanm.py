@@ -63,7 +63,7 @@ class AdversarialNoisyMasking:
 
     ```python
     >>> masking = AdversarialNoisyMasking()
-    >>> views = masking(images, outputs.feature_map, clean_prob, targets, generator=torch.Generator().manual_seed(0))
+    >>> views = masking(images, outputs.last_hidden_state, clean_prob, targets, generator=torch.Generator().manual_seed(0))
     >>> views.max_views.shape == images.shape
     True
     ```

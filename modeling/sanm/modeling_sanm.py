@@ -2,7 +2,6 @@
 
 import torch
 from torch import nn
-from transformers import PreTrainedModel
 from transformers.processing_utils import Unpack
 from transformers.utils import TransformersKwargs
 from transformers.utils.generic import can_return_tuple
@@ -41,7 +40,7 @@ class SANMForImageClassification(SANMPreTrainedModel):
         super().__init__(config)
         self.num_labels = config.num_labels
         self.backbone = build_backbone(config)
-        if isinstance(self.backbone, PreTrainedModel):
+        if config.backbone_config is not None:
             self.supports_gradient_checkpointing = self.backbone.supports_gradient_checkpointing
         channels, stride = self._feature_map_shape()
         self.classifier = nn.Linear(channels, config.num_labels)
@@ -85,8 +84,8 @@ class SANMForImageClassification(SANMPreTrainedModel):
         logits = self.classifier(pooled)
         return SANMOutput(
             logits=at_least_float32(logits).softmax(dim=1).to(logits) if self.config.softmax_outputs else logits,
-            feature_map=last,
-            pooled=pooled,
+            last_hidden_state=last,
+            pooler_output=pooled,
             reconstruction=self.decoder(last, pixel_values.shape[-2:]) if output_reconstruction else None,
             hidden_states=hidden_states,
             attentions=attentions,
@@ -159,12 +158,12 @@ class SANMForImageClassification(SANMPreTrainedModel):
         loss = outputs.classification_loss = soft_cross_entropy(outputs.logits, targets)
         decodes, reconstruction = config.recon_weight > 0, None
         if config.mask != "none" or config.mask_labels:
-            views = self._masking(pixel_values, outputs.feature_map, clean_prob, targets, draws, generator)
+            views = self._masking(pixel_values, outputs.last_hidden_state, clean_prob, targets, draws, generator)
             masked = self.encode(torch.cat([views.max_views, views.min_views]), output_reconstruction=decodes)
             outputs.masked_loss = soft_cross_entropy(masked.logits, torch.cat([views.targets, views.min_targets]))
             loss, reconstruction = loss + outputs.masked_loss, masked.reconstruction
         elif decodes:  # nothing is masked: both views are the images
-            reconstruction = self.decoder(outputs.feature_map, pixel_values.shape[-2:]).repeat(2, 1, 1, 1)
+            reconstruction = self.decoder(outputs.last_hidden_state, pixel_values.shape[-2:]).repeat(2, 1, 1, 1)
         if decodes:
             check_decoded_size(reconstruction[: len(pixel_values)], pixel_values)
             outputs.reconstruction_loss = reconstruction_loss(reconstruction, pixel_values)
@@ -227,7 +226,7 @@ class SANMEnsembleForImageClassification(SANMPreTrainedModel):
         first = self.net1(pixel_values, labels=labels, return_dict=True, **kwargs)
         second = self.net2(pixel_values, labels=labels, return_dict=True, **kwargs)
         pairs = {name: (first[name], second[name]) for name in first}
-        outputs = {name: torch.cat(pairs[name], dim=1) for name in ("feature_map", "pooled")}
+        outputs = {name: torch.cat(pairs[name], dim=1) for name in ("last_hidden_state", "pooler_output")}
         outputs |= {
             name: sum(pair) / 2 for name, pair in pairs.items() if name.endswith("loss") or name == "reconstruction"
         }

@@ -12,7 +12,7 @@ from transformers.processing_utils import Unpack
 from transformers.utils import TransformersKwargs, logging
 from transformers.utils.generic import can_return_tuple
 
-from .backbones_simclr import build_backbone, channels_first, class_token, pool
+from .backbones_simclr import build_backbone, class_token, pool
 from .classifier_simclr import classification_loss, kernel_decay, make_classifier
 from .configuration_simclr import SimCLRConfig
 from .heads_simclr import SimCLRProjectionHead
@@ -22,6 +22,7 @@ from .losses_simclr import nt_xent
 from .normalization_simclr import SimCLRBatchNorm
 from .outputs_simclr import SimCLRForPreTrainingOutput
 from .resnet_simclr import SimCLRResidualLayer, SimCLRResNet, SimCLRStem
+from .token_backbone_simclr import channels_first
 
 logger = logging.get_logger(__name__)
 
