@@ -96,7 +96,9 @@ def test_method_folder_is_self_contained(folder):
             assert allowed or sibling, f"{relative(path)}:{line} imports {module}"
 
 
-@pytest.mark.parametrize("stem", ["batch_statistics", "computed_gradients", "onednn", "token_backbone"])
+@pytest.mark.parametrize(
+    "stem", ["batch_statistics", "center_crop", "computed_gradients", "inputs", "onednn", "precision", "token_backbone"]
+)
 def test_pieces_that_methods_share_are_the_same(stem):
     """Method folders cannot import each other: each carries its copy of such a piece, and all copies are equal."""
     copies = [path for folder in METHOD_FOLDERS for path in folder.glob(f"{stem}_{folder.name}.py")]

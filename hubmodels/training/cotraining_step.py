@@ -11,7 +11,6 @@ from hubmodels.modeling.sanm import (
     AdversarialNoisyMasking,
     MaskedViews,
     SANMForImageClassification,
-    at_least_float32,
     negative_entropy,
     prior_penalty,
     ramped_weight,
@@ -21,6 +20,7 @@ from hubmodels.modeling.sanm import (
     unlabelled_loss,
 )
 from hubmodels.modeling.sanm.decoder_sanm import check_decoded_size
+from hubmodels.modeling.sanm.precision_sanm import at_least_float32
 
 MIXINGS = ("all", "weak")
 # Views that are mixed, beside both masked ones; the last pair is the one that labels are guessed from.

@@ -15,11 +15,11 @@ from transformers.utils import TransformersKwargs, logging
 from transformers.utils.generic import can_return_tuple
 
 from .configuration_densecl import DenseCLConfig
-from .encoder_densecl import DenseCLEncoder, DenseCLEncoding, build_backbone, check_pixels, pool_to_grid
+from .encoder_densecl import DenseCLEncoder, DenseCLEncoding, build_backbone, pool_to_grid
+from .inputs_densecl import check_images
 from .loading_densecl import check_backbone, check_queue_pointers, check_shapes
 from .losses_densecl import info_nce
 from .matching_densecl import (
-    at_least_float32,
     check_boxes,
     check_matches,
     distinct_matches,
@@ -29,6 +29,7 @@ from .matching_densecl import (
     normalize_positions,
 )
 from .outputs_densecl import DenseCLForPreTrainingOutput, DenseCLModelOutput
+from .precision_densecl import at_least_float32
 from .queue_densecl import QUEUES, DenseCLQueues, StepDetector, update_momentum_encoder
 from .resnet_densecl import DenseCLResidualLayer, DenseCLResNet
 from .saving_densecl import DenseCLTrainingState
@@ -169,8 +170,6 @@ class DenseCLModel(DenseCLPreTrainedModel):
         Raises:
             ValueError: as [`DenseCLEncoder.forward`].
         """
-        if pixel_values is None:
-            raise ValueError("pixel_values is required")
         if output_hidden_states is None:
             output_hidden_states = self.config.output_hidden_states
         encoding = self.encoder(pixel_values)
@@ -307,8 +306,8 @@ class DenseCLForPreTraining(DenseCLQueues, DenseCLTrainingState, DenseCLPreTrain
                 [`DenseCLEncoder.forward`].
             RuntimeError: in training under `DataParallel`, which would lose the queues.
         """
-        batch = self._check_views(pixel_values)
-        check_boxes(crop_boxes, flips, batch)
+        check_images(pixel_values, self.encoder.num_channels, views=2)
+        check_boxes(crop_boxes, flips, len(pixel_values))
         if self.config.matching == "geometry" and crop_boxes is None and match_index is None:
             raise ValueError("matching='geometry' needs crop_boxes, which the image processor returns with the views")
         begins_step = False
@@ -335,20 +334,6 @@ class DenseCLForPreTraining(DenseCLQueues, DenseCLTrainingState, DenseCLPreTrain
         hidden_states = query.hidden_states if output_hidden_states else None
         return DenseCLForPreTrainingOutput(loss=loss if return_loss else None, **parts, hidden_states=hidden_states)
 
-    def _check_views(self, pixel_values: torch.Tensor | None) -> int:
-        """Number of images of this process."""
-        if pixel_values is None:
-            raise ValueError("pixel_values is required")
-        if pixel_values.ndim != 5 or pixel_values.shape[1] != 2:
-            raise ValueError(
-                "pixel_values: expected 5 dimensions (batch, 2 views, channels, height, width), "
-                f"got shape {tuple(pixel_values.shape)}"
-            )
-        check_pixels(pixel_values)
-        if 0 in pixel_values.shape:
-            raise ValueError(f"pixel_values must not be empty, got shape {tuple(pixel_values.shape)}")
-        return len(pixel_values)
-
     @torch.compiler.disable
     def _prepare_training(
         self, pixel_values: torch.Tensor, shuffle_index: torch.Tensor | None, match_index: torch.Tensor | None
@@ -359,7 +344,7 @@ class DenseCLForPreTraining(DenseCLQueues, DenseCLTrainingState, DenseCLPreTrain
                 "DataParallel copies the model for every batch, and the queues with it; start one process per device "
                 "(torchrun, accelerate launch) or show one device only (CUDA_VISIBLE_DEVICES=0)"
             )
-        batch, _, *image_size = pixel_values.shape
+        batch, _, _, *image_size = pixel_values.shape
         ranks, length = world_size(), self.config.queue_length
         if ranks > 1:
             check_equal_batches(batch, self.queue.device)

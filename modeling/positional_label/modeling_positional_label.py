@@ -16,10 +16,11 @@ from transformers.utils.generic import can_return_tuple
 from .backbones_positional_label import TokenView, build_backbone
 from .configuration_positional_label import PositionalLabelConfig
 from .heads_positional_label import AbsolutePositionHead, PositionPrediction, RelativePositionHead
+from .inputs_positional_label import check_images
 from .labels_positional_label import Grid, class_labels
-from .losses_positional_label import at_least_float32
 from .outputs_positional_label import PositionalLabelImageClassifierOutput
 from .parameters_positional_label import layer_groups, undecayed
+from .precision_positional_label import at_least_float32
 from .schemes_positional_label import (
     check_dropout_grid,
     check_position_table,
@@ -375,8 +376,7 @@ class PositionalLabelForImageClassification(PositionalLabelPreTrainedModel):
         Raises:
             ValueError: for labels of the wrong shape or type, and for grids that the position head was not built for.
         """
-        if pixel_values is None:
-            raise ValueError("pixel_values is required")
+        check_images(pixel_values, self.view.num_channels)
         with_positions = bool(self.config.labels) and (
             self.training if return_position is None else bool(return_position)
         )
@@ -458,8 +458,7 @@ class PositionalLabelForImageClassification(PositionalLabelPreTrainedModel):
 
 def encode(model: PositionalLabelPreTrainedModel, pixel_values: torch.Tensor | None, kwargs) -> Any:
     """The output of an encoder: tokens of the patches, and pooled."""
-    if pixel_values is None:
-        raise ValueError("pixel_values is required")
+    check_images(pixel_values, model.view.num_channels)
     tokens, pooled, outputs = model.view.run(model.backbone, pixel_values, kwargs)
     return BaseModelOutputWithPooling(
         last_hidden_state=tokens,

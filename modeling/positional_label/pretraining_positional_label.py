@@ -18,6 +18,7 @@ from transformers.utils.generic import can_return_tuple
 
 from .backbones_positional_label import patch_grid
 from .configuration_positional_label import AUTOENCODERS, PositionalLabelConfig
+from .inputs_positional_label import check_images
 from .modeling_positional_label import PositionalLabelPreTrainedModel
 from .outputs_positional_label import PositionalLabelForPreTrainingOutput
 from .schemes_positional_label import check_dropout_grid, check_position_table, random_rows, run_with_positions
@@ -165,6 +166,7 @@ class PositionalLabelForPreTraining(PositionalLabelPreTrainedModel):
             pixel_values (`torch.Tensor` of shape `[B, C, H, W]`): normalised images.
             kwargs: of the encoder (`output_hidden_states` ...); its hidden states have the class token.
         """
+        check_images(pixel_values, self.config.backbone_config.num_channels)
         encoder, config = self.mae.base_model, self.mae.base_model.embeddings.config
         rows, columns = patch_grid(config, *pixel_values.shape[-2:])
         order = torch.arange(rows * columns, device=pixel_values.device)
@@ -213,8 +215,7 @@ class PositionalLabelForPreTraining(PositionalLabelPreTrainedModel):
             ValueError: for noise of the wrong shape, grids that the position head was not built for, and arguments that
                 the autoencoder does not know.
         """
-        if pixel_values is None:
-            raise ValueError("pixel_values is required")
+        check_images(pixel_values, self.config.backbone_config.num_channels)
         kwargs.pop("labels", None)
         self._check_arguments(kwargs)
         if self._needs_noise and kwargs.get("bool_masked_pos") is not None:

@@ -10,6 +10,7 @@ from transformers.utils.generic import can_return_tuple
 
 from .backbones_sanm import build_backbone, feature_maps
 from .configuration_sanm import SANMConfig
+from .inputs_sanm import check_images, image_channels
 from .networks_sanm import SANMResNet
 from .pretrained_sanm import SANMPreTrainedModel
 
@@ -21,7 +22,7 @@ class SANMEncoder(SANMPreTrainedModel):
 
     def __init__(self, config: SANMConfig):
         super().__init__(config)
-        self.backbone = build_backbone(config)
+        self.backbone, self._num_channels = build_backbone(config), image_channels(config)
         if config.backbone_config is not None:
             self.supports_gradient_checkpointing = self.backbone.supports_gradient_checkpointing
         self.post_init()
@@ -61,14 +62,15 @@ class SANMModel(SANMEncoder):
             `last_hidden_state` `[B, C, h, w]` and `pooler_output` `[B, C]`.
 
         Raises:
-            ValueError: for images with another number of channels.
+            ValueError: for images of another shape or of an integer type.
         """
         return self.encode(pixel_values, output_hidden_states, **kwargs)
 
     def encode(
-        self, pixel_values: torch.Tensor, output_hidden_states: bool | None = None, **kwargs
+        self, pixel_values: torch.Tensor | None, output_hidden_states: bool | None = None, **kwargs
     ) -> BaseModelOutputWithPooling:
         """The same as `forward`, always as an output object."""
+        check_images(pixel_values, self._num_channels)
         if output_hidden_states is None:
             output_hidden_states = self.config.output_hidden_states
         last, hidden_states, attentions = feature_maps(self.backbone, pixel_values, output_hidden_states, **kwargs)
@@ -129,7 +131,11 @@ class SANMBackbone(BackboneMixin, SANMEncoder):
 
         Returns:
             One feature map `[B, D, h, w]` per entry of `out_features`.
+
+        Raises:
+            ValueError: for images of another shape or of an integer type.
         """
+        check_images(pixel_values, self._num_channels)
         if output_hidden_states is None:
             output_hidden_states = self.config.output_hidden_states
         if not isinstance(self.backbone, SANMResNet):

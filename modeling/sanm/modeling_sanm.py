@@ -9,10 +9,12 @@ from transformers.utils.generic import can_return_tuple
 from .backbones_sanm import build_backbone, feature_maps, probe_feature_map
 from .configuration_sanm import SANMConfig
 from .decoder_sanm import SANMDecoder, check_decoded_size
-from .losses_sanm import at_least_float32, reconstruction_loss, sharpen, soft_cross_entropy
+from .inputs_sanm import check_images
+from .losses_sanm import reconstruction_loss, sharpen, soft_cross_entropy
 from .masking_sanm import AdversarialNoisyMasking, check_probabilities
 from .networks_sanm import SANMResNet
 from .outputs_sanm import SANMOutput
+from .precision_sanm import at_least_float32
 from .pretrained_sanm import SANMPreTrainedModel
 
 
@@ -74,9 +76,7 @@ class SANMForImageClassification(SANMPreTrainedModel):
         Raises:
             ValueError: for images of another shape or of an integer type.
         """
-        if pixel_values is None or pixel_values.ndim != 4 or not pixel_values.is_floating_point():
-            given = "nothing" if pixel_values is None else f"{pixel_values.dtype} {tuple(pixel_values.shape)}"
-            raise ValueError(f"pixel_values must be floats of shape [B, C, H, W], got {given}")
+        check_images(pixel_values, self.config.num_channels)
         if output_hidden_states is None:
             output_hidden_states = self.config.output_hidden_states
         last, hidden_states, attentions = feature_maps(self.backbone, pixel_values, output_hidden_states, **kwargs)

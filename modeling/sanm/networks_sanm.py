@@ -109,7 +109,7 @@ class SANMResNet(nn.Module):
         super().__init__()
         stem, layer_class = config.widths[0], LAYERS[config.layer_type]
         kernel_size, stride = (7, 2) if config.pool else (3, 1)
-        self.num_channels, self.pools = config.num_channels, config.pool
+        self.pools = config.pool
         self.conv1 = _conv(config.num_channels, stem, kernel_size, stride)
         self.bn1 = SANMBatchNorm2d(stem)
         self.channels = [stem, *config.hidden_sizes]
@@ -127,15 +127,7 @@ class SANMResNet(nn.Module):
 
         Returns:
             Maps after the stem and after each stage.
-
-        Raises:
-            ValueError: for images with another number of channels.
         """
-        if pixel_values.shape[1] != self.num_channels:
-            raise ValueError(
-                f"pixel_values must have {self.num_channels} channels (config.num_channels), "
-                f"got shape {tuple(pixel_values.shape)}"
-            )
         if pixel_values.device.type == "cpu" and self.channels[0] >= CHANNELS_LAST_WIDTH:
             pixel_values = pixel_values.contiguous(memory_format=torch.channels_last)
         hidden_states = functional.relu(self.bn1(self.conv1(pixel_values)))

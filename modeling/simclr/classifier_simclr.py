@@ -6,6 +6,7 @@ from torch.nn import functional
 
 from .configuration_simclr import SimCLRConfig
 from .heads_simclr import SimCLRProjectionHead
+from .precision_simclr import at_least_float32
 
 IGNORED = -100  # of torch's cross entropy
 
@@ -36,7 +37,7 @@ def classification_loss(logits: torch.Tensor, labels: torch.Tensor) -> torch.Ten
         )
     if labels.ndim == 1:
         labels = _checked_classes(labels, logits.shape[1])
-    logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
+    logits = at_least_float32(logits)
     return functional.cross_entropy(logits, labels if labels.ndim == 1 else labels.to(logits.dtype))
 
 

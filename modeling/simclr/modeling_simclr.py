@@ -16,13 +16,14 @@ from .backbones_simclr import build_backbone, class_token, pool
 from .classifier_simclr import classification_loss, kernel_decay, make_classifier
 from .configuration_simclr import SimCLRConfig
 from .heads_simclr import SimCLRProjectionHead
-from .inputs_simclr import check_images, flat_views, is_range_known
+from .inputs_simclr import check_images, image_channels
 from .loading_simclr import check_encoder, check_head, shapes_of
 from .losses_simclr import nt_xent
 from .normalization_simclr import SimCLRBatchNorm
 from .outputs_simclr import SimCLRForPreTrainingOutput
 from .resnet_simclr import SimCLRResidualLayer, SimCLRResNet, SimCLRStem
 from .token_backbone_simclr import channels_first
+from .views_simclr import flat_views, is_range_known
 
 logger = logging.get_logger(__name__)
 
@@ -50,6 +51,7 @@ class SimCLRPreTrainedModel(PreTrainedModel):
         self.backbone = build_backbone(config)
         if config.backbone_config is not None:
             self.supports_gradient_checkpointing = self.backbone.supports_gradient_checkpointing
+        self._num_channels = image_channels(config)
         self._pixel_range_is_known = False
 
     @classmethod
@@ -189,7 +191,7 @@ class SimCLRPreTrainedModel(PreTrainedModel):
         Raises:
             ValueError: for images of another shape or of an integer type.
         """
-        check_images(pixel_values)
+        check_images(pixel_values, self._num_channels)
         if output_hidden_states is None:
             output_hidden_states = self.config.output_hidden_states
         if isinstance(self.backbone, SimCLRResNet):
@@ -561,7 +563,7 @@ class SimCLRBackbone(BackboneMixin, SimCLRPreTrainedModel):
         Returns:
             One feature map `[B, D, H', W']` per entry of `out_features`.
         """
-        check_images(pixel_values)
+        check_images(pixel_values, self._num_channels)
         if output_hidden_states is None:
             output_hidden_states = self.config.output_hidden_states
         if not isinstance(self.backbone, SimCLRResNet):

@@ -1,4 +1,4 @@
-"""Maps of other networks: vision transformers that are no backbones in transformers (ViT, DeiT, CLIP ...) as backbones."""
+"""Vision transformers that are no backbones in transformers (ViT, DeiT, CLIP ...) as backbones, and maps of others."""
 
 import torch
 from torch import nn

@@ -329,7 +329,7 @@ def test_the_preact_shortcut_carries_the_activated_input():
 def test_other_numbers_of_channels(channels):
     model = tiny(num_channels=channels, framework="ce").train()
     model(images(channels=channels), labels=torch.tensor([0, 1, 2, 0])).loss.backward()
-    with pytest.raises(ValueError, match=rf"must have {channels} channels \(config.num_channels\)"):
+    with pytest.raises(ValueError, match=rf"must have {channels} channels \(num_channels of the configuration\)"):
         model(images(channels=2))
 
 
@@ -353,9 +353,6 @@ def test_labels_that_do_not_fit_are_refused(labels, message):
 def test_inputs_that_do_not_fit_are_refused():
     model = tiny(framework="ce").train()
     labels = torch.tensor([0, 1, 2, 0])
-    for bad in (None, images().to(torch.uint8), images()[0]):
-        with pytest.raises(ValueError, match=r"pixel_values must be floats of shape \[B, C, H, W\]"):
-            model(bad)
     with pytest.raises(ValueError, match=r"clean_prob must be in \[0, 1\], got values from -0.5 to -0.5"):
         model(images(), labels=labels, clean_prob=torch.full((4,), -0.5))
     with pytest.raises(ValueError, match=r"clean_prob must have shape \(4,\), got \(3,\)"):
