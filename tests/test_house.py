@@ -97,7 +97,17 @@ def test_method_folder_is_self_contained(folder):
 
 
 @pytest.mark.parametrize(
-    "stem", ["batch_statistics", "center_crop", "computed_gradients", "inputs", "onednn", "precision", "token_backbone"]
+    "stem",
+    [
+        "batch_statistics",
+        "center_crop",
+        "class_labels",
+        "computed_gradients",
+        "inputs",
+        "onednn",
+        "precision",
+        "token_backbone",
+    ],
 )
 def test_pieces_that_methods_share_are_the_same(stem):
     """Method folders cannot import each other: each carries its copy of such a piece, and all copies are equal."""

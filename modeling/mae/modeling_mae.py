@@ -12,6 +12,7 @@ from transformers.utils.generic import can_return_tuple, merge_with_config_defau
 from transformers.utils.output_capturing import capture_outputs
 
 from .attention_mae import MAEAttention
+from .class_labels_mae import check_label_shape, class_targets
 from .configuration_mae import MAEConfig
 from .inputs_mae import check_images
 from .layers_mae import (
@@ -516,7 +517,7 @@ class MAEForImageClassification(MAEPreTrainedModel):
             drop_path_uniform (`torch.Tensor` of shape `[layers, 2, B]`, *optional*): stochastic-depth draws in [0, 1).
 
         Raises:
-            ValueError: for labels of the wrong shape, and as [`MAEModel.forward`].
+            ValueError: for labels of a wrong shape, type or class, and as [`MAEModel.forward`].
         """
         pooled, outputs = self.features(
             pixel_values,
@@ -533,14 +534,11 @@ class MAEForImageClassification(MAEPreTrainedModel):
         )
 
     def _loss(self, logits, labels):
-        if labels.shape not in (logits.shape[:1], logits.shape):
-            raise ValueError(
-                f"labels must have shape {tuple(logits.shape[:1])} or {tuple(logits.shape)}, got {tuple(labels.shape)}"
-            )
+        check_label_shape(labels, logits)
         if self.config.problem_type in ("regression", "multi_label_classification"):
             return self.loss_function(labels.float(), logits.float(), self.config)
         logits = at_least_float32(logits)
-        return nn.functional.cross_entropy(logits, labels if labels.ndim == 1 else labels.to(logits.dtype))
+        return nn.functional.cross_entropy(logits, class_targets(labels, logits))
 
 
 class MAEBackbone(BackboneMixin, MAEPreTrainedModel):

@@ -14,10 +14,11 @@ from transformers.utils import TransformersKwargs
 from transformers.utils.generic import can_return_tuple
 
 from .backbones_positional_label import TokenView, build_backbone
+from .class_labels_positional_label import check_label_shape, class_targets
 from .configuration_positional_label import PositionalLabelConfig
 from .heads_positional_label import AbsolutePositionHead, PositionPrediction, RelativePositionHead
 from .inputs_positional_label import check_images
-from .labels_positional_label import Grid, class_labels
+from .labels_positional_label import Grid
 from .outputs_positional_label import PositionalLabelImageClassifierOutput
 from .parameters_positional_label import layer_groups, undecayed
 from .precision_positional_label import at_least_float32
@@ -442,18 +443,11 @@ class PositionalLabelForImageClassification(PositionalLabelPreTrainedModel):
         return noise.to(pixel_values.device)
 
     def _classification_loss(self, logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-        if labels.shape not in (logits.shape[:1], logits.shape):
-            raise ValueError(
-                f"labels must have shape {list(logits.shape[:1])} or {list(logits.shape)}, got {list(labels.shape)}"
-            )
+        check_label_shape(labels, logits)
         logits = at_least_float32(logits)
         if self.config.problem_type in ("regression", "multi_label_classification"):
             return self.loss_function(labels.to(logits.dtype), logits, self.config)
-        if labels.ndim == 1:
-            return nn.functional.cross_entropy(logits, class_labels(labels, logits.shape[1]))
-        if not labels.is_floating_point():
-            raise ValueError(f"labels of shape [B, num_labels] must be distributions (floats), got {labels.dtype}")
-        return nn.functional.cross_entropy(logits, labels.to(logits.dtype))
+        return nn.functional.cross_entropy(logits, class_targets(labels, logits))
 
 
 def encode(model: PositionalLabelPreTrainedModel, pixel_values: torch.Tensor | None, kwargs) -> Any:

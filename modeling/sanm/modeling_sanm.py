@@ -7,6 +7,7 @@ from transformers.utils import TransformersKwargs
 from transformers.utils.generic import can_return_tuple
 
 from .backbones_sanm import build_backbone, feature_maps, probe_feature_map
+from .class_labels_sanm import IGNORED, check_label_shape, class_targets
 from .configuration_sanm import SANMConfig
 from .decoder_sanm import SANMDecoder, check_decoded_size
 from .inputs_sanm import check_images
@@ -106,9 +107,9 @@ class SANMForImageClassification(SANMPreTrainedModel):
         """
         Args:
             pixel_values (`torch.Tensor` of shape `[B, C, H, W]`): normalised images.
-            labels (`torch.Tensor`, *optional*): classes `[B]` (integers) or target distributions `[B, num_labels]`
-                (floats). With `config.problem_type` set to `"regression"` or `"multi_label_classification"`
-                transformers' losses for these are used instead.
+            labels (`torch.Tensor`, *optional*): classes `[B]` (integers; -100 leaves an image out, but not in the light
+                mode) or target distributions `[B, num_labels]` (floats). With `config.problem_type` set to
+                `"regression"` or `"multi_label_classification"` transformers' losses for these are used instead.
             clean_prob (`torch.Tensor` of shape `[B]`, *optional*): probability that each label is right, 1 by default;
                 used in the light mode only.
             output_reconstruction (`bool`): whether to run the decoder on these images.
@@ -129,15 +130,26 @@ class SANMForImageClassification(SANMPreTrainedModel):
             return outputs
         labels = labels.to(outputs.logits.device)
         if self.config.problem_type in ("regression", "multi_label_classification"):
+            check_label_shape(labels, outputs.logits)
             outputs.loss = self.loss_function(labels.float(), outputs.logits.float(), self.config)
             return outputs
-        targets = soft_labels(labels, self.num_labels)
-        if len(targets) != len(outputs.logits):
-            raise ValueError(f"labels must be of the {len(outputs.logits)} images, got {len(targets)}")
+        targets = class_targets(labels, at_least_float32(outputs.logits))
         if self.training and self.config.framework == "ce" and self.num_labels > 1:
+            if targets.ndim == 1:
+                targets = self._distributions(targets)
             return self._with_masked_views(outputs, pixel_values, targets, clean_prob, draws, generator)
-        outputs.loss = outputs.classification_loss = soft_cross_entropy(outputs.logits, targets)
+        cross_entropy = nn.functional.cross_entropy if targets.ndim == 1 else soft_cross_entropy
+        outputs.loss = outputs.classification_loss = cross_entropy(at_least_float32(outputs.logits), targets)
         return outputs
+
+    def _distributions(self, classes):
+        """Classes `[B]` as distributions `[B, num_labels]`."""
+        if not torch.compiler.is_compiling() and classes.device.type == "cpu" and (classes == IGNORED).any():
+            raise ValueError(
+                f"labels of a training in the light mode (framework 'ce') must not be {IGNORED}, as 
+                "of every image; give any class and clean_prob 0 where it is unknown"
+            )
+        return nn.functional.one_hot(classes, self.num_labels).float()
 
     def _with_masked_views(self, outputs, pixel_values, targets, clean_prob, draws, generator):
         """
@@ -235,35 +247,7 @@ class SANMEnsembleForImageClassification(SANMPreTrainedModel):
         return SANMOutput(logits=first.logits + second.logits, **outputs)
 
 
-def soft_labels(labels: torch.Tensor, num_labels: int) -> torch.Tensor:
-    """
-    Labels as distributions.
-
-    Args:
-        labels (`torch.Tensor`): classes `[B]`, or distributions `[B, num_labels]`, which are returned as they are.
-        num_labels (`int`): K.
-
-    Returns:
-        float32 `[B, num_labels]`.
-
-    Raises:
-        ValueError: for another shape, or a class outside 0..K-1 (looked at on the CPU only).
-    """
-    if labels.is_floating_point():
-        if labels.ndim != 2 or labels.shape[1] != num_labels:
-            raise ValueError(f"soft labels must have shape [B, {num_labels}], got {tuple(labels.shape)}")
-        return labels
-    if labels.ndim != 1:
-        raise ValueError(f"labels must have shape [B], or be floats [B, {num_labels}], got {tuple(labels.shape)}")
-    if labels.device.type == "cpu" and not torch.compiler.is_compiling():
-        outside = (labels < 0) | (labels >= num_labels)
-        if outside.any():
-            index = int(outside.nonzero()[0])
-            raise ValueError(f"labels must be in 0..{num_labels - 1}, got {int(labels[index])} at index {index}")
-    return nn.functional.one_hot(labels.long(), num_labels).float()
-
-
-__all__ = ["SANMEnsembleForImageClassification", "SANMForImageClassification", "soft_labels"]
+__all__ = ["SANMEnsembleForImageClassification", "SANMForImageClassification"]
 
 # Saving writes these code files next to the weights, so that a folder or repository loads where hubmodels is missing.
 SANMConfig.register_for_auto_class()

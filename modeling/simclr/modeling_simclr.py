@@ -13,6 +13,7 @@ from transformers.utils import TransformersKwargs, logging
 from transformers.utils.generic import can_return_tuple
 
 from .backbones_simclr import build_backbone, class_token, pool
+from .class_labels_simclr import check_label_shape
 from .classifier_simclr import classification_loss, kernel_decay, make_classifier
 from .configuration_simclr import SimCLRConfig
 from .heads_simclr import SimCLRProjectionHead
@@ -507,6 +508,7 @@ class SimCLRForImageClassification(SimCLRPreTrainedModel):
         if labels is not None:
             labels = labels.to(logits.device)
             if self.config.problem_type in ("regression", "multi_label_classification"):
+                check_label_shape(labels, logits)
                 loss = self.loss_function(labels.float(), logits.float(), self.config)
             else:
                 loss = classification_loss(logits, labels)

@@ -333,21 +333,12 @@ def test_other_numbers_of_channels(channels):
         model(images(channels=2))
 
 
-@pytest.mark.parametrize(
-    ("labels", "message"),
-    [
-        (torch.tensor([0, 1, 3, 0]), r"labels must be in 0..2, got 3 at index 2"),
-        (torch.tensor([0, -1, 2, 0]), r"got -1 at index 1"),
-        (torch.rand(4, 2), r"soft labels must have shape \[B, 3\], got \(4, 2\)"),
-        (torch.rand(4), r"soft labels must have shape \[B, 3\], got \(4,\)"),
-        (torch.zeros(4, 1, dtype=torch.long), r"labels must have shape \[B\]"),
-        (torch.tensor([2]), r"labels must be of the 4 images, got 1"),
-        (torch.rand(3, 3), r"labels must be of the 4 images, got 3"),
-    ],
-)
-def test_labels_that_do_not_fit_are_refused(labels, message):
-    with pytest.raises(ValueError, match=message):
-        tiny()(images(), labels=labels)
+def test_images_without_a_label_are_left_out_of_the_cross_entropy_only():
+    model, labels = tiny(framework="ce"), torch.tensor([0, -100, 2, 0])
+    expected = torch.nn.functional.cross_entropy(model.eval()(images()).logits[[0, 2, 3]], labels[[0, 2, 3]])
+    torch.testing.assert_close(model(images(), labels=labels).loss, expected)
+    with pytest.raises(ValueError, match=r"light mode \(framework 'ce'\) must not be -100"):
+        model.train()(images(), labels=labels)
 
 
 def test_inputs_that_do_not_fit_are_refused():

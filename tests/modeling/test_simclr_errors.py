@@ -189,8 +189,8 @@ def test_label_shapes():
 def test_classes_that_are_none_are_refused():
     model = SimCLRForImageClassification(tiny_config(num_labels=3))
     for labels, message in (
-        (torch.tensor([0, 3]), r"labels must be in \[0, 3\) \(config.num_labels\), got 0 to 3"),
-        (torch.tensor([-1, 2]), r"got -1 to 2"),
+        (torch.tensor([0, 3]), r"labels must be in \[0, 3\) .* got 3 at index 1"),
+        (torch.tensor([-1, 2]), r"got -1 at index 0"),
         (torch.tensor([0.0, 1.0]), r"labels of shape \[B\] must be integers \(classes\), got torch.float32"),
     ):
         with pytest.raises(ValueError, match=message):
@@ -201,7 +201,7 @@ def test_classes_that_are_none_are_refused():
 
 def test_empty_batches_are_refused():
     for model_class, shape in ((SimCLRModel, (0,)), (SimCLRForPreTraining, (0, 2))):
-        with pytest.raises(ValueError, match="at least one image, got shape"):
+        with pytest.raises(ValueError, match="pixel_values must not be empty, got shape"):
             model_class(tiny_config())(images(*shape))
 
 
