@@ -104,6 +104,7 @@ def test_method_folder_is_self_contained(folder):
         "class_labels",
         "computed_gradients",
         "inputs",
+        "loaded_shapes",
         "onednn",
         "precision",
         "token_backbone",

@@ -9,7 +9,7 @@ from torch.nn import functional
 from transformers import PreTrainedModel
 from transformers import initialization as init
 from transformers.backbone_utils import BackboneMixin, filter_output_hidden_states
-from transformers.modeling_outputs import BackboneOutput, BaseModelOutput
+from transformers.modeling_outputs import BackboneOutput, BaseModelOutputWithPooling
 from transformers.processing_utils import Unpack
 from transformers.utils import TransformersKwargs, logging
 from transformers.utils.generic import can_return_tuple
@@ -17,7 +17,8 @@ from transformers.utils.generic import can_return_tuple
 from .configuration_densecl import DenseCLConfig
 from .encoder_densecl import DenseCLEncoder, DenseCLEncoding, build_backbone, pool_to_grid
 from .inputs_densecl import check_images
-from .loading_densecl import check_backbone, check_queue_pointers, check_shapes
+from .loaded_shapes_densecl import check_shapes
+from .loading_densecl import check_backbone, check_queue_pointers
 from .losses_densecl import info_nce
 from .matching_densecl import (
     check_boxes,
@@ -68,9 +69,10 @@ class DenseCLPreTrainedModel(PreTrainedModel):
         As in transformers, and strict about the backbone.
 
         Raises:
-            ValueError: for weights of other shapes than the configuration says (`ignore_mismatched_sizes=True` starts
-                these anew), for a file without weights of the ResNet or with a ResNet of another depth, and for queues
-                and pointers of another type or pointers outside of their queue.
+            RuntimeError: for weights of other shapes than the configuration says, as in transformers;
+                `ignore_mismatched_sizes=True` starts these anew.
+            ValueError: for a file without weights of the ResNet or with a ResNet of another depth, and for queues and
+                pointers of another type or pointers outside of their queue.
         """
         model, info = super().from_pretrained(
             pretrained_model_name_or_path, *model_args, output_loading_info=True, ignore_mismatched_sizes=True, **kwargs
@@ -120,17 +122,33 @@ class DenseCLPreTrainedModel(PreTrainedModel):
             return backbone.embedder.embedder.convolution
         return backbone.get_input_embeddings()
 
-    def encode(self, pixel_values: torch.Tensor) -> BaseModelOutput:
+    def encode(
+        self,
+        pixel_values: torch.Tensor | None,
+        output_hidden_states: bool | None = None,
+        **kwargs: Unpack[TransformersKwargs],
+    ) -> BaseModelOutputWithPooling:
         """
         Features without the heads, in training as in evaluation.
 
         Args:
             pixel_values (`torch.Tensor` of shape `[B, C, H, W]`): normalised images of any size.
+            output_hidden_states (`bool`, *optional*): also return the maps of all stages.
 
         Returns:
-            `last_hidden_state`: last map of the backbone `[B, C', h, w]`.
+            `last_hidden_state`, the last map of the backbone `[B, C', h, w]`, and its mean `pooler_output` `[B, C']`.
+
+        Raises:
+            ValueError: for images of another shape or of an integer type.
         """
-        return BaseModelOutput(last_hidden_state=self.encoder.feature_maps(pixel_values)[-1])
+        if output_hidden_states is None:
+            output_hidden_states = self.config.output_hidden_states
+        hidden_states = self.encoder.feature_maps(pixel_values)
+        return BaseModelOutputWithPooling(
+            last_hidden_state=hidden_states[-1],
+            pooler_output=hidden_states[-1].mean(dim=(2, 3)),
+            hidden_states=hidden_states if output_hidden_states else None,
+        )
 
 
 class DenseCLModel(DenseCLPreTrainedModel):

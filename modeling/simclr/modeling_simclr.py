@@ -18,7 +18,8 @@ from .classifier_simclr import classification_loss, kernel_decay, make_classifie
 from .configuration_simclr import SimCLRConfig
 from .heads_simclr import SimCLRProjectionHead
 from .inputs_simclr import check_images, image_channels
-from .loading_simclr import check_encoder, check_head, shapes_of
+from .loaded_shapes_simclr import check_shapes
+from .loading_simclr import check_encoder, check_head
 from .losses_simclr import nt_xent
 from .normalization_simclr import SimCLRBatchNorm
 from .outputs_simclr import SimCLRForPreTrainingOutput
@@ -91,12 +92,8 @@ class SimCLRPreTrainedModel(PreTrainedModel):
         if pretrained_model_name_or_path is not None:
             check_encoder(model.config, info, pretrained_model_name_or_path)
             check_head(model._required_head_layers(from_head), info, pretrained_model_name_or_path)
-        if info["mismatched_keys"] and not ignore_mismatched_sizes:
-            shapes = shapes_of(info["mismatched_keys"])
-            raise RuntimeError(
-                f"{pretrained_model_name_or_path} does not fit the configuration: {shapes}; "
-                "ignore_mismatched_sizes=True starts these anew"
-            )
+        if not ignore_mismatched_sizes:
+            check_shapes(info["mismatched_keys"], pretrained_model_name_or_path)
         if zero_init_logits_layer:
             model._zero_classifier()
         model._complete_loading()

@@ -385,6 +385,17 @@ def test_pixels_that_are_integers_are_refused():
         model.encode(torch.zeros(4, 3, 32, 32, dtype=torch.int64))
 
 
+def test_encoding_is_that_of_the_backbone():
+    model = tiny_model(dtype=torch.float32).eval()
+    pixels = torch.rand(2, 3, 32, 32)
+    encoded = model.encode(pixels, output_hidden_states=True)
+    maps = model.encoder.feature_maps(pixels)
+    assert all(torch.equal(ours, expected) for ours, expected in zip(encoded.hidden_states, maps, strict=True))
+    assert torch.equal(encoded.last_hidden_state, maps[-1])
+    assert torch.equal(encoded.pooler_output, maps[-1].mean(dim=(2, 3)))
+    assert model.encode(pixels).hidden_states is None
+
+
 def test_copies_of_data_parallel_are_refused():
     model = tiny_model()
     model._is_replica = True  # as torch marks them
