@@ -99,6 +99,7 @@ def test_method_folder_is_self_contained(folder):
 @pytest.mark.parametrize(
     "stem",
     [
+        "backbone_stages",
         "batch_statistics",
         "center_crop",
         "class_labels",
