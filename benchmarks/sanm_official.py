@@ -129,7 +129,10 @@ def train_epoch(network, peer, optimizer, images, labels, trust, batch, epoch, v
             guess = weight * F.one_hot(labels[x], 10) + (1 - weight) * guess
             targets_x = guess**2 / (guess**2).sum(1, keepdim=True)
         both = torch.cat([of_x[6], of_u[6]])
-        maps, targets = torch.cat([second.feature_map, first.feature_map]), torch.cat([targets_x, targets_u])
+        maps, targets = (
+            torch.cat([second.last_hidden_state, first.last_hidden_state]),
+            torch.cat([targets_x, targets_u]),
+        )
         most, least, masked = masked_views(both, maps, torch.from_numpy(np.concatenate([trust[x], trust[u]])), targets)
         restored = network(torch.cat([most, least]), output_reconstruction=True).reconstruction
         error = F.mse_loss(restored[: len(both)], both) + F.mse_loss(restored[len(both) :], both)

@@ -96,7 +96,21 @@ def test_method_folder_is_self_contained(folder):
             assert allowed or sibling, f"{relative(path)}:{line} imports {module}"
 
 
-@pytest.mark.parametrize("stem", ["batch_statistics", "computed_gradients", "onednn"])
+@pytest.mark.parametrize(
+    "stem",
+    [
+        "backbone_stages",
+        "batch_statistics",
+        "center_crop",
+        "class_labels",
+        "computed_gradients",
+        "inputs",
+        "loaded_shapes",
+        "onednn",
+        "precision",
+        "token_backbone",
+    ],
+)
 def test_pieces_that_methods_share_are_the_same(stem):
     """Method folders cannot import each other: each carries its copy of such a piece, and all copies are equal."""
     copies = [path for folder in METHOD_FOLDERS for path in folder.glob(f"{stem}_{folder.name}.py")]

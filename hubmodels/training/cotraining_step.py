@@ -11,7 +11,6 @@ from hubmodels.modeling.sanm import (
     AdversarialNoisyMasking,
     MaskedViews,
     SANMForImageClassification,
-    at_least_float32,
     negative_entropy,
     prior_penalty,
     ramped_weight,
@@ -21,6 +20,7 @@ from hubmodels.modeling.sanm import (
     unlabelled_loss,
 )
 from hubmodels.modeling.sanm.decoder_sanm import check_decoded_size
+from hubmodels.modeling.sanm.precision_sanm import at_least_float32
 
 MIXINGS = ("all", "weak")
 # Views that are mixed, beside both masked ones; the last pair is the one that labels are guessed from.
@@ -245,7 +245,7 @@ def _guess(network, peer, batch, temperature, co_guess):
         # In evaluation mode images do not see each other, so both views go in one pass.
         scores += peer.encode(torch.cat([batch["guess1"], batch["guess2"]])).logits.chunk(2)
     mean = sum(at_least_float32(score).softmax(dim=1) for score in scores) / len(scores)
-    return sharpen(mean, temperature), first.feature_map
+    return sharpen(mean, temperature), first.last_hidden_state
 
 
 @torch.no_grad()
@@ -255,9 +255,9 @@ def _refine(network, batch, temperature, co_refine):
     mean = sum(at_least_float32(output.logits).softmax(dim=1) for output in (first, second)) / 2
     given = torch.nn.functional.one_hot(batch["labels"], first.logits.shape[1]).to(mean)
     if not co_refine:
-        return given, first.feature_map
+        return given, first.last_hidden_state
     trust = batch["clean_prob"].to(mean)[:, None]
-    return sharpen(trust * given + (1 - trust) * mean, temperature), first.feature_map
+    return sharpen(trust * given + (1 - trust) * mean, temperature), first.last_hidden_state
 
 
 def _reconstruction(network, images, views):

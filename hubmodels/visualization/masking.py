@@ -53,7 +53,9 @@ def masking_sheet(
     with torch.no_grad():
         outputs = network(pixel_values)
         targets = outputs.logits.softmax(dim=1)
-        views = masking(pixel_values, outputs.feature_map, trust.to(pixel_values.device), targets, generator=generator)
+        views = masking(
+            pixel_values, outputs.last_hidden_state, trust.to(pixel_values.device), targets, generator=generator
+        )
         restored = network(views.max_views, output_reconstruction=True).reconstruction
     network.train(training)
     images, most, least = (to_pictures(t, mean, std) for t in (pixel_values, views.max_views, views.min_views))

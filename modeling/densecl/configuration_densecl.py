@@ -8,6 +8,8 @@ from transformers import AutoConfig, PreTrainedConfig
 from transformers.backbone_utils import BackboneConfigMixin
 from transformers.configuration_utils import SubConfigSpec
 
+from .backbone_stages_densecl import take_stages_of_backbone
+
 MAX_STAGES = 4
 CHOICES = {
     "layer_type": ("bottleneck", "basic"),
@@ -135,7 +137,7 @@ class DenseCLConfig(BackboneConfigMixin, PreTrainedConfig):
             self.stage_names = ["stem", *(f"stage{i}" for i in range(1, self.num_stages + 1))]
             self.set_output_features_output_indices(out_features=out_features, out_indices=out_indices)
         else:
-            self._take_stages_of_backbone(out_features, out_indices)
+            take_stages_of_backbone(self, out_features, out_indices)
 
     @classmethod
     def from_dict(cls, config_dict, **kwargs):
@@ -152,16 +154,6 @@ class DenseCLConfig(BackboneConfigMixin, PreTrainedConfig):
         """Channels of the ResNet's stages."""
         expansion = 4 if self.layer_type == "bottleneck" else 1
         return [self.embedding_size * 2**i * expansion for i in range(self.num_stages)]
-
-    def _take_stages_of_backbone(self, out_features, out_indices):
-        """Stages are those of `backbone_config`; a timm configuration learns its own only when the model is built."""
-        if out_features is not None:
-            self.backbone_config.out_features = list(out_features)
-        elif out_indices is not None:
-            self.backbone_config.out_indices = list(out_indices)
-        self.stage_names = getattr(self.backbone_config, "stage_names", None)
-        self._out_features = getattr(self.backbone_config, "out_features", None)
-        self._out_indices = getattr(self.backbone_config, "out_indices", None)
 
     def _check(self):
         for name, choices in CHOICES.items():

@@ -9,9 +9,10 @@ from transformers import AutoBackbone
 from transformers.models.auto.modeling_auto import MODEL_FOR_BACKBONE_MAPPING
 
 from .configuration_densecl import DenseCLConfig
+from .inputs_densecl import check_images, image_channels
 from .onednn_densecl import prefers_onednn
 from .resnet_densecl import DenseCLResNet
-from .token_backbone_densecl import DenseCLTokenBackbone
+from .token_backbone_densecl import TokenBackbone, channels_first
 
 
 class DenseCLEncoding(NamedTuple):
@@ -61,7 +62,7 @@ def build_backbone(config: DenseCLConfig) -> nn.Module:
     inner = config.backbone_config
     if inner is None:
         return DenseCLResNet(config)
-    return AutoBackbone.from_config(inner) if type(inner) in MODEL_FOR_BACKBONE_MAPPING else DenseCLTokenBackbone(inner)
+    return AutoBackbone.from_config(inner) if type(inner) in MODEL_FOR_BACKBONE_MAPPING else TokenBackbone(inner)
 
 
 class DenseCLEncoder(nn.Module):
@@ -75,7 +76,7 @@ class DenseCLEncoder(nn.Module):
 
     def __init__(self, config: DenseCLConfig, with_heads: bool = True):
         super().__init__()
-        self.num_grid = config.num_grid
+        self.num_grid, self.num_channels = config.num_grid, image_channels(config)
         self.backbone = build_backbone(config)
         if with_heads:
             hidden, size = config.projection_hidden_size, config.projection_size
@@ -104,7 +105,7 @@ class DenseCLEncoder(nn.Module):
             hidden_states=hidden_states,
         )
 
-    def check_step(self, batch: int, channels: int, height: int, width: int) -> int | None:
+    def check_step(self, batch: int, height: int, width: int) -> int | None:
         """
         Finds what a training forward of such images would stumble over, before it changes anything.
 
@@ -116,7 +117,7 @@ class DenseCLEncoder(nn.Module):
         """
         if not isinstance(self.backbone, DenseCLResNet):
             return None
-        rows, columns = self.backbone.check_step(batch, channels, height, width)
+        rows, columns = self.backbone.check_step(batch, height, width)
         if self.num_grid is None:
             return rows * columns
         check_grid(self.num_grid, rows, columns)
@@ -129,35 +130,11 @@ class DenseCLEncoder(nn.Module):
 
     def feature_maps(self, pixel_values: torch.Tensor) -> tuple[torch.Tensor, ...]:
         """All maps of the ResNet, or the chosen ones of another backbone; arguments and errors as `forward`."""
-        if pixel_values.ndim != 4:
-            raise ValueError(
-                "pixel_values: expected 4 dimensions (batch, channels, height, width), "
-                f"got shape {tuple(pixel_values.shape)}"
-            )
-        check_pixels(pixel_values)
+        check_images(pixel_values, self.num_channels)
         if isinstance(self.backbone, DenseCLResNet):
             return self.backbone(pixel_values)
-        feature_maps = tuple(self.backbone(pixel_values).feature_maps)
-        shape, channels = tuple(feature_maps[-1].shape), self.backbone.channels[-1]
-        if len(shape) == 4 and shape[1] != channels and shape[3] == channels:  # timm's Swin has the channels last
-            return tuple(feature_map.permute(0, 3, 1, 2) for feature_map in feature_maps)
-        if len(shape) != 4 or shape[1] != channels:
-            raise ValueError(
-                f"backbone_config: {type(self.backbone).__name__} gives a feature map of shape {shape}; needed is one "
-                f"with two spatial dimensions, (batch, {channels} channels, height, width)"
-            )
-        return feature_maps
-
-
-def check_pixels(pixel_values: torch.Tensor) -> None:
-    """
-    Raises:
-        ValueError: for pixels that are integers.
-    """
-    if not pixel_values.is_floating_point():
-        raise ValueError(
-            f"pixel_values must be normalised floats, as the image processor makes them, got {pixel_values.dtype}"
-        )
+        feature_maps = self.backbone(pixel_values).feature_maps
+        return tuple(map(channels_first, feature_maps, self.backbone.channels))
 
 
 def pool_to_grid(feature_map: torch.Tensor, num_grid: int | None) -> torch.Tensor:
@@ -187,4 +164,4 @@ def check_grid(num_grid: int, height: int, width: int) -> None:
         raise ValueError(f"num_grid must be at most the sides of the feature map, {height}x{width}, got {num_grid}")
 
 
-__all__ = ["DenseCLEncoder", "DenseCLEncoding", "build_backbone", "check_pixels", "pool_to_grid"]
+__all__ = ["DenseCLEncoder", "DenseCLEncoding", "build_backbone", "pool_to_grid"]

@@ -5,8 +5,6 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
-from torchvision.transforms.v2 import functional as tvF
-from transformers.image_processing_backends import TorchvisionBackend
 from transformers.image_processing_base import BatchFeature
 from transformers.image_processing_utils import SizeDict
 from transformers.image_utils import (
@@ -18,6 +16,7 @@ from transformers.image_utils import (
 from transformers.processing_utils import ImagesKwargs, Unpack
 
 from .augmentation_densecl import augment
+from .center_crop_densecl import CenterCropBackend
 from .pil_augmentation_densecl import augment_exactly
 from .views_densecl import DRAWS_PER_VIEW, ViewParameters, ViewSettings
 
@@ -52,7 +51,7 @@ class DenseCLImageProcessorKwargs(ImagesKwargs, total=False):
     flip_probability: float
 
 
-class DenseCLImageProcessor(TorchvisionBackend):
+class DenseCLImageProcessor(CenterCropBackend):
     """
     Makes the inputs of DenseCL (arXiv 2011.09157, section 4.1; the augmentation is MoCo-v2's).
 
@@ -193,18 +192,6 @@ class DenseCLImageProcessor(TorchvisionBackend):
                 f"floating images must be in [0, 1], got values from {low:g} to {high:g}; give 0 to 255 as uint8"
             )
         return image / rescale_factor if do_rescale else image
-
-    def center_crop(self, image: torch.Tensor, size: SizeDict, **kwargs) -> torch.Tensor:
-        """
-        Crops the centre of `[..., H, W]` as torchvision does; transformers' own is a pixel off where half a margin is
-        rounded up.
-
-        Raises:
-            ValueError: if `size` lacks the height or the width.
-        """
-        if not (size.height and size.width):
-            raise ValueError(f"crop_size must have 'height' and 'width', got {dict(size)}")
-        return tvF.center_crop(image, [size.height, size.width])
 
     def _preprocess(self, images, do_resize: bool, size: SizeDict, crop_pct: float, **kwargs) -> BatchFeature:
         """Resize the short side, crop the centre, normalise."""

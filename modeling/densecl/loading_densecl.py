@@ -8,27 +8,10 @@ import torch
 from transformers.modeling_utils import load_state_dict
 
 from .configuration_densecl import MAX_STAGES, DenseCLConfig
+from .loaded_shapes_densecl import listed
 from .queue_densecl import QUEUES
 
 BACKBONE = "encoder.backbone."
-
-
-def check_shapes(mismatched: Collection[tuple[str, Any, Any]], source: str | PathLike | None) -> None:
-    """
-    Args:
-        mismatched: names of weights with their shapes in the file and in the model, where these differ.
-        source (`str`): where the weights come from.
-
-    Raises:
-        ValueError: if there are any.
-    """
-    if mismatched:
-        shown = sorted(mismatched)[:3]
-        shapes = "; ".join(f"{name} is {list(in_file)}, not {list(in_model)}" for name, in_file, in_model in shown)
-        raise ValueError(
-            f"{source} does not fit the configuration: {shapes} ({len(mismatched)} in all); "
-            "ignore_mismatched_sizes=True starts these anew"
-        )
 
 
 def check_backbone(config: DenseCLConfig, info: Mapping[str, Collection[str]], source: str | PathLike) -> None:
@@ -45,11 +28,11 @@ def check_backbone(config: DenseCLConfig, info: Mapping[str, Collection[str]], s
     """
     left_out = tuple(f"{BACKBONE}encoder.stages.{index}." for index in range(config.num_stages, MAX_STAGES))
     for found, key in (("lacks", "missing_keys"), ("has too many", "unexpected_keys")):
-        names = sorted(name for name in info[key] if name.startswith(BACKBONE) and not name.startswith(left_out))
+        names = [name for name in info[key] if name.startswith(BACKBONE) and not name.startswith(left_out)]
         if names:
             raise ValueError(
                 f"{source} {found} backbone weights for this configuration (depths {config.depths}): "
-                f"{', '.join(names[:3])} ({len(names)} in all). None may be random or left out; official files are "
+                f"{listed(names)}. None may be random or left out; official files are "
                 "converted first: `hubmodels convert densecl`"
             )
 
@@ -98,4 +81,4 @@ def check_queue_pointers(state: Mapping[str, torch.Tensor], length: int) -> None
             raise ValueError(f"{name}_ptr must be a column of the queue, in [0, {length}), got {column}")
 
 
-__all__ = ["check_backbone", "check_queue_pointers", "check_queue_types", "check_shapes", "stored_tensors"]
+__all__ = ["check_backbone", "check_queue_pointers", "check_queue_types", "stored_tensors"]

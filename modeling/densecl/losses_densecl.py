@@ -6,6 +6,7 @@ import torch
 
 from .computed_gradients_densecl import WithGradients
 from .onednn_densecl import float32_products_in_onednn
+from .precision_densecl import at_least_float32
 
 # Logits that are held at a time: 4 MiB in float32, which stay in a CPU's last cache.
 TILE_ELEMENTS = 2**20
@@ -66,8 +67,7 @@ def info_nce(
     _check(query, positive, queue, temperature, chunk)
     _check_image_keys(query, image_keys, match_index)
     with torch.autocast(query.device.type, enabled=False), float32_products_in_onednn():
-        if query.dtype != torch.float64:
-            query, positive = query.float(), positive.float()
+        query = at_least_float32(query)
         inputs = query, positive.to(query.dtype)
         with_gradient = torch.is_grad_enabled() and any(tensor.requires_grad for tensor in inputs)
         with torch.no_grad():

@@ -3,6 +3,8 @@
 import torch
 from torch.nn import functional
 
+from .precision_densecl import at_least_float32
+
 
 def normalize_positions(feature_map: torch.Tensor) -> torch.Tensor:
     """
@@ -15,11 +17,6 @@ def normalize_positions(feature_map: torch.Tensor) -> torch.Tensor:
         `[B, C, L]`, the cells row by row.
     """
     return functional.normalize(at_least_float32(feature_map).flatten(2), dim=1)
-
-
-def at_least_float32(tensor: torch.Tensor) -> torch.Tensor:
-    """The tensor in float32, or in float64 if it was."""
-    return tensor if tensor.dtype == torch.float64 else tensor.float()
 
 
 @torch.no_grad()
@@ -154,7 +151,6 @@ def _places_in_key_view(
 
 
 __all__ = [
-    "at_least_float32",
     "chance_accuracy",
     "check_boxes",
     "check_matches",

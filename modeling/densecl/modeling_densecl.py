@@ -9,17 +9,18 @@ from torch.nn import functional
 from transformers import PreTrainedModel
 from transformers import initialization as init
 from transformers.backbone_utils import BackboneMixin, filter_output_hidden_states
-from transformers.modeling_outputs import BackboneOutput, BaseModelOutput
+from transformers.modeling_outputs import BackboneOutput, BaseModelOutputWithPooling
 from transformers.processing_utils import Unpack
 from transformers.utils import TransformersKwargs, logging
 from transformers.utils.generic import can_return_tuple
 
 from .configuration_densecl import DenseCLConfig
-from .encoder_densecl import DenseCLEncoder, DenseCLEncoding, build_backbone, check_pixels, pool_to_grid
-from .loading_densecl import check_backbone, check_queue_pointers, check_shapes
+from .encoder_densecl import DenseCLEncoder, DenseCLEncoding, build_backbone, pool_to_grid
+from .inputs_densecl import check_images
+from .loaded_shapes_densecl import check_shapes
+from .loading_densecl import check_backbone, check_queue_pointers
 from .losses_densecl import info_nce
 from .matching_densecl import (
-    at_least_float32,
     check_boxes,
     check_matches,
     distinct_matches,
@@ -29,6 +30,7 @@ from .matching_densecl import (
     normalize_positions,
 )
 from .outputs_densecl import DenseCLForPreTrainingOutput, DenseCLModelOutput
+from .precision_densecl import at_least_float32
 from .queue_densecl import QUEUES, DenseCLQueues, StepDetector, update_momentum_encoder
 from .resnet_densecl import DenseCLResidualLayer, DenseCLResNet
 from .saving_densecl import DenseCLTrainingState
@@ -67,9 +69,10 @@ class DenseCLPreTrainedModel(PreTrainedModel):
         As in transformers, and strict about the backbone.
 
         Raises:
-            ValueError: for weights of other shapes than the configuration says (`ignore_mismatched_sizes=True` starts
-                these anew), for a file without weights of the ResNet or with a ResNet of another depth, and for queues
-                and pointers of another type or pointers outside of their queue.
+            RuntimeError: for weights of other shapes than the configuration says, as in transformers;
+                `ignore_mismatched_sizes=True` starts these anew.
+            ValueError: for a file without weights of the ResNet or with a ResNet of another depth, and for queues and
+                pointers of another type or pointers outside of their queue.
         """
         model, info = super().from_pretrained(
             pretrained_model_name_or_path, *model_args, output_loading_info=True, ignore_mismatched_sizes=True, **kwargs
@@ -119,17 +122,33 @@ class DenseCLPreTrainedModel(PreTrainedModel):
             return backbone.embedder.embedder.convolution
         return backbone.get_input_embeddings()
 
-    def encode(self, pixel_values: torch.Tensor) -> BaseModelOutput:
+    def encode(
+        self,
+        pixel_values: torch.Tensor | None,
+        output_hidden_states: bool | None = None,
+        **kwargs: Unpack[TransformersKwargs],
+    ) -> BaseModelOutputWithPooling:
         """
         Features without the heads, in training as in evaluation.
 
         Args:
             pixel_values (`torch.Tensor` of shape `[B, C, H, W]`): normalised images of any size.
+            output_hidden_states (`bool`, *optional*): also return the maps of all stages.
 
         Returns:
-            `last_hidden_state`: last map of the backbone `[B, C', h, w]`.
+            `last_hidden_state`, the last map of the backbone `[B, C', h, w]`, and its mean `pooler_output` `[B, C']`.
+
+        Raises:
+            ValueError: for images of another shape or of an integer type.
         """
-        return BaseModelOutput(last_hidden_state=self.encoder.feature_maps(pixel_values)[-1])
+        if output_hidden_states is None:
+            output_hidden_states = self.config.output_hidden_states
+        hidden_states = self.encoder.feature_maps(pixel_values)
+        return BaseModelOutputWithPooling(
+            last_hidden_state=hidden_states[-1],
+            pooler_output=hidden_states[-1].mean(dim=(2, 3)),
+            hidden_states=hidden_states if output_hidden_states else None,
+        )
 
 
 class DenseCLModel(DenseCLPreTrainedModel):
@@ -169,8 +188,6 @@ class DenseCLModel(DenseCLPreTrainedModel):
         Raises:
             ValueError: as [`DenseCLEncoder.forward`].
         """
-        if pixel_values is None:
-            raise ValueError("pixel_values is required")
         if output_hidden_states is None:
             output_hidden_states = self.config.output_hidden_states
         encoding = self.encoder(pixel_values)
@@ -307,8 +324,8 @@ class DenseCLForPreTraining(DenseCLQueues, DenseCLTrainingState, DenseCLPreTrain
                 [`DenseCLEncoder.forward`].
             RuntimeError: in training under `DataParallel`, which would lose the queues.
         """
-        batch = self._check_views(pixel_values)
-        check_boxes(crop_boxes, flips, batch)
+        check_images(pixel_values, self.encoder.num_channels, views=2)
+        check_boxes(crop_boxes, flips, len(pixel_values))
         if self.config.matching == "geometry" and crop_boxes is None and match_index is None:
             raise ValueError("matching='geometry' needs crop_boxes, which the image processor returns with the views")
         begins_step = False
@@ -335,20 +352,6 @@ class DenseCLForPreTraining(DenseCLQueues, DenseCLTrainingState, DenseCLPreTrain
         hidden_states = query.hidden_states if output_hidden_states else None
         return DenseCLForPreTrainingOutput(loss=loss if return_loss else None, **parts, hidden_states=hidden_states)
 
-    def _check_views(self, pixel_values: torch.Tensor | None) -> int:
-        """Number of images of this process."""
-        if pixel_values is None:
-            raise ValueError("pixel_values is required")
-        if pixel_values.ndim != 5 or pixel_values.shape[1] != 2:
-            raise ValueError(
-                "pixel_values: expected 5 dimensions (batch, 2 views, channels, height, width), "
-                f"got shape {tuple(pixel_values.shape)}"
-            )
-        check_pixels(pixel_values)
-        if 0 in pixel_values.shape:
-            raise ValueError(f"pixel_values must not be empty, got shape {tuple(pixel_values.shape)}")
-        return len(pixel_values)
-
     @torch.compiler.disable
     def _prepare_training(
         self, pixel_values: torch.Tensor, shuffle_index: torch.Tensor | None, match_index: torch.Tensor | None
@@ -359,7 +362,7 @@ class DenseCLForPreTraining(DenseCLQueues, DenseCLTrainingState, DenseCLPreTrain
                 "DataParallel copies the model for every batch, and the queues with it; start one process per device "
                 "(torchrun, accelerate launch) or show one device only (CUDA_VISIBLE_DEVICES=0)"
             )
-        batch, _, *image_size = pixel_values.shape
+        batch, _, _, *image_size = pixel_values.shape
         ranks, length = world_size(), self.config.queue_length
         if ranks > 1:
             check_equal_batches(batch, self.queue.device)

@@ -135,7 +135,6 @@ class DenseCLResNet(nn.Module):
 
     def __init__(self, config: DenseCLConfig):
         super().__init__()
-        self.num_channels = config.num_channels
         self.frozen_stages = config.frozen_stages
         self.norm_eval = config.norm_eval
         self.channels = [config.embedding_size, *config.hidden_sizes]
@@ -152,11 +151,7 @@ class DenseCLResNet(nn.Module):
 
         Returns:
             The map of the stem, before its max pool, and of every stage.
-
-        Raises:
-            ValueError: for another number of channels.
         """
-        self._check_channels(pixel_values.shape[1])
         if pixel_values.device.type == "cpu" and self.channels[0] >= CHANNELS_LAST_WIDTH:
             pixel_values = pixel_values.contiguous(memory_format=torch.channels_last)
         stem, hidden_states = self.embedder(pixel_values)
@@ -166,7 +161,7 @@ class DenseCLResNet(nn.Module):
             feature_maps.append(hidden_states)
         return tuple(feature_maps)
 
-    def check_step(self, batch: int, channels: int, height: int, width: int) -> tuple[int, int]:
+    def check_step(self, batch: int, height: int, width: int) -> tuple[int, int]:
         """
         Finds what a training forward of such images would stumble over, before it moves running statistics.
 
@@ -174,18 +169,13 @@ class DenseCLResNet(nn.Module):
             Rows and columns of the last map.
 
         Raises:
-            ValueError: for another number of channels, and for one image with a 1x1 map under batch normalisation.
+            ValueError: for one image with a 1x1 map under batch normalisation.
         """
-        self._check_channels(channels)
         rows, columns = -(-height // self.stride), -(-width // self.stride)  # every layer rounds up
         last = self.encoder.stages[-1].layers[-1].layer[-1].normalization
         if isinstance(last, DenseCLBatchNorm2d) and last.training:  # none that is synchronised between processes
             check_count(batch * rows * columns)
         return rows, columns
-
-    def _check_channels(self, channels: int) -> None:
-        if channels != self.num_channels:
-            raise ValueError(f"pixel_values must have {self.num_channels} channels, got {channels}")
 
     def train(self, mode: bool = True) -> "DenseCLResNet":
         """As in torch; the normalisation of frozen stages, with `norm_eval` all, stays in evaluation mode."""

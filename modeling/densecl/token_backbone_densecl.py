@@ -1,4 +1,4 @@
-"""Vision transformers that transformers does not offer as backbones (ViT, DeiT, CLIP ...), as backbones."""
+"""Vision transformers that are no backbones in transformers (ViT, DeiT, CLIP ...) as backbones, and maps of others."""
 
 import torch
 from torch import nn
@@ -9,7 +9,7 @@ _POOLED = ("vit", "deit")  # their pooling layer can be left out
 _REQUIRED = ("hidden_size", "num_hidden_layers", "patch_size")
 
 
-class DenseCLTokenBackbone(nn.Module):
+class TokenBackbone(nn.Module):
     """
     The patch tokens of a vision transformer as feature maps.
 
@@ -29,7 +29,7 @@ class DenseCLTokenBackbone(nn.Module):
     def __init__(self, config: PreTrainedConfig):
         super().__init__()
         kind = config.model_type
-        if any(not isinstance(getattr(config, name, None), int | list | tuple) for name in _REQUIRED):
+        if not is_vision_transformer(config):
             raise ValueError(
                 f"backbone_config must be of a type that AutoBackbone knows or a vision transformer, got {kind!r}; "
                 "timm has most networks: {'model_type': 'timm_backbone', 'backbone': NAME}"
@@ -99,4 +99,29 @@ def _token_map(tokens: torch.Tensor, grid: tuple[int, int]) -> torch.Tensor:
     return tokens[:, tokens.shape[1] - count :].transpose(1, 2).unflatten(2, grid)
 
 
-__all__ = ["DenseCLTokenBackbone"]
+def is_vision_transformer(config: PreTrainedConfig) -> bool:
+    """Whether [`TokenBackbone`] can be made of such a network."""
+    return all(isinstance(getattr(config, name, None), int | list | tuple) for name in _REQUIRED)
+
+
+def channels_first(feature_map: torch.Tensor, channels: int) -> torch.Tensor:
+    """
+    A map `[B, channels, h, w]` of one that may be `[B, h, w, channels]`, as that of timm's Swin.
+
+    Args:
+        feature_map (`torch.Tensor`): a backbone's map.
+        channels (`int`): its channels.
+
+    Raises:
+        ValueError: if it is no map of so many channels.
+    """
+    shape = tuple(feature_map.shape)
+    if len(shape) != 4 or channels not in (shape[1], shape[3]):
+        raise ValueError(
+            f"the network of backbone_config must return feature maps [B, {channels}, h, w], got shape {shape}; some "
+            "need reshape_hidden_states=True in their configuration"
+        )
+    return feature_map if shape[1] == channels else feature_map.permute(0, 3, 1, 2)
+
+
+__all__ = ["TokenBackbone", "channels_first", "is_vision_transformer"]

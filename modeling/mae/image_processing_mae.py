@@ -1,13 +1,11 @@
 """Image processor of MAE: the published evaluation transform."""
 
-import torch
-from torchvision.transforms.v2 import functional as tvF
-from transformers.image_processing_backends import TorchvisionBackend
-from transformers.image_processing_utils import SizeDict
 from transformers.image_utils import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD, PILImageResampling
 
+from .center_crop_mae import CenterCropBackend
 
-class MAEImageProcessor(TorchvisionBackend):
+
+class MAEImageProcessor(CenterCropBackend):
     """
     Resizes the short side bicubically to 256, crops the centre to 224 and normalises with the ImageNet statistics, as
     the official evaluation does; for size S the short side is `int(S / (224 / 256))`, and S itself above 224.
@@ -26,18 +24,6 @@ class MAEImageProcessor(TorchvisionBackend):
     do_rescale = True
     do_normalize = True
     do_convert_rgb = True
-
-    def center_crop(self, image: torch.Tensor, size: SizeDict, **kwargs) -> torch.Tensor:
-        """
-        Crops the centre of `[..., H, W]` as torchvision does; transformers' own is a pixel off where half a margin is
-        rounded up.
-
-        Raises:
-            ValueError: if `size` lacks the height or the width.
-        """
-        if not (size.height and size.width):
-            raise ValueError(f"crop_size must have 'height' and 'width', got {dict(size)}")
-        return tvF.center_crop(image, [size.height, size.width])
 
 
 __all__ = ["MAEImageProcessor"]

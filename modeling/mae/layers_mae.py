@@ -16,6 +16,7 @@ from transformers.models.vit_mae.modeling_vit_mae import (
 
 from .attention_mae import MAEAttention, is_plain
 from .configuration_mae import MAEConfig
+from .inputs_mae import check_images
 from .linear_mae import MAELinear
 from .masking_mae import PatchMask
 from .positions_mae import resize_position_table, sincos_position_table
@@ -44,11 +45,6 @@ def gather_tokens(tokens: torch.Tensor, ids: torch.Tensor) -> torch.Tensor:
     images, length, width = tokens.shape
     rows = ids + length * torch.arange(images, device=ids.device)[:, None]
     return tokens.flatten(0, 1).index_select(0, rows.flatten()).view(*ids.shape, width)
-
-
-def at_least_float32(tensor: torch.Tensor) -> torch.Tensor:
-    """Half precision as float32, everything else as it is."""
-    return tensor.to(torch.promote_types(tensor.dtype, torch.float32))
 
 
 @contextmanager
@@ -113,20 +109,17 @@ class MAEEmbeddings(ViTMAEEmbeddings):
         cls_token = (self.cls_token + positions[:, :1]).expand(tokens.shape[0], -1, -1)
         return torch.cat([cls_token, tokens], dim=1)
 
-    def check_pixel_values(self, pixel_values: torch.Tensor, interpolate_pos_encoding: bool) -> None:
+    def check_pixel_values(self, pixel_values: torch.Tensor | None, interpolate_pos_encoding: bool) -> None:
         """
         Checks that images fit the configuration.
 
         Raises:
-            ValueError: if they are no `[B, C, H, W]`, have other channels or a size that the patches do not divide, or
-                (without `interpolate_pos_encoding`) another size than the configured one.
+            ValueError: if they are no floats `[B, C, H, W]`, have other channels or a size that the patches do not
+                divide, or (without `interpolate_pos_encoding`) another size than the configured one.
         """
-        if pixel_values.ndim != 4:
-            raise ValueError(f"pixel_values must have shape [B, C, H, W], got {list(pixel_values.shape)}")
-        channels, height, width = pixel_values.shape[1:]
+        check_images(pixel_values, self.config.num_channels)
+        height, width = pixel_values.shape[-2:]
         patch = self.config.patch_size
-        if channels != self.config.num_channels:
-            raise ValueError(f"pixel_values: expected {self.config.num_channels} channels, got {channels}")
         if height % patch or width % patch:
             raise ValueError(f"pixel_values: image size {height}x{width} is not divisible by patch size {patch}")
         own = self.config.image_height_width

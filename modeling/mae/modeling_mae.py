@@ -12,12 +12,13 @@ from transformers.utils.generic import can_return_tuple, merge_with_config_defau
 from transformers.utils.output_capturing import capture_outputs
 
 from .attention_mae import MAEAttention
+from .class_labels_mae import check_label_shape, class_targets
 from .configuration_mae import MAEConfig
+from .inputs_mae import check_images
 from .layers_mae import (
     MAEDecoder,
     MAEEmbeddings,
     MAELayer,
-    at_least_float32,
     evaluation_mode,
     gather_patches,
     split_into_patches,
@@ -25,6 +26,7 @@ from .layers_mae import (
 from .legacy_mae import register_legacy_layouts
 from .masking_mae import PatchMask, sample_mask
 from .outputs_mae import MAEForPreTrainingOutput, MAEModelOutput, MAEReconstructionOutput
+from .precision_mae import at_least_float32
 from .resizing_mae import load_at_stored_size, resize_tables
 
 register_legacy_layouts()
@@ -199,8 +201,6 @@ class MAEModel(MAEPreTrainedModel):
             ValueError: for images that do not fit the configuration and for masks that leave nothing or differ in
             count.
         """
-        if pixel_values is None:
-            raise ValueError("pixel_values is required")
         self.embeddings.check_pixel_values(pixel_values, bool(interpolate_pos_encoding))
         if mask_ratio is None:
             mask_ratio = self.config.mask_ratio
@@ -280,8 +280,6 @@ class MAEForPreTraining(MAEPreTrainedModel):
         Raises:
             ValueError: for a loss with nothing masked, and as [`MAEModel.forward`].
         """
-        if pixel_values is None:
-            raise ValueError("pixel_values is required")
         kwargs.pop("labels", None)
         if output_hidden_states is None:
             output_hidden_states = self.config.output_hidden_states
@@ -402,6 +400,7 @@ class MAEForPreTraining(MAEPreTrainedModel):
             ValueError: if `pixel_values` holds a value that is not finite, if weights of the decoder were not among the
                 loaded ones and not trained since, and as [`MAEModel.forward`].
         """
+        check_images(pixel_values, self.config.num_channels)
         self.decoder.check_weights()
         if not torch.isfinite(pixel_values).all():
             raise ValueError("pixel_values must be finite, got NaN or infinity")
@@ -491,6 +490,7 @@ class MAEForImageClassification(MAEPreTrainedModel):
 
     def features(self, pixel_values: torch.Tensor, **kwargs) -> tuple[torch.Tensor, MAEModelOutput]:
         """What the classifier reads, `[B, D]`, and the output of the encoder; arguments as [`MAEModel.forward`]."""
+        check_images(pixel_values, self.config.num_channels)
         trainable = any(p.requires_grad for p in self.vit.parameters())
         with torch.set_grad_enabled(torch.is_grad_enabled() and (trainable or pixel_values.requires_grad)):
             outputs = self.vit(pixel_values, mask_ratio=0.0, **kwargs)
@@ -517,10 +517,8 @@ class MAEForImageClassification(MAEPreTrainedModel):
             drop_path_uniform (`torch.Tensor` of shape `[layers, 2, B]`, *optional*): stochastic-depth draws in [0, 1).
 
         Raises:
-            ValueError: for labels of the wrong shape, and as [`MAEModel.forward`].
+            ValueError: for labels of a wrong shape, type or class, and as [`MAEModel.forward`].
         """
-        if pixel_values is None:
-            raise ValueError("pixel_values is required")
         pooled, outputs = self.features(
             pixel_values,
             interpolate_pos_encoding=interpolate_pos_encoding,
@@ -536,14 +534,11 @@ class MAEForImageClassification(MAEPreTrainedModel):
         )
 
     def _loss(self, logits, labels):
-        if labels.shape not in (logits.shape[:1], logits.shape):
-            raise ValueError(
-                f"labels must have shape {tuple(logits.shape[:1])} or {tuple(logits.shape)}, got {tuple(labels.shape)}"
-            )
+        check_label_shape(labels, logits)
         if self.config.problem_type in ("regression", "multi_label_classification"):
             return self.loss_function(labels.float(), logits.float(), self.config)
         logits = at_least_float32(logits)
-        return nn.functional.cross_entropy(logits, labels if labels.ndim == 1 else labels.to(logits.dtype))
+        return nn.functional.cross_entropy(logits, class_targets(labels, logits))
 
 
 class MAEBackbone(BackboneMixin, MAEPreTrainedModel):

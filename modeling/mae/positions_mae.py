@@ -4,6 +4,8 @@ import torch
 from torch import nn
 from transformers.models.vit_mae.modeling_vit_mae import build_2d_sinusoidal_position_embedding
 
+from .precision_mae import at_least_float32
+
 
 def sincos_position_table(
     dim: int, grid_size: tuple[int, int], dtype: torch.dtype = torch.float32, device: torch.device | str | None = None
@@ -53,6 +55,5 @@ def resize_position_table(table: torch.Tensor, old_grid: tuple[int, int], new_gr
     if old_grid == new_grid:
         return table
     patches = table[:, 1:].reshape(1, *old_grid, -1).permute(0, 3, 1, 2)
-    patches = patches.to(torch.promote_types(patches.dtype, torch.float32))
-    patches = nn.functional.interpolate(patches, size=new_grid, mode="bicubic", align_corners=False)
+    patches = nn.functional.interpolate(at_least_float32(patches), size=new_grid, mode="bicubic", align_corners=False)
     return torch.cat([table[:, :1], patches.flatten(2).transpose(1, 2).to(table.dtype)], dim=1)

@@ -10,6 +10,7 @@ from torch import nn
 from transformers import AutoModel, PreTrainedConfig, PreTrainedModel
 
 from .configuration_positional_label import AUTOENCODERS, PositionalLabelConfig
+from .inputs_positional_label import image_channels
 from .labels_positional_label import Grid
 from .swin_positional_label import PositionalLabelSwinModel, reset_windows
 from .vit_positional_label import PositionalLabelViTModel
@@ -76,6 +77,7 @@ class TokenView:
         width (`int`): channels D of the tokens.
         grid (`tuple[int, int]`): rows and columns of tokens for images of the configured size.
         num_prefix_tokens (`int`): tokens in front of those of the patches.
+        num_channels (`int`, *optional*): channels of the images, where the backbone says it.
 
     Raises:
         ValueError: if `config.pooling` needs a class token or a pooler that the backbone has not, for a window larger
@@ -84,6 +86,7 @@ class TokenView:
 
     def __init__(self, backbone: PreTrainedModel, config: PositionalLabelConfig):
         self.config, self.inner = config, config.backbone_config
+        self.num_channels = image_channels(config)
         self.num_prefix_tokens = _num_prefix_tokens(backbone)
         if is_timm(self.inner):
             network = backbone.timm_model

@@ -18,7 +18,8 @@ from .labels_positional_label import (
     smoothed_labels,
     token_ranks,
 )
-from .losses_positional_label import PairLabels, PairParts, at_least_float32, pair_cross_entropy, pair_logits
+from .losses_positional_label import PairLabels, PairParts, pair_cross_entropy, pair_logits
+from .precision_positional_label import at_least_float32
 
 logger = logging.get_logger(__name__)
 

@@ -124,23 +124,6 @@ def check_range(name: str, indices: torch.Tensor, count: int, why: str) -> None:
         raise ValueError(f"{name} must be in [0, {count}){why}, got {low} to {high}")
 
 
-def class_labels(labels: torch.Tensor, num_labels: int) -> torch.Tensor:
-    """
-    Classes `[B]` of images as int64. -100 marks images that do not count, as in `torch.nn.functional.cross_entropy`.
-
-    Raises:
-        ValueError: for a type that is no integer, and for classes outside of `[0, num_labels)` (looked at on CPU only).
-    """
-    if labels.is_floating_point() or labels.dtype == torch.bool:
-        raise ValueError(f"labels of shape [B] must be integers, got {labels.dtype}")
-    labels = labels.long()
-    if labels.device.type == "cpu" and not torch.compiler.is_compiling():  # elsewhere it would cost a synchronisation
-        wrong = labels[(labels < 0) & (labels != -100) | (labels >= num_labels)]
-        if len(wrong):
-            raise ValueError(f"labels must be in [0, {num_labels}) for {num_labels} classes, got {int(wrong[0])}")
-    return labels
-
-
 def smoothed_labels(grid: Grid, sigma: float, dtype: torch.dtype, device: torch.device | str) -> torch.Tensor:
     """
     Soft absolute labels of DropPos (arXiv 2309.03576): a Gaussian around the true place, normalised over the grid.

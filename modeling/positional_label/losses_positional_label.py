@@ -50,11 +50,6 @@ class PairLabels(NamedTuple):
     others_count: torch.Tensor | None = None
 
 
-def at_least_float32(tensor: torch.Tensor) -> torch.Tensor:
-    """Half precision as float32, everything else as it is."""
-    return tensor.to(torch.promote_types(tensor.dtype, torch.float32))
-
-
 def pair_logits(parts: PairParts) -> torch.Tensor:
     """All logits at once, `[B, S * N, C]`, anchor-major: what the loss below never holds."""
     hidden = functional.gelu(parts.anchors[:, :, None] + parts.others[:, None])

@@ -14,12 +14,14 @@ from transformers.utils import TransformersKwargs
 from transformers.utils.generic import can_return_tuple
 
 from .backbones_positional_label import TokenView, build_backbone
+from .class_labels_positional_label import check_label_shape, class_targets
 from .configuration_positional_label import PositionalLabelConfig
 from .heads_positional_label import AbsolutePositionHead, PositionPrediction, RelativePositionHead
-from .labels_positional_label import Grid, class_labels
-from .losses_positional_label import at_least_float32
+from .inputs_positional_label import check_images
+from .labels_positional_label import Grid
 from .outputs_positional_label import PositionalLabelImageClassifierOutput
 from .parameters_positional_label import layer_groups, undecayed
+from .precision_positional_label import at_least_float32
 from .schemes_positional_label import (
     check_dropout_grid,
     check_position_table,
@@ -375,8 +377,7 @@ class PositionalLabelForImageClassification(PositionalLabelPreTrainedModel):
         Raises:
             ValueError: for labels of the wrong shape or type, and for grids that the position head was not built for.
         """
-        if pixel_values is None:
-            raise ValueError("pixel_values is required")
+        check_images(pixel_values, self.view.num_channels)
         with_positions = bool(self.config.labels) and (
             self.training if return_position is None else bool(return_position)
         )
@@ -442,24 +443,16 @@ class PositionalLabelForImageClassification(PositionalLabelPreTrainedModel):
         return noise.to(pixel_values.device)
 
     def _classification_loss(self, logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-        if labels.shape not in (logits.shape[:1], logits.shape):
-            raise ValueError(
-                f"labels must have shape {list(logits.shape[:1])} or {list(logits.shape)}, got {list(labels.shape)}"
-            )
+        check_label_shape(labels, logits)
         logits = at_least_float32(logits)
         if self.config.problem_type in ("regression", "multi_label_classification"):
             return self.loss_function(labels.to(logits.dtype), logits, self.config)
-        if labels.ndim == 1:
-            return nn.functional.cross_entropy(logits, class_labels(labels, logits.shape[1]))
-        if not labels.is_floating_point():
-            raise ValueError(f"labels of shape [B, num_labels] must be distributions (floats), got {labels.dtype}")
-        return nn.functional.cross_entropy(logits, labels.to(logits.dtype))
+        return nn.functional.cross_entropy(logits, class_targets(labels, logits))
 
 
 def encode(model: PositionalLabelPreTrainedModel, pixel_values: torch.Tensor | None, kwargs) -> Any:
     """The output of an encoder: tokens of the patches, and pooled."""
-    if pixel_values is None:
-        raise ValueError("pixel_values is required")
+    check_images(pixel_values, model.view.num_channels)
     tokens, pooled, outputs = model.view.run(model.backbone, pixel_values, kwargs)
     return BaseModelOutputWithPooling(
         last_hidden_state=tokens,

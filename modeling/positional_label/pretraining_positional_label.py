@@ -11,13 +11,14 @@ from typing import Any
 
 import torch
 from transformers import AutoModelForPreTraining, PreTrainedModel
-from transformers.modeling_outputs import BaseModelOutput
+from transformers.modeling_outputs import BaseModelOutputWithPooling
 from transformers.processing_utils import Unpack
 from transformers.utils import TransformersKwargs
 from transformers.utils.generic import can_return_tuple
 
 from .backbones_positional_label import patch_grid
 from .configuration_positional_label import AUTOENCODERS, PositionalLabelConfig
+from .inputs_positional_label import check_images
 from .modeling_positional_label import PositionalLabelPreTrainedModel
 from .outputs_positional_label import PositionalLabelForPreTrainingOutput
 from .schemes_positional_label import check_dropout_grid, check_position_table, random_rows, run_with_positions
@@ -156,15 +157,15 @@ class PositionalLabelForPreTraining(PositionalLabelPreTrainedModel):
         """The autoencoder without position heads; `save_pretrained` of it writes a checkpoint of its own kind."""
         return self.mae
 
-    @torch.no_grad()
-    def encode(self, pixel_values: torch.Tensor, **kwargs) -> BaseModelOutput:
+    def encode(self, pixel_values: torch.Tensor | None, **kwargs) -> BaseModelOutputWithPooling:
         """
-        Tokens of all patches in image order `[B, L, D]`, without masking and without gradients.
+        Tokens of all patches in image order `[B, L, D]` and their mean `[B, D]`, without masking.
 
         Args:
             pixel_values (`torch.Tensor` of shape `[B, C, H, W]`): normalised images.
             kwargs: of the encoder (`output_hidden_states` ...); its hidden states have the class token.
         """
+        check_images(pixel_values, self.config.backbone_config.num_channels)
         encoder, config = self.mae.base_model, self.mae.base_model.embeddings.config
         rows, columns = patch_grid(config, *pixel_values.shape[-2:])
         order = torch.arange(rows * columns, device=pixel_values.device)
@@ -173,8 +174,10 @@ class PositionalLabelForPreTraining(PositionalLabelPreTrainedModel):
             outputs = encoder(pixel_values, noise=order.expand(len(pixel_values), -1).float(), **kwargs)
         finally:
             config.mask_ratio = ratio
-        return BaseModelOutput(
-            last_hidden_state=outputs.last_hidden_state[:, 1:],
+        tokens = outputs.last_hidden_state[:, 1:]
+        return BaseModelOutputWithPooling(
+            last_hidden_state=tokens,
+            pooler_output=tokens.mean(dim=1),
             hidden_states=outputs.hidden_states,
             attentions=outputs.attentions,
         )
@@ -213,8 +216,7 @@ class PositionalLabelForPreTraining(PositionalLabelPreTrainedModel):
             ValueError: for noise of the wrong shape, grids that the position head was not built for, and arguments that
                 the autoencoder does not know.
         """
-        if pixel_values is None:
-            raise ValueError("pixel_values is required")
+        check_images(pixel_values, self.config.backbone_config.num_channels)
         kwargs.pop("labels", None)
         self._check_arguments(kwargs)
         if self._needs_noise and kwargs.get("bool_masked_pos") is not None:
@@ -223,7 +225,9 @@ class PositionalLabelForPreTraining(PositionalLabelPreTrainedModel):
             )
         grid = patch_grid(self.config.backbone_config, *pixel_values.shape[-2:])
         self._check_noise("noise", noise, pixel_values, grid)
-        if noise is None and (generator is not None or self._needs_noise):
+        if noise is None and generator is not None and "generator" in self.arguments and not self._needs_noise:
+            kwargs["generator"] = generator  # a `mae` samples its masks, which need not be random, itself
+        elif noise is None and (generator is not None or self._needs_noise):
             noise = self._draw(pixel_values, grid, generator)
         dropped, counted = None, None
         if self.config.position_dropout:

@@ -11,6 +11,7 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_BACKBONE_MAPPING
 
 from .configuration_sanm import SANMConfig
 from .networks_sanm import SANMResNet
+from .token_backbone_sanm import TokenBackbone, channels_first, is_vision_transformer
 
 
 def build_backbone(config: SANMConfig) -> nn.Module:
@@ -21,8 +22,9 @@ def build_backbone(config: SANMConfig) -> nn.Module:
         config (`SANMConfig`): configuration.
 
     Returns:
-        One of the official networks, the backbone that `AutoBackbone` makes of `backbone_config`, or, for a transformer
-        that is no backbone (a plain ViT), the model that `AutoModel` makes of it.
+        One of the official networks, the backbone that `AutoBackbone` makes of `backbone_config` or, for a vision
+        transformer that is none (a plain ViT), [`TokenBackbone`]. For other networks, of which only the last map can be
+        had, the model that `AutoModel` makes of it.
 
     Raises:
         ValueError: if `backbone_config` describes a model that gives no feature maps.
@@ -32,9 +34,10 @@ def build_backbone(config: SANMConfig) -> nn.Module:
     inner = config.backbone_config
     if type(inner) in MODEL_FOR_BACKBONE_MAPPING:
         return AutoBackbone.from_config(inner)
-    pooling = {"add_pooling_layer": False} if inner.model_type in ("vit", "deit") else {}
+    if is_vision_transformer(inner):
+        return TokenBackbone(inner)
     try:
-        return AutoModel.from_config(inner, **pooling)
+        return AutoModel.from_config(inner)
     except ValueError as error:
         raise ValueError(
             f"backbone_config must describe a network with feature maps (an AutoBackbone or a vision transformer), got "
@@ -63,7 +66,7 @@ def feature_maps(
     if isinstance(backbone, SANMResNet):
         maps = backbone(pixel_values)
         return maps[-1], maps if output_hidden_states else None, None
-    if isinstance(backbone, BackboneMixin):
+    if isinstance(backbone, BackboneMixin | TokenBackbone):
         outputs = backbone.forward_with_filtered_kwargs(
             pixel_values, output_hidden_states=output_hidden_states, **kwargs
         )
@@ -73,27 +76,6 @@ def feature_maps(
         last = token_grid(outputs.last_hidden_state, pixel_values.shape[-2:], backbone.config)
     hidden_states = outputs.hidden_states if output_hidden_states else None
     return last, hidden_states, outputs.get("attentions")
-
-
-def channels_first(feature_map: torch.Tensor, channels: int) -> torch.Tensor:
-    """
-    A map `[B, channels, h, w]` of one that may be `[B, h, w, channels]`, as that of timm's Swin.
-
-    Args:
-        feature_map (`torch.Tensor`): a backbone's map.
-        channels (`int`): its channels.
-
-    Raises:
-        ValueError: if it is no map.
-    """
-    if feature_map.ndim != 4:
-        raise ValueError(
-            f"the backbone must return feature maps [B, D, h, w], got shape {tuple(feature_map.shape)}; "
-            "some need reshape_hidden_states=True in their configuration"
-        )
-    if feature_map.shape[1] != channels and feature_map.shape[3] == channels:
-        return feature_map.permute(0, 3, 1, 2)
-    return feature_map
 
 
 def token_grid(tokens: torch.Tensor, size: tuple[int, int], config: Any) -> torch.Tensor:
@@ -142,10 +124,11 @@ def probe_feature_map(backbone: nn.Module, config: SANMConfig) -> tuple[int, int
         ValueError: if the network takes no such images, or gives no map.
     """
     size = config.image_height_width
-    if getattr(backbone, "main_input_name", "pixel_values") != "pixel_values":
+    network = backbone.model if isinstance(backbone, TokenBackbone) else backbone
+    if network.main_input_name != "pixel_values":
         raise ValueError(
             f"backbone_config must describe a network for images, got model_type "
-            f"{config.backbone_config.model_type!r}, which takes {backbone.main_input_name}"
+            f"{config.backbone_config.model_type!r}, which takes {network.main_input_name}"
         )
     parameter = next(backbone.parameters())
     black = torch.zeros(1, config.num_channels, *size, dtype=parameter.dtype, device=parameter.device)

@@ -9,6 +9,8 @@ from transformers import AutoConfig, PreTrainedConfig
 from transformers.backbone_utils import BackboneConfigMixin
 from transformers.configuration_utils import SubConfigSpec
 
+from .backbone_stages_sanm import take_stages_of_backbone
+
 # Blocks per stage of the published networks, by their layers.
 DEPTHS = {"preact": (2, 2, 2, 2), "basic": (2, 2, 2, 2), "bottleneck": (3, 4, 6, 3)}
 BOTTLENECK_EXPANSION = 4
@@ -103,8 +105,8 @@ class SANMConfig(BackboneConfigMixin, PreTrainedConfig):
         "classification_loss",
         "masked_loss",
         "reconstruction_loss",
-        "feature_map",
-        "pooled",
+        "last_hidden_state",
+        "pooler_output",
         "reconstruction",
     ]
     attribute_map: ClassVar[dict[str, str]] = {"num_blocks": "depths"}
@@ -158,7 +160,7 @@ class SANMConfig(BackboneConfigMixin, PreTrainedConfig):
             self.stage_names = ["stem", *(f"stage{number}" for number in range(1, len(self.depths) + 1))]
             self.set_output_features_output_indices(out_features=out_features, out_indices=out_indices)
         else:
-            self._set_stages_of_backbone(out_features, out_indices)
+            take_stages_of_backbone(self, out_features, out_indices)
 
     @classmethod
     def from_dict(cls, config_dict, **kwargs):
@@ -182,16 +184,6 @@ class SANMConfig(BackboneConfigMixin, PreTrainedConfig):
     @property
     def _expansion(self) -> int:
         return BOTTLENECK_EXPANSION if self.layer_type == "bottleneck" else 1
-
-    def _set_stages_of_backbone(self, out_features, out_indices):
-        """Stages are those of `backbone_config`; a timm configuration learns its own only when the model is built."""
-        if out_features is not None:
-            self.backbone_config.out_features = list(out_features)
-        elif out_indices is not None:
-            self.backbone_config.out_indices = list(out_indices)
-        self.stage_names = getattr(self.backbone_config, "stage_names", None)
-        self._out_features = getattr(self.backbone_config, "out_features", None)
-        self._out_indices = getattr(self.backbone_config, "out_indices", None)
 
     def _fitting_decoder(self) -> str:
         if self.backbone_config is None and len(self.widths) == 4:

@@ -2,7 +2,6 @@
 
 import torch
 from torch import nn
-from transformers import PreTrainedModel
 from transformers.backbone_utils import BackboneMixin
 from transformers.modeling_outputs import BackboneOutput, BaseModelOutputWithPooling
 from transformers.processing_utils import Unpack
@@ -11,6 +10,7 @@ from transformers.utils.generic import can_return_tuple
 
 from .backbones_sanm import build_backbone, feature_maps
 from .configuration_sanm import SANMConfig
+from .inputs_sanm import check_images, image_channels
 from .networks_sanm import SANMResNet
 from .pretrained_sanm import SANMPreTrainedModel
 
@@ -22,8 +22,8 @@ class SANMEncoder(SANMPreTrainedModel):
 
     def __init__(self, config: SANMConfig):
         super().__init__(config)
-        self.backbone = build_backbone(config)
-        if isinstance(self.backbone, PreTrainedModel):
+        self.backbone, self._num_channels = build_backbone(config), image_channels(config)
+        if config.backbone_config is not None:
             self.supports_gradient_checkpointing = self.backbone.supports_gradient_checkpointing
         self.post_init()
 
@@ -62,14 +62,15 @@ class SANMModel(SANMEncoder):
             `last_hidden_state` `[B, C, h, w]` and `pooler_output` `[B, C]`.
 
         Raises:
-            ValueError: for images with another number of channels.
+            ValueError: for images of another shape or of an integer type.
         """
         return self.encode(pixel_values, output_hidden_states, **kwargs)
 
     def encode(
-        self, pixel_values: torch.Tensor, output_hidden_states: bool | None = None, **kwargs
+        self, pixel_values: torch.Tensor | None, output_hidden_states: bool | None = None, **kwargs
     ) -> BaseModelOutputWithPooling:
         """The same as `forward`, always as an output object."""
+        check_images(pixel_values, self._num_channels)
         if output_hidden_states is None:
             output_hidden_states = self.config.output_hidden_states
         last, hidden_states, attentions = feature_maps(self.backbone, pixel_values, output_hidden_states, **kwargs)
@@ -89,6 +90,9 @@ class SANMBackbone(BackboneMixin, SANMEncoder):
 
     Args:
         config (`SANMConfig`): configuration with `out_features` or `out_indices`.
+
+    Raises:
+        ValueError: for a `backbone_config` whose network has no stages, only a last map.
     """
 
     has_attentions = False
@@ -102,6 +106,11 @@ class SANMBackbone(BackboneMixin, SANMEncoder):
         if isinstance(self.backbone, SANMResNet):
             super()._init_transformers_backbone()
             self.num_features = self.backbone.channels
+        elif not hasattr(self.backbone, "stage_names"):
+            raise ValueError(
+                "backbone_config must be of a type that AutoBackbone knows or a vision transformer, got "
+                f"{self.config.backbone_config.model_type!r}, which has no stages"
+            )
         else:
             self.has_attentions = self.backbone.has_attentions
             self.stage_names = self.config.stage_names = self.backbone.stage_names
@@ -122,7 +131,11 @@ class SANMBackbone(BackboneMixin, SANMEncoder):
 
         Returns:
             One feature map `[B, D, h, w]` per entry of `out_features`.
+
+        Raises:
+            ValueError: for images of another shape or of an integer type.
         """
+        check_images(pixel_values, self._num_channels)
         if output_hidden_states is None:
             output_hidden_states = self.config.output_hidden_states
         if not isinstance(self.backbone, SANMResNet):

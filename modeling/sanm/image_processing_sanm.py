@@ -2,9 +2,9 @@
 
 import torch
 from torchvision.transforms.v2 import functional as tvF
-from transformers.image_processing_backends import TorchvisionBackend
-from transformers.image_processing_utils import SizeDict
 from transformers.image_utils import ImageInput, PILImageResampling
+
+from .center_crop_sanm import CenterCropBackend
 
 # Statistics of the training images, as the official scripts have them.
 CIFAR10_MEAN, CIFAR10_STD = [0.4914, 0.4822, 0.4465], [0.2023, 0.1994, 0.2010]
@@ -12,7 +12,7 @@ CIFAR100_MEAN, CIFAR100_STD = [0.507, 0.487, 0.441], [0.267, 0.256, 0.276]
 CLOTHING1M_MEAN, CLOTHING1M_STD = [0.6959, 0.6537, 0.6371], [0.3113, 0.3192, 0.3214]
 
 
-class SANMImageProcessor(TorchvisionBackend):
+class SANMImageProcessor(CenterCropBackend):
     """
     Brings images to 32 x 32 pixels (CIFAR images stay as they are) and normalises with the statistics of CIFAR-10.
 
@@ -32,18 +32,6 @@ class SANMImageProcessor(TorchvisionBackend):
     do_rescale = True
     do_normalize = True
     do_convert_rgb = True
-
-    def center_crop(self, image: torch.Tensor, size: SizeDict, **kwargs) -> torch.Tensor:
-        """
-        Crops the centre of `[..., H, W]` as torchvision does; transformers' own is a pixel off where half a margin is
-        rounded up.
-
-        Raises:
-            ValueError: if `size` lacks the height or the width.
-        """
-        if not (size.height and size.width):
-            raise ValueError(f"crop_size must have 'height' and 'width', got {dict(size)}")
-        return tvF.center_crop(image, [size.height, size.width])
 
     def process_image(self, image: ImageInput, *args, **kwargs) -> torch.Tensor:
         """As in transformers, which knows colour images only; `[1, H, W]` if there is one mean."""

@@ -3,13 +3,10 @@
 import torch
 from torch.nn import functional
 
+from .precision_sanm import at_least_float32
+
 RAMP_EPOCHS = 16  # of the unlabelled loss (DivideMix)
 MIN_PROBABILITY = 1e-12  # below it the logarithm of a mean probability is cut off; the official code has no bound
-
-
-def at_least_float32(tensor: torch.Tensor) -> torch.Tensor:
-    """float64 as it is, anything shorter as float32."""
-    return tensor.to(torch.promote_types(tensor.dtype, torch.float32))
 
 
 def sharpen(probabilities: torch.Tensor, temperature: float) -> torch.Tensor:
@@ -120,7 +117,6 @@ def reconstruction_loss(reconstructions: torch.Tensor, images: torch.Tensor) -> 
 
 
 __all__ = [
-    "at_least_float32",
     "negative_entropy",
     "prior_penalty",
     "ramped_weight",

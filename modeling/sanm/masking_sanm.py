@@ -6,7 +6,7 @@ import torch
 from torch.nn import functional
 
 from .configuration_sanm import CHOICES, check_ratios
-from .losses_sanm import at_least_float32
+from .precision_sanm import at_least_float32
 
 MAX_TRIES = 100  # draws of a box until it is smaller than the image
 LEVELS = 255
@@ -63,7 +63,8 @@ class AdversarialNoisyMasking:
 
     ```python
     >>> masking = AdversarialNoisyMasking()
-    >>> views = masking(images, outputs.feature_map, clean_prob, targets, generator=torch.Generator().manual_seed(0))
+    >>> draws = masking.draw(len(images), images.shape[1], generator=torch.Generator().manual_seed(0))
+    >>> views = masking(images, outputs.last_hidden_state, clean_prob, targets, draws)
     >>> views.max_views.shape == images.shape
     True
     ```

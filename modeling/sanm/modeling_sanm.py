@@ -2,18 +2,20 @@
 
 import torch
 from torch import nn
-from transformers import PreTrainedModel
 from transformers.processing_utils import Unpack
 from transformers.utils import TransformersKwargs
 from transformers.utils.generic import can_return_tuple
 
 from .backbones_sanm import build_backbone, feature_maps, probe_feature_map
+from .class_labels_sanm import IGNORED, check_label_shape, class_targets
 from .configuration_sanm import SANMConfig
 from .decoder_sanm import SANMDecoder, check_decoded_size
-from .losses_sanm import at_least_float32, reconstruction_loss, sharpen, soft_cross_entropy
+from .inputs_sanm import check_images
+from .losses_sanm import reconstruction_loss, sharpen, soft_cross_entropy
 from .masking_sanm import AdversarialNoisyMasking, check_probabilities
 from .networks_sanm import SANMResNet
 from .outputs_sanm import SANMOutput
+from .precision_sanm import at_least_float32
 from .pretrained_sanm import SANMPreTrainedModel
 
 
@@ -41,7 +43,7 @@ class SANMForImageClassification(SANMPreTrainedModel):
         super().__init__(config)
         self.num_labels = config.num_labels
         self.backbone = build_backbone(config)
-        if isinstance(self.backbone, PreTrainedModel):
+        if config.backbone_config is not None:
             self.supports_gradient_checkpointing = self.backbone.supports_gradient_checkpointing
         channels, stride = self._feature_map_shape()
         self.classifier = nn.Linear(channels, config.num_labels)
@@ -75,9 +77,7 @@ class SANMForImageClassification(SANMPreTrainedModel):
         Raises:
             ValueError: for images of another shape or of an integer type.
         """
-        if pixel_values is None or pixel_values.ndim != 4 or not pixel_values.is_floating_point():
-            given = "nothing" if pixel_values is None else f"{pixel_values.dtype} {tuple(pixel_values.shape)}"
-            raise ValueError(f"pixel_values must be floats of shape [B, C, H, W], got {given}")
+        check_images(pixel_values, self.config.num_channels)
         if output_hidden_states is None:
             output_hidden_states = self.config.output_hidden_states
         last, hidden_states, attentions = feature_maps(self.backbone, pixel_values, output_hidden_states, **kwargs)
@@ -85,8 +85,8 @@ class SANMForImageClassification(SANMPreTrainedModel):
         logits = self.classifier(pooled)
         return SANMOutput(
             logits=at_least_float32(logits).softmax(dim=1).to(logits) if self.config.softmax_outputs else logits,
-            feature_map=last,
-            pooled=pooled,
+            last_hidden_state=last,
+            pooler_output=pooled,
             reconstruction=self.decoder(last, pixel_values.shape[-2:]) if output_reconstruction else None,
             hidden_states=hidden_states,
             attentions=attentions,
@@ -107,9 +107,9 @@ class SANMForImageClassification(SANMPreTrainedModel):
         """
         Args:
             pixel_values (`torch.Tensor` of shape `[B, C, H, W]`): normalised images.
-            labels (`torch.Tensor`, *optional*): classes `[B]` (integers) or target distributions `[B, num_labels]`
-                (floats). With `config.problem_type` set to `"regression"` or `"multi_label_classification"`
-                transformers' losses for these are used instead.
+            labels (`torch.Tensor`, *optional*): classes `[B]` (integers; -100 leaves an image out, but not in the light
+                mode) or target distributions `[B, num_labels]` (floats). With `config.problem_type` set to
+                `"regression"` or `"multi_label_classification"` transformers' losses for these are used instead.
             clean_prob (`torch.Tensor` of shape `[B]`, *optional*): probability that each label is right, 1 by default;
                 used in the light mode only.
             output_reconstruction (`bool`): whether to run the decoder on these images.
@@ -130,15 +130,26 @@ class SANMForImageClassification(SANMPreTrainedModel):
             return outputs
         labels = labels.to(outputs.logits.device)
         if self.config.problem_type in ("regression", "multi_label_classification"):
+            check_label_shape(labels, outputs.logits)
             outputs.loss = self.loss_function(labels.float(), outputs.logits.float(), self.config)
             return outputs
-        targets = soft_labels(labels, self.num_labels)
-        if len(targets) != len(outputs.logits):
-            raise ValueError(f"labels must be of the {len(outputs.logits)} images, got {len(targets)}")
+        targets = class_targets(labels, at_least_float32(outputs.logits))
         if self.training and self.config.framework == "ce" and self.num_labels > 1:
+            if targets.ndim == 1:
+                targets = self._distributions(targets)
             return self._with_masked_views(outputs, pixel_values, targets, clean_prob, draws, generator)
-        outputs.loss = outputs.classification_loss = soft_cross_entropy(outputs.logits, targets)
+        cross_entropy = nn.functional.cross_entropy if targets.ndim == 1 else soft_cross_entropy
+        outputs.loss = outputs.classification_loss = cross_entropy(at_least_float32(outputs.logits), targets)
         return outputs
+
+    def _distributions(self, classes):
+        """Classes `[B]` as distributions `[B, num_labels]`."""
+        if not torch.compiler.is_compiling() and classes.device.type == "cpu" and (classes == IGNORED).any():
+            raise ValueError(
+                f"labels of a training in the light mode (framework 'ce') must not be {IGNORED}, as it refines "
+                "of every image; give any class and clean_prob 0 where it is unknown"
+            )
+        return nn.functional.one_hot(classes, self.num_labels).float()
 
     def _with_masked_views(self, outputs, pixel_values, targets, clean_prob, draws, generator):
         """
@@ -159,12 +170,12 @@ class SANMForImageClassification(SANMPreTrainedModel):
         loss = outputs.classification_loss = soft_cross_entropy(outputs.logits, targets)
         decodes, reconstruction = config.recon_weight > 0, None
         if config.mask != "none" or config.mask_labels:
-            views = self._masking(pixel_values, outputs.feature_map, clean_prob, targets, draws, generator)
+            views = self._masking(pixel_values, outputs.last_hidden_state, clean_prob, targets, draws, generator)
             masked = self.encode(torch.cat([views.max_views, views.min_views]), output_reconstruction=decodes)
             outputs.masked_loss = soft_cross_entropy(masked.logits, torch.cat([views.targets, views.min_targets]))
             loss, reconstruction = loss + outputs.masked_loss, masked.reconstruction
         elif decodes:  # nothing is masked: both views are the images
-            reconstruction = self.decoder(outputs.feature_map, pixel_values.shape[-2:]).repeat(2, 1, 1, 1)
+            reconstruction = self.decoder(outputs.last_hidden_state, pixel_values.shape[-2:]).repeat(2, 1, 1, 1)
         if decodes:
             check_decoded_size(reconstruction[: len(pixel_values)], pixel_values)
             outputs.reconstruction_loss = reconstruction_loss(reconstruction, pixel_values)
@@ -227,7 +238,7 @@ class SANMEnsembleForImageClassification(SANMPreTrainedModel):
         first = self.net1(pixel_values, labels=labels, return_dict=True, **kwargs)
         second = self.net2(pixel_values, labels=labels, return_dict=True, **kwargs)
         pairs = {name: (first[name], second[name]) for name in first}
-        outputs = {name: torch.cat(pairs[name], dim=1) for name in ("feature_map", "pooled")}
+        outputs = {name: torch.cat(pairs[name], dim=1) for name in ("last_hidden_state", "pooler_output")}
         outputs |= {
             name: sum(pair) / 2 for name, pair in pairs.items() if name.endswith("loss") or name == "reconstruction"
         }
@@ -236,35 +247,7 @@ class SANMEnsembleForImageClassification(SANMPreTrainedModel):
         return SANMOutput(logits=first.logits + second.logits, **outputs)
 
 
-def soft_labels(labels: torch.Tensor, num_labels: int) -> torch.Tensor:
-    """
-    Labels as distributions.
-
-    Args:
-        labels (`torch.Tensor`): classes `[B]`, or distributions `[B, num_labels]`, which are returned as they are.
-        num_labels (`int`): K.
-
-    Returns:
-        float32 `[B, num_labels]`.
-
-    Raises:
-        ValueError: for another shape, or a class outside 0..K-1 (looked at on the CPU only).
-    """
-    if labels.is_floating_point():
-        if labels.ndim != 2 or labels.shape[1] != num_labels:
-            raise ValueError(f"soft labels must have shape [B, {num_labels}], got {tuple(labels.shape)}")
-        return labels
-    if labels.ndim != 1:
-        raise ValueError(f"labels must have shape [B], or be floats [B, {num_labels}], got {tuple(labels.shape)}")
-    if labels.device.type == "cpu" and not torch.compiler.is_compiling():
-        outside = (labels < 0) | (labels >= num_labels)
-        if outside.any():
-            index = int(outside.nonzero()[0])
-            raise ValueError(f"labels must be in 0..{num_labels - 1}, got {int(labels[index])} at index {index}")
-    return nn.functional.one_hot(labels.long(), num_labels).float()
-
-
-__all__ = ["SANMEnsembleForImageClassification", "SANMForImageClassification", "soft_labels"]
+__all__ = ["SANMEnsembleForImageClassification", "SANMForImageClassification"]
 
 # Saving writes these code files next to the weights, so that a folder or repository loads where hubmodels is missing.
 SANMConfig.register_for_auto_class()

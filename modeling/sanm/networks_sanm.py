@@ -6,6 +6,7 @@ from torch.nn import functional
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from .configuration_sanm import BOTTLENECK_EXPANSION, SANMConfig
+from .normalization_sanm import SANMBatchNorm2d
 
 # Convolutions on the CPU are faster if the channels of a pixel lie side by side, which
 # every layer here keeps. Networks with narrower stems do not gain reliably.
@@ -15,18 +16,6 @@ CHANNELS_LAST_WIDTH = 8
 def _conv(in_channels: int, out_channels: int, kernel_size: int, stride: int = 1) -> nn.Conv2d:
     padding = (kernel_size - 1) // 2
     return nn.Conv2d(in_channels, out_channels, kernel_size, stride, padding, bias=False)
-
-
-class SANMBatchNorm2d(nn.BatchNorm2d):
-    """Counts every batch once: when gradient checkpointing repeats a forward in the backward, the averages stay."""
-
-    def forward(self, input: torch.Tensor) -> torch.Tensor:
-        """Normalises `[B, C, H, W]`."""
-        is_repeated = not torch.compiler.is_compiling() and torch._C._current_graph_task_id() != -1
-        if not self.training or not is_repeated:
-            return super().forward(input)
-        averages = self.running_mean, self.running_var
-        return functional.batch_norm(input, *averages, self.weight, self.bias, True, 0.0, self.eps)
 
 
 class SANMPreActLayer(GradientCheckpointingLayer):
@@ -120,7 +109,7 @@ class SANMResNet(nn.Module):
         super().__init__()
         stem, layer_class = config.widths[0], LAYERS[config.layer_type]
         kernel_size, stride = (7, 2) if config.pool else (3, 1)
-        self.num_channels, self.pools = config.num_channels, config.pool
+        self.pools = config.pool
         self.conv1 = _conv(config.num_channels, stem, kernel_size, stride)
         self.bn1 = SANMBatchNorm2d(stem)
         self.channels = [stem, *config.hidden_sizes]
@@ -138,15 +127,7 @@ class SANMResNet(nn.Module):
 
         Returns:
             Maps after the stem and after each stage.
-
-        Raises:
-            ValueError: for images with another number of channels.
         """
-        if pixel_values.shape[1] != self.num_channels:
-            raise ValueError(
-                f"pixel_values must have {self.num_channels} channels (config.num_channels), "
-                f"got shape {tuple(pixel_values.shape)}"
-            )
         if pixel_values.device.type == "cpu" and self.channels[0] >= CHANNELS_LAST_WIDTH:
             pixel_values = pixel_values.contiguous(memory_format=torch.channels_last)
         hidden_states = functional.relu(self.bn1(self.conv1(pixel_values)))

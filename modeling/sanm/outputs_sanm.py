@@ -17,8 +17,8 @@ class SANMOutput(ModelOutput):
         classification_loss (`torch.Tensor`, *optional*): cross entropy of the plain view (scalar).
         masked_loss (`torch.Tensor`, *optional*): cross entropy of the masked views (scalar, framework `"ce"`).
         reconstruction_loss (`torch.Tensor`, *optional*): mean squared error of the decoder (scalar, framework `"ce"`).
-        feature_map (`torch.Tensor` of shape `[B, C, h, w]`): last feature map, before pooling.
-        pooled (`torch.Tensor` of shape `[B, C]`): its mean over space.
+        last_hidden_state (`torch.Tensor` of shape `[B, C, h, w]`): last feature map, before pooling.
+        pooler_output (`torch.Tensor` of shape `[B, C]`): its mean over space.
         reconstruction (`torch.Tensor` of shape `[B, num_channels, H, W]`, *optional*): output of the decoder.
         hidden_states (`tuple[torch.Tensor]`, *optional*): feature maps after the stem and every stage.
         attentions (`tuple[torch.Tensor]`, *optional*): of a `backbone_config` that has them.
@@ -29,8 +29,8 @@ class SANMOutput(ModelOutput):
     classification_loss: torch.Tensor | None = None
     masked_loss: torch.Tensor | None = None
     reconstruction_loss: torch.Tensor | None = None
-    feature_map: torch.Tensor | None = None
-    pooled: torch.Tensor | None = None
+    last_hidden_state: torch.Tensor | None = None
+    pooler_output: torch.Tensor | None = None
     reconstruction: torch.Tensor | None = None
     hidden_states: tuple[torch.Tensor, ...] | None = None
     attentions: tuple[torch.Tensor, ...] | None = None

@@ -13,7 +13,7 @@ from transformers.utils import logging
 from .configuration_simclr import SimCLRConfig
 from .normalization_simclr import SimCLRBatchNorm
 from .resnet_simclr import SimCLRResNet
-from .token_backbone_simclr import SimCLRTokenBackbone
+from .token_backbone_simclr import TokenBackbone
 
 logger = logging.get_logger(__name__)
 
@@ -34,7 +34,7 @@ def build_backbone(config: SimCLRConfig) -> nn.Module:
     if type(config.backbone_config) in MODEL_FOR_BACKBONE_MAPPING:
         backbone = AutoBackbone.from_config(config.backbone_config)
     else:
-        backbone = SimCLRTokenBackbone(config.backbone_config)
+        backbone = TokenBackbone(config.backbone_config)
     if config.pooling == "cls" and backbone.backbone_type == BackboneType.TIMM:
         raise ValueError("pooling 'cls' needs a backbone with class tokens; timm backbones return feature maps only")
     if config.global_bn:
@@ -62,27 +62,6 @@ def use_global_statistics(module: nn.Module, config: SimCLRConfig) -> None:
             setattr(module, name, norm)
         else:
             use_global_statistics(child, config)
-
-
-def channels_first(feature_map: torch.Tensor, channels: int) -> torch.Tensor:
-    """
-    A map `[B, channels, H, W]` of one that may be `[B, H, W, channels]`, as that of timm's Swin.
-
-    Args:
-        feature_map (`torch.Tensor`): a backbone's map.
-        channels (`int`): its channels.
-
-    Raises:
-        ValueError: if it is no map.
-    """
-    if feature_map.ndim != 4:
-        raise ValueError(
-            f"the backbone must return feature maps [B, D, H, W], got shape {tuple(feature_map.shape)}; "
-            "some need reshape_hidden_states=True in their configuration"
-        )
-    if feature_map.shape[1] != channels and feature_map.shape[3] == channels:
-        return feature_map.permute(0, 3, 1, 2)
-    return feature_map
 
 
 def pool(feature_map: torch.Tensor) -> torch.Tensor:

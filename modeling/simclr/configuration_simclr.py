@@ -9,6 +9,8 @@ from transformers import AutoConfig, PreTrainedConfig
 from transformers.backbone_utils import BackboneConfigMixin
 from transformers.configuration_utils import SubConfigSpec
 
+from .backbone_stages_simclr import take_stages_of_backbone
+
 # Blocks per group of the official networks (`resnet_depth`).
 RESNETS = {
     18: ("basic", (2, 2, 2, 2)),
@@ -174,7 +176,7 @@ class SimCLRConfig(BackboneConfigMixin, PreTrainedConfig):
             self.stage_names = ["stem", *(f"stage{i}" for i in range(1, len(self.depths) + 1))]
             self.set_output_features_output_indices(out_features=out_features, out_indices=out_indices)
         else:
-            self._set_stages_of_backbone(out_features, out_indices)
+            take_stages_of_backbone(self, out_features, out_indices)
 
     @classmethod
     def from_dict(cls, config_dict, **kwargs):
@@ -312,16 +314,6 @@ class SimCLRConfig(BackboneConfigMixin, PreTrainedConfig):
                 )
         elif self.pooling != "mean":
             raise ValueError(f"pooling {self.pooling!r} needs the backbone_config of a ViT; the ResNets have no tokens")
-
-    def _set_stages_of_backbone(self, out_features, out_indices):
-        """Stages are those of `backbone_config`; a timm configuration learns its own only when the model is built."""
-        if out_features is not None:
-            self.backbone_config.out_features = list(out_features)
-        elif out_indices is not None:
-            self.backbone_config.out_indices = list(out_indices)
-        self.stage_names = getattr(self.backbone_config, "stage_names", None)
-        self._out_features = getattr(self.backbone_config, "out_features", None)
-        self._out_indices = getattr(self.backbone_config, "out_indices", None)
 
 
 __all__ = ["SimCLRConfig"]

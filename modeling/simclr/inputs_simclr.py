@@ -1,74 +1,39 @@
-"""What the SimCLR models take: images in [0, 1], in pre-training two views of each."""
+"""What the models take: images, as floats."""
 
 import torch
-from transformers.utils import logging
-
-logger = logging.get_logger(__name__)
+from transformers import PreTrainedConfig
 
 
-def check_images(pixel_values: torch.Tensor | None) -> None:
+def check_images(pixel_values: torch.Tensor | None, num_channels: int | None = None, views: int | None = None) -> None:
     """
     Args:
         pixel_values (`torch.Tensor` of shape `[B, C, H, W]`): images.
+        num_channels (`int`, *optional*): channels that they must have.
+        views (`int`, *optional*): for views `[B, views, C, H, W]` of every image.
 
     Raises:
-        ValueError: for images of another shape or of an integer type, and if there are none.
+        ValueError: if there are none, for images of another shape or number of channels, and for an integer type.
     """
     if pixel_values is None:
         raise ValueError("pixel_values is required")
     if not pixel_values.is_floating_point():
-        raise ValueError(f"pixel_values must be floats in [0, 1], got {pixel_values.dtype}")
-    if pixel_values.ndim != 4 or pixel_values.shape[0] == 0:
-        shape = tuple(pixel_values.shape)
-        raise ValueError(f"pixel_values must have shape [B, C, H, W], at least one image, got shape {shape}")
-
-
-def is_range_known(pixel_values: torch.Tensor) -> bool:
-    """
-    Warns of images that do not lie in [0, 1].
-
-    Args:
-        pixel_values (`torch.Tensor`): images.
-
-    Returns:
-        Whether further batches need no look: after a warning, and on other devices than the CPU after the first batch,
-        as looking costs them a synchronisation.
-    """
-    low, high = (bound.item() for bound in pixel_values.detach().aminmax())
-    is_inside = low >= 0 and high <= 1  # never of NaN
-    if not is_inside:
-        logger.warning(
-            f"pixel_values are expected in [0, 1], without subtracting a mean; got values from {low:.3g} to "
-            f"{high:.3g}. Weights of the official code give poor features on such images."
-        )
-    return not is_inside or pixel_values.device.type != "cpu"
-
-
-def flat_views(pixel_values: torch.Tensor | None, pairs: bool = True) -> torch.Tensor:
-    """
-    Rows of all first views, then of all second views.
-
-    Args:
-        pixel_values (`torch.Tensor`): views `[B, 2, C, H, W]`, or such rows `[2B, C, H, W]`.
-        pairs (`bool`): whether rows must be two views of every image; without it any number of them will do.
-
-    Returns:
-        `torch.Tensor` of shape `[2B, C, H, W]`.
-
-    Raises:
-        ValueError: for another shape.
-    """
-    if pixel_values is None:
-        raise ValueError("pixel_values is required")
+        raise ValueError(f"pixel_values must be floats, as the image processor makes them, got {pixel_values.dtype}")
     shape = tuple(pixel_values.shape)
-    if pixel_values.ndim == 5 and shape[1] == 2:
-        return pixel_values.transpose(0, 1).flatten(0, 1)
-    if pixel_values.ndim != 4 or (pairs and shape[0] % 2):
+    expected, between = ("[B, C, H, W]", ()) if views is None else (f"[B, {views}, C, H, W]", (views,))
+    if len(shape) != 4 + len(between) or shape[1:-3] != between:
+        raise ValueError(f"pixel_values must have shape {expected}, got {shape}")
+    if 0 in shape:
+        raise ValueError(f"pixel_values must not be empty, got shape {shape}")
+    if num_channels is not None and shape[-3] != num_channels:
         raise ValueError(
-            "expected two views of every image, pixel_values of shape [B, 2, C, H, W] or (an even number of rows, "
-            f"first views first) [2B, C, H, W], got shape {shape}"
+            f"pixel_values must have {num_channels} channels (num_channels of the configuration), got shape {shape}"
         )
-    return pixel_values
 
 
-__all__ = ["check_images", "flat_views", "is_range_known"]
+def image_channels(config: PreTrainedConfig) -> int | None:
+    """Channels of the images that a network takes, or the network of its `backbone_config`; None if it does not say."""
+    while (inner := getattr(config, "backbone_config", None)) is not None:
+        config = inner
+    if config.model_type == "timm_wrapper":
+        return (config.model_args or {}).get("in_chans", 3)
+    return getattr(config, "num_channels", None)

@@ -5,10 +5,10 @@ from os import PathLike
 from typing import Any
 
 from .configuration_simclr import SimCLRConfig
+from .loaded_shapes_simclr import listed, shapes_of
 
 BACKBONE = "backbone."
 HEAD = "projection_head.layers."
-SHOWN = 3
 
 
 def check_encoder(config: SimCLRConfig, info: Mapping[str, Collection[Any]], source: str | PathLike) -> None:
@@ -25,11 +25,11 @@ def check_encoder(config: SimCLRConfig, info: Mapping[str, Collection[Any]], sou
     if config.backbone_config is not None:
         return
     for found, key in (("lacks", "missing_keys"), ("has too many", "unexpected_keys")):
-        names = sorted(name for name in info[key] if name.startswith(BACKBONE))
+        names = [name for name in info[key] if name.startswith(BACKBONE)]
         if names:
             raise ValueError(
                 f"{source} {found} encoder weights for this configuration ({config.layer_type} blocks, depths "
-                f"{config.depths}): {_listed(names)}. None may be random or left out; official files are converted "
+                f"{config.depths}): {listed(names)}. None may be random or left out; official files are converted "
                 "first: `hubmodels convert simclr`"
             )
     mismatched = [entry for entry in info["mismatched_keys"] if entry[0].startswith(BACKBONE)]
@@ -49,29 +49,12 @@ def check_head(layers: int, info: Mapping[str, Collection[Any]], source: str | P
     """
     absent = {*info["missing_keys"], *(name for name, *_ in info["mismatched_keys"])}
     needed = tuple(f"{HEAD}{number}." for number in range(layers))
-    names = sorted(name for name in absent if name.startswith(needed))
+    names = [name for name in absent if name.startswith(needed)]
     if names:
         raise ValueError(
-            f"{source} has no projection head that fits, and {layers} of its layers are needed: {_listed(names)}. "
+            f"{source} has no projection head that fits, and {layers} of its layers are needed: {listed(names)}. "
             "ft_proj_selector=0 puts the classifier on the representation; from_head=False starts the head anew"
         )
 
 
-def shapes_of(mismatched: Collection[tuple[str, Any, Any]]) -> str:
-    """
-    Args:
-        mismatched: names of weights with their shapes in the file and in the model, where these differ.
-
-    Returns:
-        The first of them in words.
-    """
-    shown = sorted(mismatched)[:SHOWN]
-    shapes = "; ".join(f"{name} is {list(in_file)}, not {list(in_model)}" for name, in_file, in_model in shown)
-    return f"{shapes} ({len(mismatched)} in all)"
-
-
-def _listed(names: list[str]) -> str:
-    return f"{', '.join(names[:SHOWN])} ({len(names)} in all)"
-
-
-__all__ = ["check_encoder", "check_head", "shapes_of"]
+__all__ = ["check_encoder", "check_head"]

@@ -7,6 +7,7 @@ import torch.distributed as dist
 
 from .computed_gradients_simclr import WithGradients
 from .onednn_simclr import float32_products_in_onednn
+from .precision_simclr import at_least_float32
 
 REDUCTIONS = ("official", "mean")
 # Logits that are held at a time: 4 MiB in float32, which stay in a CPU's last cache.
@@ -75,7 +76,7 @@ def nt_xent(
     """
     _check(projections, temperature, reduction, chunk)
     with torch.autocast(projections.device.type, enabled=False), float32_products_in_onednn():
-        hidden = projections if projections.dtype == torch.float64 else projections.float()
+        hidden = at_least_float32(projections)
         if hidden_norm:
             hidden = hidden * hidden.square().sum(-1, keepdim=True).clamp_min(1e-12).rsqrt()
         own = hidden.unflatten(0, (2, -1))

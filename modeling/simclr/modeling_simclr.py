@@ -12,16 +12,20 @@ from transformers.processing_utils import Unpack
 from transformers.utils import TransformersKwargs, logging
 from transformers.utils.generic import can_return_tuple
 
-from .backbones_simclr import build_backbone, channels_first, class_token, pool
+from .backbones_simclr import build_backbone, class_token, pool
+from .class_labels_simclr import check_label_shape
 from .classifier_simclr import classification_loss, kernel_decay, make_classifier
 from .configuration_simclr import SimCLRConfig
 from .heads_simclr import SimCLRProjectionHead
-from .inputs_simclr import check_images, flat_views, is_range_known
-from .loading_simclr import check_encoder, check_head, shapes_of
+from .inputs_simclr import check_images, image_channels
+from .loaded_shapes_simclr import check_shapes
+from .loading_simclr import check_encoder, check_head
 from .losses_simclr import nt_xent
 from .normalization_simclr import SimCLRBatchNorm
 from .outputs_simclr import SimCLRForPreTrainingOutput
 from .resnet_simclr import SimCLRResidualLayer, SimCLRResNet, SimCLRStem
+from .token_backbone_simclr import channels_first
+from .views_simclr import flat_views, is_range_known
 
 logger = logging.get_logger(__name__)
 
@@ -49,6 +53,7 @@ class SimCLRPreTrainedModel(PreTrainedModel):
         self.backbone = build_backbone(config)
         if config.backbone_config is not None:
             self.supports_gradient_checkpointing = self.backbone.supports_gradient_checkpointing
+        self._num_channels = image_channels(config)
         self._pixel_range_is_known = False
 
     @classmethod
@@ -87,12 +92,8 @@ class SimCLRPreTrainedModel(PreTrainedModel):
         if pretrained_model_name_or_path is not None:
             check_encoder(model.config, info, pretrained_model_name_or_path)
             check_head(model._required_head_layers(from_head), info, pretrained_model_name_or_path)
-        if info["mismatched_keys"] and not ignore_mismatched_sizes:
-            shapes = shapes_of(info["mismatched_keys"])
-            raise RuntimeError(
-                f"{pretrained_model_name_or_path} does not fit the configuration: {shapes}; "
-                "ignore_mismatched_sizes=True starts these anew"
-            )
+        if not ignore_mismatched_sizes:
+            check_shapes(info["mismatched_keys"], pretrained_model_name_or_path)
         if zero_init_logits_layer:
             model._zero_classifier()
         model._complete_loading()
@@ -188,7 +189,7 @@ class SimCLRPreTrainedModel(PreTrainedModel):
         Raises:
             ValueError: for images of another shape or of an integer type.
         """
-        check_images(pixel_values)
+        check_images(pixel_values, self._num_channels)
         if output_hidden_states is None:
             output_hidden_states = self.config.output_hidden_states
         if isinstance(self.backbone, SimCLRResNet):
@@ -504,6 +505,7 @@ class SimCLRForImageClassification(SimCLRPreTrainedModel):
         if labels is not None:
             labels = labels.to(logits.device)
             if self.config.problem_type in ("regression", "multi_label_classification"):
+                check_label_shape(labels, logits)
                 loss = self.loss_function(labels.float(), logits.float(), self.config)
             else:
                 loss = classification_loss(logits, labels)
@@ -560,7 +562,7 @@ class SimCLRBackbone(BackboneMixin, SimCLRPreTrainedModel):
         Returns:
             One feature map `[B, D, H', W']` per entry of `out_features`.
         """
-        check_images(pixel_values)
+        check_images(pixel_values, self._num_channels)
         if output_hidden_states is None:
             output_hidden_states = self.config.output_hidden_states
         if not isinstance(self.backbone, SimCLRResNet):

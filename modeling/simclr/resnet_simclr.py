@@ -181,7 +181,6 @@ class SimCLRStem(nn.Module):
     def __init__(self, config: SimCLRConfig):
         super().__init__()
         width = config.embedding_size
-        self.num_channels = config.num_channels
         self.pool_padding = None if config.uses_cifar_stem else config.pool_padding
         self.is_deep = config.sk_ratio > 0 and not config.uses_cifar_stem
         if self.is_deep:
@@ -197,11 +196,6 @@ class SimCLRStem(nn.Module):
 
     def forward(self, pixel_values: torch.Tensor) -> torch.Tensor:
         """`[B, 3, H, W] -> [B, width, H', W']`."""
-        if pixel_values.shape[1] != self.num_channels:
-            raise ValueError(
-                f"pixel_values must have {self.num_channels} channels (config.num_channels), "
-                f"got shape {tuple(pixel_values.shape)}"
-            )
         if self.is_deep:
             hidden_states = self.stem(pixel_values)
         else:

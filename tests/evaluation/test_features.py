@@ -4,6 +4,12 @@ import pytest
 import timm
 import torch
 from hubmodels.modeling.mae import MAEBackbone, MAEConfig, MAEForImageClassification, MAEForPreTraining, MAEModel
+from hubmodels.modeling.sanm import (
+    SANMConfig,
+    SANMEnsembleForImageClassification,
+    SANMForImageClassification,
+    SANMModel,
+)
 
 import hubmodels
 from hubmodels.data import EvalTransform, load_image_dataset
@@ -36,6 +42,13 @@ def test_classifiers_backbones_and_timm_models():
     torch.testing.assert_close(pooled_features(vit, pixels, "cls"), vit.forward_features(pixels)[:, 0])
     convolutional = timm.create_model("resnet10t").eval()
     assert pooled_features(convolutional, torch.randn(2, 3, 64, 64)).shape == (2, 512)
+
+
+@pytest.mark.parametrize("model_class", [SANMModel, SANMForImageClassification, SANMEnsembleForImageClassification])
+def test_networks_of_sanm(model_class):
+    model = model_class(SANMConfig(image_size=16, widths=[4, 8], depths=[1, 1], num_labels=3)).eval()
+    pixels = torch.randn(3, 3, 16, 16)
+    torch.testing.assert_close(pooled_features(model, pixels), model(pixels).pooler_output)
 
 
 @pytest.mark.parametrize(("batch_size", "num_workers"), [(3, 0), (20, 2)])

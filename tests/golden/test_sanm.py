@@ -53,8 +53,10 @@ def test_preact_network(tmp_path):
     images, labels = case.inputs["pixel_values"], case.inputs["labels"]
     with torch.no_grad():
         outputs = model.eval()(images, output_reconstruction=True)
-    for name, ours in (("feature", "pooled"), ("feature_map",) * 2, ("logits",) * 2, ("reconstruction",) * 2):
-        assert_close(case, name, outputs[ours])
+    assert_close(case, "feature_map", outputs.last_hidden_state)
+    assert_close(case, "feature", outputs.pooler_output)
+    for name in ("logits", "reconstruction"):
+        assert_close(case, name, outputs[name])
     model.train()
     trained = model(images, labels=labels)
     error = functional.mse_loss(model(images, output_reconstruction=True).reconstruction, images)
@@ -77,8 +79,8 @@ def test_c2d_resnet18_with_its_softmax(tmp_path):
     with torch.no_grad():
         outputs = model(case.inputs["pixel_values"], labels=case.inputs["labels"], output_reconstruction=True)
         plain = load(case, tmp_path / "plain", encoder, head=head).eval()(case.inputs["pixel_values"])
-    assert_close(case, "feature_map", outputs.feature_map)
-    assert_close(case, "feature", outputs.pooled)
+    assert_close(case, "feature_map", outputs.last_hidden_state)
+    assert_close(case, "feature", outputs.pooler_output)
     assert_close(case, "score", outputs.logits)
     assert_close(case, "logits", plain.logits)
     assert_close(case, "reconstruction", outputs.reconstruction)
@@ -90,9 +92,10 @@ def test_c2d_resnet50_with_pooling(tmp_path):
     model = load(case, tmp_path / "model").eval()
     with torch.no_grad():
         outputs = model(case.inputs["pixel_values"], output_reconstruction=True)
-        large = functional.interpolate(outputs.feature_map, size=(7, 7), mode="nearest")
+        large = functional.interpolate(outputs.last_hidden_state, size=(7, 7), mode="nearest")
         decoded = model.decoder(large, (224, 224))
-    for name in ("feature_map", "logits", "reconstruction"):
+    assert_close(case, "feature_map", outputs.last_hidden_state)
+    for name in ("logits", "reconstruction"):
         assert_close(case, name, outputs[name])
     assert decoded.shape == (1, 3, 224, 224)
     assert_close(case, "reconstruction_7x7_mean_std", torch.stack([decoded.mean(), decoded.std()]))

@@ -1,4 +1,4 @@
-"""The ResNets of SimCLR and DenseCL compute in channels_last on the CPU, and it changes rounding only."""
+"""The ResNets of SimCLR, DenseCL and SANM compute in channels_last on the CPU, and it changes rounding only."""
 
 import copy
 
@@ -7,6 +7,9 @@ import torch
 from hubmodels.modeling.densecl import DenseCLConfig
 from hubmodels.modeling.densecl.normalization_densecl import DenseCLBatchNorm2d
 from hubmodels.modeling.densecl.resnet_densecl import DenseCLResNet
+from hubmodels.modeling.sanm import SANMConfig
+from hubmodels.modeling.sanm.networks_sanm import SANMResNet
+from hubmodels.modeling.sanm.normalization_sanm import SANMBatchNorm2d
 from hubmodels.modeling.simclr import SimCLRConfig
 from hubmodels.modeling.simclr.normalization_simclr import SimCLRBatchNorm
 from hubmodels.modeling.simclr.resnet_simclr import SimCLRResNet
@@ -19,6 +22,8 @@ NETWORKS = {
     "simclr squeeze and excitation": lambda: SimCLRResNet(SimCLRConfig(stem_width=16, se_ratio=0.25, **SMALL)),
     "densecl bottleneck": lambda: DenseCLResNet(DenseCLConfig(embedding_size=16, **SMALL)),
     "densecl basic": lambda: DenseCLResNet(DenseCLConfig(embedding_size=16, layer_type="basic", **SMALL)),
+    "sanm preact": lambda: SANMResNet(SANMConfig(widths=[16, 16], depths=[1, 2])),
+    "sanm bottleneck": lambda: SANMResNet(SANMConfig(widths=[16, 16], depths=[1, 2], layer_type="bottleneck")),
 }
 
 
@@ -54,7 +59,9 @@ def unbiased_simclr_norm(channels):
     return SimCLRBatchNorm(channels, running_var="unbiased")
 
 
-@pytest.mark.parametrize("norm", [unbiased_simclr_norm, DenseCLBatchNorm2d], ids=["simclr", "densecl"])
+@pytest.mark.parametrize(
+    "norm", [unbiased_simclr_norm, DenseCLBatchNorm2d, SANMBatchNorm2d], ids=["simclr", "densecl", "sanm"]
+)
 @pytest.mark.parametrize("shape", [(16, 16, 128, 100), (3, 24, 61, 67), (3, 5, 37, 41)], ids=str)
 def test_statistics_of_large_maps_are_as_exact_as_small_ones(norm, shape):
     """torch's own kernel misses the first bounds 28 times at the largest shape; the last shape is left to it."""

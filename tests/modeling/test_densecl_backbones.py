@@ -93,7 +93,7 @@ def test_maps_with_the_channels_last_are_turned():
 def test_a_backbone_without_a_map_is_refused(shape):
     model = DenseCLModel(config_on("vit")[0])
     model.encoder.backbone.forward = lambda pixel_values: BackboneOutput(feature_maps=(torch.zeros(shape),))
-    with pytest.raises(ValueError, match=r"Dinov2Backbone gives a feature map of shape .*\(batch, 16 channels, height"):
+    with pytest.raises(ValueError, match=r"must return feature maps \[B, 16, h, w\], got shape"):
         model(torch.zeros(4, 3, 32, 32))
 
 

@@ -313,9 +313,9 @@ def test_compiled_steps_equal_plain_ones_and_are_compiled_once():
 @pytest.mark.parametrize(
     ("views", "changes", "inputs", "message"),
     [
-        ((4, 3, 32, 32), {}, {}, r"expected 5 dimensions \(batch, 2 views, channels, height, width\), got shape"),
-        ((4, 3, 3, 32, 32), {}, {}, r"2 views.*\(4, 3, 3, 32, 32\)"),
-        ((4, 2, 1, 32, 32), {}, {}, "3 channels, got 1"),
+        ((4, 3, 32, 32), {}, {}, r"pixel_values must have shape \[B, 2, C, H, W\], got \(4, 3, 32, 32\)"),
+        ((4, 3, 3, 32, 32), {}, {}, r"must have shape \[B, 2, C, H, W\], got \(4, 3, 3, 32, 32\)"),
+        ((4, 2, 1, 32, 32), {}, {}, r"must have 3 channels .*\(4, 2, 1, 32, 32\)"),
         ((0, 2, 3, 32, 32), {}, {}, r"pixel_values must not be empty, got shape \(0, 2, 3, 32, 32\)"),
         ((4, 2, 3, 0, 32), {}, {}, r"pixel_values must not be empty, got shape \(4, 2, 3, 0, 32\)"),
         ((5, 2, 3, 32, 32), {}, {}, r"queue_length 12 is not divisible by the global batch 5;.*queue_partial='wrap'"),
@@ -379,10 +379,21 @@ def test_cells_are_known_before_the_step(size, changes, layer_type):
 
 def test_pixels_that_are_integers_are_refused():
     model = tiny_model(dtype=torch.float32)
-    with pytest.raises(ValueError, match=r"pixel_values must be normalised floats.*got torch\.uint8"):
+    with pytest.raises(ValueError, match=r"pixel_values must be floats.*got torch\.uint8"):
         model(torch.zeros(4, 2, 3, 32, 32, dtype=torch.uint8))
-    with pytest.raises(ValueError, match=r"pixel_values must be normalised floats.*got torch\.int64"):
+    with pytest.raises(ValueError, match=r"pixel_values must be floats.*got torch\.int64"):
         model.encode(torch.zeros(4, 3, 32, 32, dtype=torch.int64))
+
+
+def test_encoding_is_that_of_the_backbone():
+    model = tiny_model(dtype=torch.float32).eval()
+    pixels = torch.rand(2, 3, 32, 32)
+    encoded = model.encode(pixels, output_hidden_states=True)
+    maps = model.encoder.feature_maps(pixels)
+    assert all(torch.equal(ours, expected) for ours, expected in zip(encoded.hidden_states, maps, strict=True))
+    assert torch.equal(encoded.last_hidden_state, maps[-1])
+    assert torch.equal(encoded.pooler_output, maps[-1].mean(dim=(2, 3)))
+    assert model.encode(pixels).hidden_states is None
 
 
 def test_copies_of_data_parallel_are_refused():

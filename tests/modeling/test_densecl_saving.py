@@ -125,9 +125,6 @@ def test_every_class_loads_from_the_pre_training_folder(tmp_path, messages):
         (lambda name: name != "encoder.backbone.encoder.stages.1.layers.0.layer.0.convolution.weight", {}, "lacks"),
         (lambda name: "backbone" not in name, {}, r"lacks backbone weights.*hubmodels convert densecl"),
         (lambda name: True, {"depths": [1, 2]}, r"lacks backbone weights .*depths \[1, 2\]"),
-        (lambda name: True, {"layer_type": "bottleneck"}, "does not fit the configuration"),
-        (lambda name: True, {"queue_length": 24}, r"queue is \[6, 12\], not \[6, 24\].*ignore_mismatched_sizes=True"),
-        (lambda name: True, {"projection_size": 5}, "does not fit the configuration"),
     ],
 )
 @pytest.mark.parametrize("model_class", [DenseCLForPreTraining])
@@ -141,13 +138,32 @@ def test_files_that_do_not_fit_are_refused(keep, changes, message, model_class, 
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
+        ({"layer_type": "bottleneck"}, "does not fit the configuration"),
+        ({"queue_length": 24}, r"queue is \[6, 12\], not \[6, 24\].*ignore_mismatched_sizes=True"),
+        ({"projection_size": 5}, "does not fit the configuration"),
+    ],
+)
+def test_other_shapes_are_refused_as_in_transformers(changes, message, tmp_path):
+    trained_model().save_pretrained(tmp_path)
+    with pytest.raises(RuntimeError, match=message):
+        DenseCLForPreTraining.from_pretrained(tmp_path, **changes)
+
+
+def test_a_pointer_of_another_shape_is_refused():
+    state = trained_model().state_dict() | {"queue_ptr": torch.tensor([1, 2])}
+    with pytest.raises(RuntimeError, match=r"queue_ptr is \[2\], not \[1\]"):
+        DenseCLForPreTraining.from_pretrained(None, config=tiny_config(), state_dict=state)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
         ({"queue": torch.zeros(6, 12, dtype=torch.int64)}, "queue must be floating-point keys, got torch.int64"),
         ({"queue2": torch.zeros(6, 12, dtype=torch.bool)}, "queue2 must be floating-point keys, got torch.bool"),
         ({"queue_ptr": torch.tensor([3.7])}, "queue_ptr must be torch.int64, got torch.float32"),
         ({"queue2_ptr": torch.tensor([3], dtype=torch.int32)}, "queue2_ptr must be torch.int64, got torch.int32"),
         ({"queue_ptr": torch.tensor([12])}, r"queue_ptr must be a column of the queue, in \[0, 12\), got 12"),
         ({"queue2_ptr": torch.tensor([-3])}, r"queue2_ptr must be a column of the queue, in \[0, 12\), got -3"),
-        ({"queue_ptr": torch.tensor([1, 2])}, r"queue_ptr is \[2\], not \[1\]"),
     ],
 )
 @pytest.mark.parametrize("given", ["file", "state_dict"])

@@ -134,6 +134,17 @@ def test_jigsaw_sees_no_positions(kind):
     assert model.position_head.fc1.weight.grad is not None
 
 
+@pytest.mark.parametrize("sampling", ["random", "block", "grid"])
+def test_masks_drawn_by_a_generator_are_those_of_the_autoencoder(sampling):
+    torch.manual_seed(0)
+    inner = MAEConfig(**MAE | {"mask_sampling": sampling, "mask_ratio": 0.75})
+    model = PositionalLabelForPreTraining(PositionalLabelConfig(backbone_config=inner, position_label="relative"))
+    masks = [network(PIXELS, generator=torch.Generator().manual_seed(3)).mask for network in (model, model.unwrap())]
+    assert torch.equal(*masks)
+    given = model(PIXELS, bool_masked_pos=masks[0].bool(), generator=torch.Generator().manual_seed(3)).mask
+    assert torch.equal(given, masks[0])
+
+
 def test_draws_come_from_the_generator():
     model = tiny(position_dropout=0.5, position_label="relative", num_anchors=3).train()
     losses = [model(PIXELS, generator=torch.Generator().manual_seed(seed)).loss.item() for seed in (1, 1, 2)]

@@ -186,7 +186,7 @@ def test_backbones_without_class_tokens_are_refused():
 def test_backbones_must_return_maps():
     model = SimCLRModel(SimCLRConfig(backbone_config=Dinov2Config(**VIT, reshape_hidden_states=False)))
     with pytest.raises(
-        ValueError, match=r"must return feature maps \[B, D, H, W\], got shape .* reshape_hidden_states"
+        ValueError, match=r"must return feature maps \[B, 16, h, w\], got shape .* reshape_hidden_states"
     ):
         model(images(1, size=32))
 
