@@ -18,12 +18,12 @@ def is_repeated_forward() -> bool:
 def sums_lose_digits(input: torch.Tensor) -> bool:
     """Whether torch would add up very many numbers of a channel one after the other, in float32."""
     return (
-        input.device.type == "cpu"
+        not torch.compiler.is_compiling()
+        and input.device.type == "cpu"
         and input.dtype == torch.float32
         and input.numel() > VALUES_OF_A_SUM * input.shape[1]
         and input.is_contiguous(memory_format=torch.channels_last)
         and not input.is_contiguous()
-        and not torch.compiler.is_compiling()
     )
 
 

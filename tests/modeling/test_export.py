@@ -21,7 +21,7 @@ from hubmodels.catalog import packaged_path
 def test_export_for_any_batch(name, auto_class, size):
     model = auto_class.from_pretrained(packaged_path(name)).eval()
     images = torch.rand(3, model.config.num_channels, size, size)
-    batch = torch.export.Dim("batch", min=1, max=64)
+    batch = torch.export.Dim("batch", min=1)
     shapes = {"pixel_values": {0: batch}}
     exported = torch.export.export(model, (), {"pixel_values": images[:2]}, dynamic_shapes=shapes).module()
     with torch.no_grad():

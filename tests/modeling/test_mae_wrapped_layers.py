@@ -101,7 +101,7 @@ def test_channels_last_images_are_the_same(model):
 def test_models_are_exported_with_any_batch_size():
     config = tiny_config(num_labels=3)
     model = perturbed(MAEForImageClassification(config)).eval()
-    batch = torch.export.Dim("batch", min=1, max=64)
+    batch = torch.export.Dim("batch", min=1)
     exported = torch.export.export(model, (images(config),), dynamic_shapes={"pixel_values": {0: batch}}).module()
     pixels = images(config, batch=5)
     torch.testing.assert_close(exported(pixels).logits, model(pixels).logits)
