@@ -18,7 +18,7 @@ from collections.abc import Callable
 from importlib import import_module
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import Any, get_args, get_origin
 
 METHODS: tuple[str, ...] = ("mae", "simclr", "densecl", "positional_label", "sanm")
 
@@ -42,7 +42,7 @@ def convert(method: str, checkpoint: str | os.PathLike[str], out: str | os.PathL
         The path of the folder: weights (safetensors), config, processors and a model card.
 
     Raises:
-        ConversionError: the file is refused; the message says why. `out` is not created.
+        ConversionError: the file or the value of an option is refused; the message says why. `out` is not created.
         ValueError: unknown `method`.
         UnknownOptionError: an option that the method does not have.
         FileNotFoundError: there is no such checkpoint.
@@ -116,14 +116,37 @@ def _method_module(method: str) -> ModuleType:
 
 
 def _check_options(module: ModuleType, function: Callable[..., Any], options: dict[str, Any]) -> None:
-    """Refuse options that `function` of a method's module does not have; those it has come with a default."""
+    """Refuse options that `function` of a method's module does not have, and values of other types than it declares.
+
+    The options are the parameters that come with a default.
+    """
+    from .checkpoint_reading import ConversionError
+
     parameters = inspect.signature(function).parameters.values()
-    accepted = [parameter.name for parameter in parameters if parameter.default is not parameter.empty]
+    accepted = {
+        parameter.name: parameter.annotation for parameter in parameters if parameter.default is not parameter.empty
+    }
     unknown = [name for name in options if name not in accepted]
     if unknown:
         method = module.__name__.rpartition(".")[2]
         known = f"it accepts: {', '.join(accepted)}" if accepted else "it accepts none"
         raise UnknownOptionError(f"unknown option {', '.join(unknown)} for {method}; {known}")
+    for name, value in options.items():
+        if not _fits(value, accepted[name]):
+            expected = inspect.formatannotation(accepted[name]).removesuffix(" | None")
+            raise ConversionError(f"{name} must be of type {expected}, got {value!r}")
+
+
+def _fits(value: Any, annotation: Any) -> bool:
+    """Whether a value is what a type annotation says; integers are numbers too, truth values are not."""
+    parts = get_args(annotation)
+    if get_origin(annotation) is list:
+        return isinstance(value, (list, tuple)) and all(_fits(entry, parts[0]) for entry in value)
+    if parts:
+        return any(_fits(value, part) for part in parts)
+    if annotation in (int, float) and isinstance(value, bool):
+        return False
+    return isinstance(value, (int, float) if annotation is float else annotation)
 
 
 def _read_config(folder: str | os.PathLike[str]) -> dict[str, Any]:

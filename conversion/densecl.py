@@ -27,16 +27,17 @@ from hubmodels.modeling.densecl import (
     DenseCLModel,
 )
 from hubmodels.modeling.densecl.loading_densecl import check_queue_pointers, check_queue_types
-from huggingface_hub.errors import StrictDataclassError
 from transformers import PreTrainedModel
 from transformers.utils import logging
 
+from .building import build_config, build_skeleton, find_state_dict, load_official, shape_of
 from .cards import Origin, converted_card
-from .checkpoint_reading import ConversionError, model_state_dict
+from .checkpoint_reading import ConversionError, read_checkpoint
 from .converted import Converted
 from .densecl_exports import to_official, write_official
 from .densecl_names import ALIAS, KEY_MAP, QUERY
 from .key_mapping import check_identical, check_keys
+from .pickled_classes import ALLOWED_CLASSES, MMENGINE_CLASSES
 from .recognition import describe
 
 logger = logging.get_logger(__name__)
@@ -61,12 +62,13 @@ ORIGIN = Origin(
 )
 
 QUEUES = ("queue", "queue2")
+_HEADS = "encoder_q.1."
 _PARALLEL = "module."
 _CLASSIFIER = {"fc.weight", "fc.bias"}
 _VARIANCE, _COUNT = "running_var", "num_batches_tracked"
 # Names of mmpretrain (`mmpretrain/models/selfsup/densecl.py`); its averaged encoder also counts its steps.
 _MM_NECK, _MM_STEPS = "neck.", "encoder_k.steps"
-_MM_PREFIXES = {ALIAS: QUERY, _MM_NECK: "encoder_q.1.", "encoder_k.module.": "encoder_k."}
+_MM_PREFIXES = {ALIAS: QUERY, _MM_NECK: _HEADS, "encoder_k.module.": "encoder_k."}
 _DESCRIPTIONS = {
     DenseCLBackbone: "Backbone pre-trained by dense contrastive learning, for detectors and segmentation models.",
     DenseCLModel: "Encoder pre-trained by dense contrastive learning, with its two projection heads.",
@@ -77,6 +79,21 @@ _AUTO_CLASSES = {
     DenseCLModel: "AutoModel",
     DenseCLForPreTraining: "AutoModelForPreTraining",
 }
+
+
+def read_official(path: str | Path) -> dict[str, Any]:
+    """Read a file of the official code, of mmselfsup or of mmpretrain; of the logs in it nothing is kept.
+
+    Args:
+        path: the file.
+
+    Returns:
+        Its top-level dictionary.
+
+    Raises:
+        ConversionError: as `read_checkpoint`.
+    """
+    return read_checkpoint(path, (*ALLOWED_CLASSES, *MMENGINE_CLASSES))
 
 
 def convert(
@@ -119,11 +136,8 @@ def convert(
         "loss_lambda": loss_lambda,
         "num_grid": num_grid,
     }
-    fields = _config_fields(official) | {name: value for name, value in options.items() if value is not None}
-    try:
-        config = DenseCLConfig(**fields)
-    except (ValueError, StrictDataclassError) as error:
-        raise ConversionError(f"the checkpoint and the options describe an impossible model: {error}") from error
+    given = {name: value for name, value in options.items() if value is not None}
+    config = build_config(DenseCLConfig, _config_fields(official) | given)
     model = _build(_model_class(official), config, official, notes)
     processors = (DenseCLImageProcessor(),) if config.num_channels == 3 else ()
     return Converted(model, processors, _card(model, source, notes))
@@ -131,12 +145,10 @@ def convert(
 
 def _state_dict(checkpoint: Mapping[str, Any]) -> dict[str, torch.Tensor]:
     """The named tensors, without the prefix of a parallel model."""
-    key = next((key for key in ("state_dict", "model") if isinstance(checkpoint.get(key), Mapping)), None)
-    if key is None and any(isinstance(value, torch.Tensor) for value in checkpoint.values()):
-        key, checkpoint = "state_dict", {"state_dict": checkpoint}
-    # The queues of half-precision runs are in float32.
-    free_types = [prefix + name for prefix in ("", _PARALLEL) for name in QUEUES]
-    state = model_state_dict(checkpoint, key or "state_dict", free_types)
+    # The queues of half-precision runs are in float32, and pointers and steps are integers.
+    free = [*QUEUES, *(f"{name}_ptr" for name in QUEUES), _MM_STEPS]
+    free_types = [prefix + name for prefix in ("", _PARALLEL) for name in free]
+    state = find_state_dict(checkpoint, ("state_dict", "model"), free_types)
     return {name.removeprefix(_PARALLEL): tensor for name, tensor in state.items()}
 
 
@@ -193,16 +205,15 @@ def _official_name(name: str) -> str:
 
 
 def _model_class(official: Mapping[str, torch.Tensor]) -> type[PreTrainedModel]:
-    if all(name.startswith(QUERY) for name in official):
-        return DenseCLBackbone
-    if all(name.startswith("encoder_q.") for name in official):
-        return DenseCLModel
-    return DenseCLForPreTraining
+    """The class of which all known parts are in a file; unknown names in it are refused later."""
+    if any(name.startswith(("encoder_k.", "queue")) for name in official):
+        return DenseCLForPreTraining
+    return DenseCLModel if any(name.startswith(_HEADS) for name in official) else DenseCLBackbone
 
 
 def _config_fields(official: Mapping[str, torch.Tensor]) -> dict[str, Any]:
     """Config fields that the tensors show."""
-    width, channels, *_ = _shape(official, "encoder_q.0.conv1.weight", 4)
+    width, channels, *_ = shape_of(official, "encoder_q.0.conv1.weight", "C, channels, k, k")
     layers = {match.groups() for name in official if (match := re.match(r"encoder_q\.0\.layer(\d+)\.(\d+)\.", name))}
     depths = [sum(int(stage) == number for stage, _ in layers) for number in range(1, 5)]
     num_stages = sum(depth > 0 for depth in depths)
@@ -215,30 +226,20 @@ def _config_fields(official: Mapping[str, torch.Tensor]) -> dict[str, Any]:
         "depths": depths[:num_stages],
         "layer_type": "bottleneck" if "encoder_q.0.layer1.0.conv3.weight" in official else "basic",
     }
-    if any(not name.startswith(QUERY) for name in official):
-        fields["projection_hidden_size"] = _shape(official, "encoder_q.1.mlp.0.weight", 2)[0]
-        fields["projection_size"] = _shape(official, "encoder_q.1.mlp.2.weight", 2)[0]
+    if _model_class(official) is not DenseCLBackbone:
+        fields["projection_hidden_size"] = shape_of(official, "encoder_q.1.mlp.0.weight", "hidden, C")[0]
+        fields["projection_size"] = shape_of(official, "encoder_q.1.mlp.2.weight", "D, hidden")[0]
     queue = next((name for name in QUEUES if name in official), None)
     if queue is not None:
-        fields["queue_length"] = _shape(official, queue, 2)[1]
+        fields["queue_length"] = shape_of(official, queue, "D, K")[1]
     return fields
-
-
-def _shape(official: Mapping[str, torch.Tensor], key: str, axes: int) -> tuple[int, ...]:
-    if key not in official:
-        raise ConversionError(f"missing keys: {key}")
-    shape = tuple(official[key].shape)
-    if len(shape) != axes or 0 in shape:
-        raise ConversionError(f"{key} must have {axes} axes, found shape {list(shape)}")
-    return shape
 
 
 def _build(
     model_class: type[PreTrainedModel], config: DenseCLConfig, official: dict[str, torch.Tensor], notes: list[str]
 ) -> PreTrainedModel:
     """Build the model around the official tensors, checking every name, shape and, back again, every bit."""
-    with torch.device("meta"):
-        model = model_class(config)
+    model = build_skeleton(model_class, config)
     expected = KEY_MAP.to_official(model.state_dict())
     if model_class is DenseCLForPreTraining:
         official = official | _fresh_queues(config, official, notes)
@@ -251,12 +252,10 @@ def _build(
             check_queue_pointers(official, config.queue_length)
         except ValueError as error:
             raise ConversionError(f"the queues cannot be used: {error}") from error
-    ours = KEY_MAP.to_ours(official)
-    check_identical(official, KEY_MAP.to_official(ours))
-    model.load_state_dict(ours, assign=True)
+    load_official(model, KEY_MAP, official)
     if isinstance(model, DenseCLForPreTraining):
         model.momentum_encoder.requires_grad_(False)
-    return model.eval()
+    return model
 
 
 def _fresh_queues(
@@ -300,4 +299,4 @@ def _card(model: PreTrainedModel, source: Path, notes: list[str]) -> str:
     )
 
 
-__all__ = ["MODEL_CLASSES", "ORIGIN", "convert", "to_official", "write_official"]
+__all__ = ["MODEL_CLASSES", "ORIGIN", "convert", "read_official", "to_official", "write_official"]

@@ -6,6 +6,7 @@ import torch
 from transformers import PreTrainedModel
 from transformers.core_model_loading import WeightRenaming
 
+from .building import in_official_order
 from .checkpoint_reading import ConversionError
 from .key_mapping import KeyMap
 
@@ -39,7 +40,6 @@ _PARTS = (
     "weight", "bias", "running_mean", "running_var", "num_batches_tracked",
 )
 # fmt: on
-_ORDER = {part: rank for rank, part in enumerate(_PARTS)}
 
 
 def official_state(model: PreTrainedModel) -> dict[str, torch.Tensor]:
@@ -57,8 +57,7 @@ def official_state(model: PreTrainedModel) -> dict[str, torch.Tensor]:
     check_own_resnet(model)
     # The official code does not store how many steps a warm-up has taken.
     state = {name: tensor for name, tensor in model.state_dict().items() if name != "steps"}
-    official = KEY_MAP.to_official(state)
-    return {name: official[name].clone() for name in sorted(official, key=_official_rank)}
+    return in_official_order(KEY_MAP.to_official(state), _PARTS)
 
 
 def backbone_state(model: PreTrainedModel) -> dict[str, torch.Tensor]:
@@ -92,7 +91,3 @@ def check_own_resnet(model: PreTrainedModel) -> None:
     if model.config.backbone_config is not None:
         kind = model.config.backbone_config.model_type
         raise ConversionError(f"only models with DenseCL's own ResNet can be written, this one has a {kind} backbone")
-
-
-def _official_rank(name: str) -> tuple[int, ...]:
-    return tuple(int(part) if part.isdigit() else _ORDER[part] for part in name.split("."))

@@ -11,9 +11,7 @@ from copy import deepcopy
 import torch
 from transformers.core_model_loading import WeightConverter, WeightRenaming, WeightTransform
 
-from .checkpoint_reading import ConversionError
-
-_LISTED_KEYS = 12
+from .checkpoint_reading import ConversionError, shorten
 
 
 class KeyMap:
@@ -83,7 +81,7 @@ def check_keys(expected: Mapping[str, torch.Tensor], given: Mapping[str, torch.T
         if key in given and given[key].shape != tensor.shape
     ]
     problems = [
-        f"{name}: {_shorten(keys)}"
+        f"{name}: {shorten(keys)}"
         for name, keys in (("unknown keys", unknown), ("missing keys", missing), ("wrong shapes", mismatched))
         if keys
     ]
@@ -102,7 +100,7 @@ def check_identical(original: Mapping[str, torch.Tensor], restored: Mapping[str,
     check_keys(original, restored)
     changed = [key for key, tensor in original.items() if not _same_bits(tensor, restored[key])]
     if changed:
-        raise ConversionError(f"these tensors do not survive the way to our layout and back: {_shorten(changed)}")
+        raise ConversionError(f"these tensors do not survive the way to our layout and back: {shorten(changed)}")
 
 
 def _same_bits(left: torch.Tensor, right: torch.Tensor) -> bool:
@@ -110,11 +108,6 @@ def _same_bits(left: torch.Tensor, right: torch.Tensor) -> bool:
         return False
     # Compared as bytes, so that NaN equals itself and -0.0 differs from 0.0.
     return torch.equal(*(t.contiguous().reshape(-1).view(torch.uint8) for t in (left, right)))
-
-
-def _shorten(keys: Sequence[str]) -> str:
-    listed = ", ".join(keys[:_LISTED_KEYS])
-    return listed + (f" and {len(keys) - _LISTED_KEYS} more" if len(keys) > _LISTED_KEYS else "")
 
 
 def _apply(

@@ -25,10 +25,19 @@ from hubmodels.modeling.mae import MAEConfig, MAEForImageClassification, MAEForP
 from transformers import PreTrainedModel
 from transformers.core_model_loading import Chunk, WeightConverter, WeightRenaming
 
+from .building import (
+    attention_heads,
+    build_config,
+    build_skeleton,
+    in_official_order,
+    label_fields,
+    load_official,
+    shape_of,
+)
 from .cards import Origin, converted_card
 from .checkpoint_reading import ConversionError, model_state_dict
 from .converted import Converted
-from .key_mapping import KeyMap, check_identical, check_keys
+from .key_mapping import KeyMap
 from .recognition import describe
 
 MODEL_CLASSES: dict[str, type[PreTrainedModel]] = {
@@ -40,8 +49,8 @@ MODEL_CLASSES: dict[str, type[PreTrainedModel]] = {
 }
 
 # Heads of the released sizes, by width: base, large, huge; all have the same decoder (official `models_mae.py`).
-RELEASED_HEADS = {768: 12, 1024: 16, 1280: 16}
-RELEASED_DECODER_HEADS = {512: 16}
+RELEASED_HEADS = {768: (12,), 1024: (16,), 1280: (16,)}
+RELEASED_DECODER_HEADS = {512: (16,)}
 
 ORIGIN = Origin(
     method="mae",
@@ -76,7 +85,6 @@ _OFFICIAL_PARTS = (
     "weight", "bias", "running_mean", "running_var", "num_batches_tracked",
 )
 # fmt: on
-_OFFICIAL_ORDER = {part: rank for rank, part in enumerate(_OFFICIAL_PARTS)}
 
 
 @dataclass(frozen=True)
@@ -192,11 +200,8 @@ def convert(
         **_task_fields(official, kind, source, decoder_num_heads),
         **_training_fields(kind, recorded, source, norm_pix_loss),
     }
-    try:
-        config = MAEConfig(**fields)
-    except ValueError as error:
-        raise ConversionError(f"the checkpoint describes an impossible model: {error}") from error
-    model = _build(kind, config, official)
+    config = build_config(MAEConfig, fields)
+    model = load_official(build_skeleton(kind.model_class, config), key_map(kind), official)
     return Converted(model, _image_processors(config), _card(kind, model, source))
 
 
@@ -220,30 +225,13 @@ def to_official(model: PreTrainedModel) -> dict[str, torch.Tensor]:
     ):
         if not expressible:
             raise ConversionError(f"the official MAE code cannot express {name}={value!r}")
-    state = key_map(Kind.of_model(model)).to_official(model.state_dict())
-    return {key: state[key].clone() for key in sorted(state, key=_official_rank)}
-
-
-def _official_rank(key: str) -> tuple[int, ...]:
-    return tuple(int(part) if part.isdigit() else _OFFICIAL_ORDER[part] for part in key.split("."))
-
-
-def _build(kind: Kind, config: MAEConfig, official: Mapping[str, torch.Tensor]) -> PreTrainedModel:
-    """Build the model around the official tensors, checking every name, shape and, back again, every bit."""
-    mapping = key_map(kind)
-    with torch.device("meta"):
-        model = kind.model_class(config)
-    check_keys(mapping.to_official(model.state_dict()), official)
-    ours = mapping.to_ours(official)
-    check_identical(official, mapping.to_official(ours))
-    model.load_state_dict(ours, assign=True)
-    return model.eval()
+    return in_official_order(key_map(Kind.of_model(model)).to_official(model.state_dict()), _OFFICIAL_PARTS)
 
 
 def _encoder_fields(official: Mapping[str, torch.Tensor], num_heads: int | None) -> dict[str, Any]:
     """Config fields of the encoder, from the shapes of its tensors."""
-    width, channels, patch, _ = _shape(official, "patch_embed.proj.weight", "D, C, p, p")
-    rows = _shape(official, "pos_embed", "1, L + 1, D")[1]
+    width, channels, patch, _ = shape_of(official, "patch_embed.proj.weight", "D, C, p, p")
+    rows = shape_of(official, "pos_embed", "1, L + 1, D")[1]
     side = math.isqrt(rows - 1)
     if side * side != rows - 1:
         raise ConversionError(
@@ -256,8 +244,8 @@ def _encoder_fields(official: Mapping[str, torch.Tensor], num_heads: int | None)
         "patch_size": patch,
         "image_size": side * patch,
         "num_hidden_layers": _depth(official, "blocks"),
-        "intermediate_size": _shape(official, "blocks.0.mlp.fc1.weight", "4 D, D")[0],
-        "num_attention_heads": _heads("num_heads", num_heads, width, RELEASED_HEADS),
+        "intermediate_size": shape_of(official, "blocks.0.mlp.fc1.weight", "4 D, D")[0],
+        "num_attention_heads": attention_heads("num_heads", num_heads, [width], RELEASED_HEADS)[0],
         "layer_norm_eps": 1e-6,
     }
 
@@ -269,34 +257,23 @@ def _task_fields(
     if kind.model_class is not MAEForPreTraining and decoder_num_heads is not None:
         raise ConversionError(f"decoder_num_heads={decoder_num_heads} was given, but the checkpoint has no decoder")
     if kind.model_class is MAEForPreTraining:
-        width = _shape(official, "decoder_embed.weight", "E, D")[0]
+        width = shape_of(official, "decoder_embed.weight", "E, D")[0]
         return {
             "decoder_hidden_size": width,
             "decoder_num_hidden_layers": _depth(official, "decoder_blocks"),
-            "decoder_intermediate_size": _shape(official, "decoder_blocks.0.mlp.fc1.weight", "4 E, E")[0],
-            "decoder_num_attention_heads": _heads(
-                "decoder_num_heads", decoder_num_heads, width, RELEASED_DECODER_HEADS
-            ),
+            "decoder_intermediate_size": shape_of(official, "decoder_blocks.0.mlp.fc1.weight", "4 E, E")[0],
+            "decoder_num_attention_heads": attention_heads(
+                "decoder_num_heads", decoder_num_heads, [width], RELEASED_DECODER_HEADS
+            )[0],
         }
     if kind.model_class is MAEForImageClassification:
-        num_labels = _shape(official, "head.1.weight" if kind.probe else "head.weight", "classes, D")[0]
+        num_labels = shape_of(official, "head.1.weight" if kind.probe else "head.weight", "classes, D")[0]
         return {
-            **_label_fields(num_labels, source),
+            **label_fields(num_labels, is_released=source.stem.startswith("mae_finetuned_vit_")),
             "pooling": "mean" if kind.mean_pooling else "cls",
             "probe_batch_norm": kind.probe,
         }
     return {}
-
-
-def _label_fields(num_labels: int, source: Path) -> dict[str, Any]:
-    """Class names: those of ImageNet for the released classifiers only, as one's own file may have any 1000 classes."""
-    if num_labels != 1000 or not source.stem.startswith("mae_finetuned_vit_"):
-        return {"num_labels": num_labels}
-    from timm.data import ImageNetInfo  # imported here: loading all of timm.data takes seconds
-
-    imagenet = ImageNetInfo()
-    names = {index: imagenet.index_to_description(index) for index in range(num_labels)}
-    return {"id2label": names, "label2id": {name: index for index, name in names.items()}}
 
 
 def _training_fields(
@@ -339,29 +316,6 @@ def _recorded(recorded: Mapping[str, Any], name: str, types: type | tuple[type, 
     if value is not None and not isinstance(value, types):
         raise ConversionError(f"args.{name} has an unexpected value: {value!r}")
     return value
-
-
-def _heads(option: str, given: int | None, width: int, released: Mapping[int, int]) -> int:
-    """The number of attention heads, which no tensor shows."""
-    if given is None and width not in released:
-        sizes = ", ".join(f"{size}: {heads}" for size, heads in released.items())
-        raise ConversionError(
-            f"{option} not given: tensors do not show the number of attention heads, and width {width} is not that of "
-            f"a released size (width: heads are {sizes}). Pass {option} (--{option.replace('_', '-')})"
-        )
-    heads = released[width] if given is None else given
-    if heads < 1 or width % heads:
-        raise ConversionError(f"{option} must divide the width {width}, got {heads}")
-    return heads
-
-
-def _shape(official: Mapping[str, torch.Tensor], key: str, axes: str) -> tuple[int, ...]:
-    if key not in official:
-        raise ConversionError(f"missing keys: {key}")
-    shape = tuple(official[key].shape)
-    if len(shape) != axes.count(",") + 1 or 0 in shape:
-        raise ConversionError(f"{key} must have shape [{axes}], found {list(shape)}")
-    return shape
 
 
 def _depth(official: Mapping[str, torch.Tensor], stack: str) -> int:

@@ -25,10 +25,20 @@ from hubmodels.modeling.positional_label import PositionalLabelConfig, Positiona
 from transformers import BitImageProcessor, PreTrainedModel
 from transformers.core_model_loading import Chunk, WeightConverter, WeightRenaming
 
+from .building import (
+    attention_heads,
+    build_config,
+    build_skeleton,
+    check_positive,
+    find_state_dict,
+    load_official,
+    shape_of,
+)
 from .cards import Origin, converted_card
-from .checkpoint_reading import ALLOWED_CLASSES, ConversionError, model_state_dict, read_checkpoint
+from .checkpoint_reading import ConversionError, read_checkpoint
 from .converted import Converted
-from .key_mapping import KeyMap, check_identical, check_keys
+from .key_mapping import KeyMap, check_keys
+from .pickled_classes import ALLOWED_CLASSES
 from .recognition import describe
 
 MODEL_CLASSES: dict[str, type[PreTrainedModel]] = {
@@ -36,7 +46,7 @@ MODEL_CLASSES: dict[str, type[PreTrainedModel]] = {
 }
 
 # Heads of the published sizes, by the width of the patch embedding (official configurations).
-VIT_HEADS = {768: 12}
+VIT_HEADS = {768: (12,)}
 SWIN_HEADS = {96: (3, 6, 12, 24), 128: (4, 8, 16, 32)}
 SWIN_WINDOW = 7
 
@@ -134,9 +144,8 @@ def convert(
         ConversionError: not such a checkpoint, unknown or missing keys, wrong shapes, or one of the values above is
             needed and not given.
     """
-    if "model" not in checkpoint and any(isinstance(value, torch.Tensor) for value in checkpoint.values()):
-        checkpoint = {"model": checkpoint}
-    official = model_state_dict(checkpoint)
+    check_positive(window_size=window_size, image_size=image_size)
+    official = find_state_dict(checkpoint, ("model",))
     is_vit = "pos_embed" in official
     if "patch_embed.proj.weight" not in official or not (is_vit or "layers.0.blocks.0.cpe.weight" in official):
         raise ConversionError(
@@ -145,6 +154,10 @@ def convert(
         )
     if is_vit and "cls_token" in official:
         raise ConversionError("the official ViT has no class token, but the checkpoint has one: it is another ViT")
+    if is_vit and window_size is not None:
+        raise ConversionError(
+            f"window_size={window_size} was given, but the checkpoint is of a ViT, which has no windows"
+        )
     official, dropped = _without_computed(official)
     fields = _vit_fields(official, num_heads) if is_vit else _swin_fields(official, dropped, num_heads, window_size)
     inner = fields["backbone_config"]
@@ -152,13 +165,9 @@ def convert(
         inner["image_size"] = image_size
     if "image_size" not in inner:
         raise ConversionError("image_size not given: without position head no tensor shows it. Pass image_size")
-    try:
-        config = PositionalLabelConfig(backbone_variant="authors", num_labels=len(official["head.weight"]), **fields)
-        model = _build(VIT_MAP if is_vit else SWIN_MAP, config, official)
-    except ConversionError:
-        raise
-    except (ValueError, KeyError) as error:
-        raise ConversionError(f"the checkpoint describes an impossible model: {error}") from error
+    num_labels = shape_of(official, "head.weight", "classes, D")[0]
+    config = build_config(PositionalLabelConfig, {"backbone_variant": "authors", "num_labels": num_labels, **fields})
+    model = _build(VIT_MAP if is_vit else SWIN_MAP, config, official)
     return Converted(model, _processors(config), _card(model, source, dropped))
 
 
@@ -225,9 +234,9 @@ def _without_computed(official: dict[str, torch.Tensor]) -> tuple[dict[str, torc
     return {name: tensor for name, tensor in official.items() if name not in dropped}, dropped
 
 
-def _vit_fields(official: Mapping[str, torch.Tensor], num_heads: Any) -> dict[str, Any]:
-    width, channels, patch, _ = _shape(official, "patch_embed.proj.weight", 4)
-    side = _side(_shape(official, "pos_embed", 3)[1], "pos_embed has {} rows, which is not a square grid")
+def _vit_fields(official: Mapping[str, torch.Tensor], num_heads: int | list[int] | None) -> dict[str, Any]:
+    width, channels, patch, _ = shape_of(official, "patch_embed.proj.weight", "D, C, p, p")
+    side = _side(shape_of(official, "pos_embed", "1, L, D")[1], "pos_embed has {} rows, which is not a square grid")
     return {
         "backbone_config": {
             "model_type": "vit",
@@ -236,8 +245,8 @@ def _vit_fields(official: Mapping[str, torch.Tensor], num_heads: Any) -> dict[st
             "patch_size": patch,
             "image_size": side * patch,
             "num_hidden_layers": len({name.split(".")[1] for name in official if name.startswith("blocks.")}),
-            "intermediate_size": _shape(official, "blocks.0.mlp.fc1.weight", 2)[0],
-            "num_attention_heads": _heads(num_heads, width, VIT_HEADS),
+            "intermediate_size": shape_of(official, "blocks.0.mlp.fc1.weight", "4 D, D")[0],
+            "num_attention_heads": attention_heads("num_heads", num_heads, [width], VIT_HEADS)[0],
             "layer_norm_eps": 1e-6,
         },
         "position_label": _position_label(official, width),
@@ -245,34 +254,40 @@ def _vit_fields(official: Mapping[str, torch.Tensor], num_heads: Any) -> dict[st
 
 
 def _swin_fields(
-    official: Mapping[str, torch.Tensor], dropped: Mapping[str, torch.Tensor], num_heads: Any, window: int | None
+    official: Mapping[str, torch.Tensor],
+    dropped: Mapping[str, torch.Tensor],
+    num_heads: int | list[int] | None,
+    window: int | None,
 ) -> dict[str, Any]:
-    width, channels, patch, _ = _shape(official, "patch_embed.proj.weight", 4)
+    width, channels, patch, _ = shape_of(official, "patch_embed.proj.weight", "D, C, p, p")
     blocks = {match.groups() for name in official if (match := re.match(r"layers\.(\d+)\.blocks\.(\d+)\.", name))}
     stages = len({stage for stage, _ in blocks})
     depths = [sum(int(stage) == number for stage, _ in blocks) for number in range(stages)]
-    hidden = _shape(official, "layers.0.blocks.0.mlp.fc1.weight", 2)[0]
+    hidden = shape_of(official, "layers.0.blocks.0.mlp.fc1.weight", "4 D, D")[0]
     keeps = any(".FinalLayer_Mlp." in name for name in official)
-    masks = [tensor for name, tensor in dropped.items() if name.endswith(".attn_mask")]
+    masks = [name for name in dropped if name.endswith(".attn_mask")]
     if masks:
-        shown = _side(masks[0].shape[-1], "an attention mask of {} tokens is no square window")
+        shown = _side(
+            shape_of(dropped, masks[0], "windows, N, N")[-1], "an attention mask of {} tokens is no square window"
+        )
         if window not in (None, shown):
             raise ConversionError(f"window_size {window} was given, but the masks are of windows of {shown}")
         window = shown
-    label = _position_label(official, width * 2 ** (stages - 1))
+    widths = [width * 2**stage for stage in range(stages)]
+    label = _position_label(official, widths[-1])
     inner = {
         "model_type": "swin",
         "embed_dim": width,
         "num_channels": channels,
         "patch_size": patch,
         "depths": depths,
-        "num_heads": list(_heads(num_heads, width, SWIN_HEADS)),
-        "window_size": window or SWIN_WINDOW,
+        "num_heads": attention_heads("num_heads", num_heads, widths, SWIN_HEADS),
+        "window_size": SWIN_WINDOW if window is None else window,
         "mlp_ratio": hidden / width,
         "drop_path_rate": 0.0,  # of the training run, which no tensor shows
     }
     if label is not None:
-        classes = len(official["head_coordinate.weight"])
+        classes = shape_of(official, "head_coordinate.weight", "cells, hidden")[0]
         side = _side(classes, "head_coordinate has {} classes, which no square grid has")
         side = side if label == "absolute" else (side + 1) // 2
         inner["image_size"] = side * patch * 2 ** (stages - 1 - int(keeps))
@@ -283,24 +298,12 @@ def _position_label(official: Mapping[str, torch.Tensor], width: int) -> str | N
     """Which head it is: that of pairs reads as many channels as a token has, the other one half of them."""
     if "To2D.fc1.weight" not in official and "head_coordinate.weight" not in official:
         return None
-    inputs = _shape(official, "To2D.fc1.weight", 2)[1]
+    inputs = shape_of(official, "To2D.fc1.weight", "hidden, channels")[1]
     if inputs not in (width, width // 2):
         raise ConversionError(
             f"To2D.fc1 reads {inputs} channels; expected {width // 2} (absolute) or {width} (relative)"
         )
     return "relative" if inputs == width else "absolute"
-
-
-def _heads(given: Any, width: int, published: Mapping[int, Any]) -> Any:
-    if given is not None:
-        return given
-    if width not in published:
-        sizes = ", ".join(f"{size}: {heads}" for size, heads in published.items())
-        raise ConversionError(
-            "num_heads not given: tensors do not show the number of attention heads, and width "
-            f"{width} is not a published one (width: heads are {sizes}). Pass num_heads"
-        )
-    return published[width]
 
 
 def _side(cells: int, complaint: str) -> int:
@@ -310,25 +313,12 @@ def _side(cells: int, complaint: str) -> int:
     return side
 
 
-def _shape(official: Mapping[str, torch.Tensor], key: str, axes: int) -> tuple[int, ...]:
-    if key not in official:
-        raise ConversionError(f"missing keys: {key}")
-    shape = tuple(official[key].shape)
-    if len(shape) != axes or 0 in shape:
-        raise ConversionError(f"{key} must have {axes} axes, found shape {list(shape)}")
-    return shape
-
-
 def _build(mapping: KeyMap, config: PositionalLabelConfig, official: dict[str, torch.Tensor]) -> PreTrainedModel:
     """Build the model around the official tensors, checking every name, shape and, back again, every bit."""
-    with torch.device("meta"):
-        skeleton = PositionalLabelForImageClassification(config)
+    skeleton = build_skeleton(PositionalLabelForImageClassification, config)
     check_keys(mapping.to_official(skeleton.state_dict()), official)
-    ours = mapping.to_ours(official)
-    check_identical(official, mapping.to_official(ours))
-    model = PositionalLabelForImageClassification(config)
-    model.load_state_dict(ours, assign=True)
-    return model.to(official["head.weight"].dtype).eval()
+    model = load_official(PositionalLabelForImageClassification(config), mapping, official)
+    return model.to(official["head.weight"].dtype)  # also what is computed and not in the file
 
 
 def _processors(config: PositionalLabelConfig) -> tuple[Any, ...]:

@@ -14,9 +14,10 @@ Every name may have the prefix `module.` of a parallel model, also in the middle
 encoder is dropped, as the official code does. Two files make an ensemble.
 """
 
+import math
 import os
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -38,10 +39,11 @@ from hubmodels.modeling.sanm.image_processing_sanm import (
 from transformers import PreTrainedModel
 from transformers.core_model_loading import WeightRenaming
 
+from .building import build_config, build_skeleton, check_positive, find_state_dict, load_official, shape_of
 from .cards import Origin, converted_card
-from .checkpoint_reading import ConversionError, model_state_dict, read_checkpoint
+from .checkpoint_reading import ConversionError, read_checkpoint
 from .converted import Converted
-from .key_mapping import KeyMap, check_identical, check_keys
+from .key_mapping import KeyMap
 from .output import check_new_file, new_file
 from .recognition import describe
 
@@ -83,14 +85,14 @@ def convert(
     checkpoint: Mapping[str, Any],
     source: Path,
     *,
-    second: str | None = None,
-    head: str | None = None,
+    second: str | Path | None = None,
+    head: str | Path | None = None,
     num_labels: int | None = None,
     image_size: int | None = None,
     softmax_outputs: bool = False,
     framework: str | None = None,
-    image_mean: Sequence[float] | None = None,
-    image_std: Sequence[float] | None = None,
+    image_mean: list[float] | None = None,
+    image_std: list[float] | None = None,
 ) -> Converted:
     """Convert the content of a checkpoint of an official network.
 
@@ -115,6 +117,7 @@ def convert(
         ConversionError: no network of ours in it, unknown or missing keys, wrong shapes, another number of classes
             than `num_labels`, two files of different networks, statistics of another number of channels.
     """
+    check_positive(num_labels=num_labels, image_size=image_size)
     official, is_fresh = _official_state(checkpoint, head)
     options = {"image_size": image_size, "framework": framework, "softmax_outputs": softmax_outputs}
     config = _config(official, num_labels, {name: value for name, value in options.items() if value is not None})
@@ -178,10 +181,13 @@ def write_official(model: PreTrainedModel, out: str | os.PathLike[str], layout: 
         torch.save({"model": state}, file)
 
 
-def _official_state(checkpoint: Mapping[str, Any], head: str | None) -> tuple[dict[str, torch.Tensor], bool]:
+def _official_state(checkpoint: Mapping[str, Any], head: str | Path | None) -> tuple[dict[str, torch.Tensor], bool]:
     """The tensors of a network, without prefixes and projection head, and whether it is an encoder without a head."""
     state = _state_dict(checkpoint)
-    if "linear.weight" in state and "conv1.weight" in state:
+    is_preact = "linear.weight" in state and "conv1.weight" in state
+    if head is not None and (is_preact or "fc.weight" in state):
+        raise ConversionError(f"head={os.fspath(head)!r} was given, but the checkpoint has a classifier of its own")
+    if is_preact:
         return state, False
     if "encoder.conv1.weight" not in state:
         raise ConversionError(
@@ -202,10 +208,7 @@ def _official_state(checkpoint: Mapping[str, Any], head: str | None) -> tuple[di
 
 
 def _state_dict(checkpoint: Mapping[str, Any]) -> dict[str, torch.Tensor]:
-    key = next((key for key in ("model", "state_dict") if isinstance(checkpoint.get(key), Mapping)), None)
-    if key is None and any(isinstance(value, torch.Tensor) for value in checkpoint.values()):
-        key, checkpoint = "model", {"model": checkpoint}
-    state = model_state_dict(checkpoint, key or "model")
+    state = find_state_dict(checkpoint, ("model", "state_dict"))
     return {re.sub(r"(^|\.)module\.", r"\1", name): tensor for name, tensor in state.items()}
 
 
@@ -213,39 +216,38 @@ def _config(official: Mapping[str, torch.Tensor], num_labels: int | None, option
     """The configuration that the tensors show."""
     is_preact = "linear.weight" in official
     prefix, classifier = ("", "linear") if is_preact else ("encoder.", "fc")
-    stem = official[f"{prefix}conv1.weight"]
+    kernel = "C, channels, k, k"
+    _, channels, *_, side = shape_of(official, f"{prefix}conv1.weight", kernel)
     pattern = re.compile(rf"{re.escape(prefix)}layer(\d+)\.(\d+)\.conv1\.weight")
     blocks = [match.groups() for name in official if (match := pattern.fullmatch(name))]
     stages = sorted({int(stage) for stage, _ in blocks})
-    if stem.ndim != 4 or not stages or stages != list(range(1, len(stages) + 1)):
+    if not stages or stages != list(range(1, len(stages) + 1)):
         raise ConversionError(f"the network must have stages layer1, layer2, ..., found {stages}")
     layer_type = "basic"
     if is_preact:
         layer_type = "preact"
     elif f"{prefix}layer1.0.conv3.weight" in official:
         layer_type = "bottleneck"
-    pool = stem.shape[-1] == 7
+    pool = side == 7
     fields: dict[str, Any] = {
         "layer_type": layer_type,
         "depths": [sum(int(stage) == number for stage, _ in blocks) for number in stages],
-        "widths": [official[f"{prefix}layer{number}.0.conv1.weight"].shape[0] for number in stages],
+        "widths": [shape_of(official, f"{prefix}layer{number}.0.conv1.weight", kernel)[0] for number in stages],
         "pool": pool,
-        "num_channels": stem.shape[1],
+        "num_channels": channels,
         "image_size": 224 if pool else 32,
         "framework": "dividemix" if is_preact else "c2d",
     }
     if f"{classifier}.weight" in official:
-        classes = len(official[f"{classifier}.weight"])
+        classes = shape_of(official, f"{classifier}.weight", "classes, D")[0]
         if num_labels not in (None, classes):
             raise ConversionError(f"num_labels must be that of the file, {classes}, or left out, got {num_labels}")
         num_labels = classes
     if "recon_module.layer1.weight" in official:
-        kernels = [tensor.shape[-1] for name, tensor in official.items() if re.fullmatch(r"recon_module.*weight", name)]
+        names = [name for name in official if re.fullmatch(r"recon_module.*weight", name)]
+        kernels = [shape_of(official, name, kernel)[-1] for name in names]
         fields["decoder_type"] = {(4, 6, 4): "resnet18", (6, 2, 2): "resnet50"}.get(tuple(kernels), "auto")
-    try:
-        return SANMConfig(num_labels=10 if num_labels is None else num_labels, **(fields | options))
-    except ValueError as error:
-        raise ConversionError(f"the checkpoint and the options describe an impossible model: {error}") from error
+    return build_config(SANMConfig, {"num_labels": 10 if num_labels is None else num_labels, **fields, **options})
 
 
 def _build(config: SANMConfig, official: dict[str, torch.Tensor]) -> SANMForImageClassification:
@@ -260,19 +262,14 @@ def _build(config: SANMConfig, official: dict[str, torch.Tensor]) -> SANMForImag
         dtype = next(tensor.dtype for name, tensor in official.items() if name.endswith("conv1.weight"))
         fresh = {name: tensor.to(dtype) for name, tensor in expected.items() if name.startswith(parts)}
         official = official | fresh
-    check_keys(expected, official)
-    ours = key_map.to_ours(official)
-    check_identical(official, key_map.to_official(ours))
-    model.load_state_dict(ours, assign=True)
-    return model.eval()
+    return load_official(model, key_map, official)
 
 
 def _ensemble(
     config: SANMConfig, official: dict[str, torch.Tensor], other: dict[str, torch.Tensor]
 ) -> SANMEnsembleForImageClassification:
     networks = [_build(config, state) for state in (official, other)]
-    with torch.device("meta"):
-        ensemble = SANMEnsembleForImageClassification(config)
+    ensemble = build_skeleton(SANMEnsembleForImageClassification, config)
     state = {f"net{i}.{name}": t for i, net in enumerate(networks, 1) for name, t in net.state_dict().items()}
     ensemble.load_state_dict(state, assign=True)
     return ensemble.eval()
@@ -289,7 +286,7 @@ def _fresh_note(is_encoder: bool) -> str:
     return "No reconstruction decoder is in the file (as in those of DivideMix and C2D): it starts anew."
 
 
-def _processor(config: SANMConfig, mean: Sequence[float] | None, std: Sequence[float] | None) -> SANMImageProcessor:
+def _processor(config: SANMConfig, mean: list[float] | None, std: list[float] | None) -> SANMImageProcessor:
     published = CIFAR100_MEAN, CIFAR100_STD
     if config.pool:
         published = CLOTHING1M_MEAN, CLOTHING1M_STD
@@ -301,11 +298,14 @@ def _processor(config: SANMConfig, mean: Sequence[float] | None, std: Sequence[f
             raise ConversionError(
                 f"{name} must be given for images of {config.num_channels} channels: the published one has 3"
             )
-        statistics[name] = list(default if given is None else given)
-        if len(statistics[name]) != config.num_channels:
+        values = [float(value) for value in (default if given is None else given)]
+        if len(values) != config.num_channels or not all(map(math.isfinite, values)):
             raise ConversionError(
                 f"{name} must have one number for each of the {config.num_channels} channels, got {given}"
             )
+        if name == "image_std" and min(values) <= 0:
+            raise ConversionError(f"image_std must be positive, got {given}")
+        statistics[name] = values
     height, width = config.image_height_width
     size: dict[str, int] = {"height": height, "width": width}
     if config.pool:  # as 256 to 224 pixels
@@ -319,7 +319,7 @@ def _processor(config: SANMConfig, mean: Sequence[float] | None, std: Sequence[f
     )
 
 
-def _card(model: PreTrainedModel, source: Path, notes: list[str], second: str | None) -> str:
+def _card(model: PreTrainedModel, source: Path, notes: list[str], second: str | Path | None) -> str:
     if not model.config.softmax_outputs and model.config.layer_type == "basic":
         notes.append(
             "The official CIFAR script takes a softmax inside of this network and applies its losses to the result; "

@@ -35,11 +35,11 @@ from hubmodels.modeling.simclr import (
     SimCLRImageProcessor,
     SimCLRModel,
 )
-from huggingface_hub.errors import StrictDataclassError
 from transformers import PreTrainedModel
 
+from .building import build_config, label_fields, shape_of
 from .cards import Origin, converted_card
-from .checkpoint_reading import ConversionError, read_checkpoint
+from .checkpoint_reading import ConversionError, check_types, read_checkpoint
 from .converted import Converted
 from .key_mapping import check_keys
 from .output import check_new_file, new_file
@@ -171,10 +171,7 @@ def convert(
     given = {"ft_proj_selector": ft_proj_selector, "image_size": image_size, "linear_probe": linear_probe}
     fields.setdefault("linear_probe", layout == "tf2" and not _is_released(source) and _has_both_heads(network))
     fields.update({name: value for name, value in given.items() if value is not None})
-    try:
-        config = SimCLRConfig(**fields)
-    except (ValueError, StrictDataclassError) as error:
-        raise ConversionError(f"the checkpoint and the options describe an impossible model: {error}") from error
+    config = build_config(SimCLRConfig, fields)
     model = _build(config, network, names, checkpoint, keys, shapes, ignore_head)
     files = checkpoint.files if isinstance(checkpoint, TensorFlowCheckpoint) else [source]
     return Converted(model, _image_processors(model.config), _card(model, network, source, files, use_ema))
@@ -315,26 +312,18 @@ def _config_fields(
     }
     if network.head_layers:
         last = names[f"projection_head.layers.{network.head_layers - 1}.dense.weight"]
-        fields["proj_out_dim"] = _matrix(shapes, last)[1]
+        fields["proj_out_dim"] = shape_of(shapes, last, "in, out")[1]
     if network.head_mode == "nonlinear":
         fields["num_proj_layers"] = network.head_layers
     if network.classifier:
-        inputs, classes = _matrix(shapes, names["classifier.weight"])
-        fields |= _label_fields(classes, source)
+        inputs, classes = shape_of(shapes, names["classifier.weight"], "in, out")
+        fields |= label_fields(classes, is_released=_is_released(source))
         features = kernels.width * 2 ** (len(network.depths) - 1) * (1 if network.layer_type == "basic" else 4)
         if network.head_layers and inputs == fields["proj_out_dim"] != features:
             fields["ft_proj_selector"] = network.head_layers
         elif network.head_layers and any(part.startswith(("finetuned_", "distill_")) for part in _parts(source)):
             fields["ft_proj_selector"] = 1
     return fields
-
-
-def _matrix(shapes: Mapping[str, Any], name: str) -> tuple[int, int]:
-    if name not in shapes:
-        raise ConversionError(f"missing keys: {name}")
-    if len(shapes[name].shape) != 2:
-        raise ConversionError(f"{name} must have shape [in, out], found {list(shapes[name].shape)}")
-    return tuple(shapes[name].shape)
 
 
 def _parts(source: Path) -> tuple[str, ...]:
@@ -344,17 +333,6 @@ def _parts(source: Path) -> tuple[str, ...]:
 def _is_released(source: Path) -> bool:
     """Whether a path looks like that of a released checkpoint."""
     return any(re.fullmatch(r"simclrv[12]|ResNet50_[124]x", part) for part in _parts(source))
-
-
-def _label_fields(num_labels: int, source: Path) -> dict[str, Any]:
-    """Class names: those of ImageNet for released classifiers only, as one's own may have any 1000 classes."""
-    if num_labels != 1000 or not _is_released(source):
-        return {"num_labels": num_labels}
-    from timm.data import ImageNetInfo  # imported here: loading all of timm.data takes seconds
-
-    imagenet = ImageNetInfo()
-    names = {index: imagenet.index_to_description(index) for index in range(num_labels)}
-    return {"id2label": names, "label2id": {name: index for index, name in names.items()}}
 
 
 def _build(
@@ -383,9 +361,7 @@ def _build(
             state[name] = torch.zeros((), dtype=torch.int64)
         else:
             state[name] = to_our_layout(checkpoint[keys[names[name]]]).contiguous()
-    dtypes = sorted({str(tensor.dtype) for name, tensor in state.items() if not _is_counter(name)})
-    if len(dtypes) > 1 or not all(tensor.is_floating_point() for n, tensor in state.items() if not _is_counter(n)):
-        raise ConversionError(f"all weights must have one floating-point type, found {', '.join(dtypes)}")
+    check_types({names[name]: tensor for name, tensor in state.items() if not _is_counter(name)})
     model.load_state_dict(state, assign=True)
     return model.eval()
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -292,7 +293,11 @@ def convert(
     checkpoint: Annotated[Path, typer.Argument(help="The official file.")],
     out: Annotated[Path, typer.Argument(help="Folder to create.")],
     num_heads: Annotated[
-        int | None, typer.Option(help="Attention heads of the encoder, where its size is not a known one.")
+        str | None,
+        typer.Option(
+            help="Attention heads of the encoder, where its size is not a known one: a number, or one for every stage "
+            "such as 2,4."
+        ),
     ] = None,
     decoder_num_heads: Annotated[int | None, typer.Option(help="Attention heads of the decoder, likewise.")] = None,
     norm_pix_loss: Annotated[
@@ -307,22 +312,34 @@ def convert(
     """Convert an official checkpoint into a folder that `from_pretrained` loads."""
     from hubmodels.conversion import convert as run_conversion
 
-    named = {"num_heads": num_heads, "decoder_num_heads": decoder_num_heads, "norm_pix_loss": norm_pix_loss}
-    run_conversion(method, checkpoint, out, **(named | _parse_options(options or [])))
-    typer.echo(f"wrote {out}")
-
-
-def _parse_options(assignments: list[str]) -> dict[str, Any]:
-    """Options from `key=value`, where the value is YAML: `strides=[1,2,2,1]`, `use_ema=true`."""
-    import yaml
-
-    options = {}
-    for assignment in assignments:
+    named = {"decoder_num_heads": decoder_num_heads, "norm_pix_loss": norm_pix_loss}
+    given = {name: value for name, value in named.items() if value is not None}
+    if num_heads is not None:
+        is_list = "," in num_heads and not num_heads.startswith("[")
+        given["num_heads"] = _parse_value("--num-heads", f"[{num_heads}]" if is_list else num_heads)
+    for assignment in options or []:
         name, equals, value = assignment.partition("=")
         if not equals:
             raise ValueError(f"--set takes key=value, got {assignment!r}")
-        options[name] = yaml.safe_load(value)
-    return options
+        if name in given:
+            raise ValueError(f"{name} was given twice")
+        given[name] = _parse_value(f"--set {name}", value)
+    run_conversion(method, checkpoint, out, **given)
+    typer.echo(f"wrote {out}")
+
+
+def _parse_value(option: str, text: str) -> Any:
+    """A value in YAML, such as `[1,2,2,1]` or `true`; other than there, `1e-3` is a number, too."""
+    import yaml
+
+    try:
+        value = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise ValueError(f"the value of {option} is not valid YAML: {text!r}") from error
+    if isinstance(value, str):
+        with suppress(ValueError):
+            return float(value)
+    return value
 
 
 @app.command()

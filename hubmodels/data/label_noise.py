@@ -316,7 +316,7 @@ def load_cifar_n_labels(
     """
     from hubmodels.conversion.checkpoint_reading import read_checkpoint
 
-    content = read_checkpoint(path, _numpy_names())
+    content = read_checkpoint(path)
     arrays = {str(key): np.asarray(value) for key, value in content.items()}
     if name not in arrays:
         raise ValueError(f"{path} has no labels {name!r}; it has {', '.join(arrays)}")
@@ -343,19 +343,6 @@ def load_cifar_n_labels(
                 "its clean_label; the order is that of the training batches of the python version"
             )
     return labels.astype(np.int64)
-
-
-def _numpy_names() -> list[Any]:
-    """What a pickled integer array refers to, and nothing else; numpy 1 and 2 have two names for its constructor."""
-    rebuild = getattr(np, "_core", None) or np.core
-    constructor = rebuild.multiarray._reconstruct
-    names = [(constructor, f"numpy.{room}.multiarray._reconstruct") for room in ("core", "_core")]
-    return [
-        *names,
-        np.ndarray,
-        np.dtype,
-        *(type(np.dtype(kind)) for kind in ("int64", "int32", "int16", "int8", "uint8")),
-    ]
 
 
 __all__ = [

@@ -154,13 +154,39 @@ def test_convert_passes_its_arguments(invoke, replace):
     assert calls == [(("mae", Path("in.pth"), Path("out")), options)]
 
 
+@pytest.mark.parametrize(
+    ("text", "heads"), [("4", 4), ("2,4", [2, 4]), ("2, 4", [2, 4]), ("4,", [4]), ("[2,4]", [2, 4]), ("four", "four")]
+)
+def test_convert_takes_heads_of_one_stage_or_of_several(text, heads, invoke, replace):
+    calls = replace("hubmodels.conversion", "convert")
+    assert invoke("convert", "positional_label", "in.pth", "out", "--num-heads", text).exit_code == 0
+    assert calls[0][1] == {"num_heads": heads}
+
+
 def test_convert_takes_options_of_any_method(invoke, replace):
     calls = replace("hubmodels.conversion", "convert")
     arguments = ("convert", "densecl", "in.pth", "out", "--set", "strides=[1,2,2,1]", "--set", "momentum=0.99")
     assert invoke(*arguments).exit_code == 0
-    options = {name: value for name, value in calls[0][1].items() if value is not None}
-    assert options == {"strides": [1, 2, 2, 1], "momentum": 0.99}
-    assert "key=value" in invoke(*arguments[:4], "--set", "strides").stderr
+    assert calls[0][1] == {"strides": [1, 2, 2, 1], "momentum": 0.99}
+    assert invoke(*arguments[:4], "--set", "momentum=1e-1").exit_code == 0
+    assert calls[1][1] == {"momentum": 0.1}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("--set", "strides"), "error: --set takes key=value, got 'strides'\n"),
+        (("--set", "strides=[1,2"), "error: the value of --set strides is not valid YAML: '[1,2'\n"),
+        (("--num-heads", "4", "--set", "num_heads=4"), "error: num_heads was given twice\n"),
+        (("--set", "momentum=fast"), "error: momentum must be of type float, got 'fast'\n"),
+        (("--num-heads", "a,b"), "error: unknown option num_heads for densecl; it accepts: strides"),
+    ],
+)
+def test_wrong_options_of_convert_are_one_line(arguments, message, invoke, tmp_path):
+    (tmp_path / "in.pth").touch()
+    result = invoke("convert", "densecl", tmp_path / "in.pth", tmp_path / "out", *arguments)
+    assert result.exit_code == ERROR_EXIT_CODE
+    assert result.stderr.startswith(message)
 
 
 def test_unknown_options_of_a_converter_are_user_errors(invoke, tmp_path):

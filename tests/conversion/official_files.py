@@ -1,5 +1,7 @@
-"""State dicts in the official MAE layout for the conversion tests."""
+"""State dicts in the official MAE layout, and changed archives, for the conversion tests."""
 
+import zipfile
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -14,10 +16,10 @@ def golden_state(case: str) -> dict[str, torch.Tensor]:
 
 
 def encoder_state(width: int, depth: int = 1, patch: int = 16, grid: int = 14) -> dict[str, torch.Tensor]:
-    """An encoder-only official state dict of any size; the tensors are expanded zeros, so that it takes no memory."""
+    """An encoder-only official state dict of any size, of zeros."""
 
     def zeros(*shape: int) -> torch.Tensor:
-        return torch.zeros((), dtype=torch.float16).expand(shape)
+        return torch.zeros(shape, dtype=torch.float16)
 
     def linear(name: str, rows: int, columns: int) -> dict[str, torch.Tensor]:
         return {f"{name}.weight": zeros(rows, columns), f"{name}.bias": zeros(rows)}
@@ -33,3 +35,17 @@ def encoder_state(width: int, depth: int = 1, patch: int = 16, grid: int = 14) -
         state |= linear(f"{block}.attn.proj", width, width) | norm(f"{block}.norm2")
         state |= linear(f"{block}.mlp.fc1", 4 * width, width) | linear(f"{block}.mlp.fc2", width, 4 * width)
     return state | norm("norm")
+
+
+def repack(
+    source: Path,
+    out: Path,
+    compression: int = zipfile.ZIP_STORED,
+    level: int | None = None,
+    change: Callable[[bytes], bytes] = bytes,
+) -> Path:
+    """Pack the records of a zip file again, each after `change`."""
+    with zipfile.ZipFile(source) as old, zipfile.ZipFile(out, "w", compression, compresslevel=level) as new:
+        for record in old.infolist():
+            new.writestr(record.filename, change(old.read(record)))
+    return out

@@ -4,12 +4,14 @@ import argparse
 import os
 import pickle
 import re
+import zipfile
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from hubmodels.conversion.checkpoint_reading import ConversionError, model_state_dict, read_checkpoint
+from official_files import repack
 from safetensors.torch import save_file
 
 STATE = {"model": {"weight": torch.arange(2000.0)}}
@@ -64,8 +66,47 @@ def test_class_that_is_not_allowed_is_refused_by_name(write_checkpoint):
     path = write_checkpoint({**STATE, "args": SomeClass()})
     with pytest.raises(ConversionError, match=rf"refers to {re.escape(SomeClass.__module__)}\.SomeClass"):
         read_checkpoint(path)
-    with pytest.raises(ConversionError, match=r"numpy\.ndarray"):
-        read_checkpoint(write_checkpoint({**STATE, "best": np.zeros(2)}))
+    with pytest.raises(ConversionError, match=r"refers to numpy\.random\._pcg64\.PCG64"):
+        read_checkpoint(write_checkpoint({**STATE, "generator": np.random.default_rng(0)}))
+    with pytest.raises(ConversionError, match=r"refers to numpy\.dtypes\.ObjectDType"):
+        read_checkpoint(write_checkpoint({**STATE, "objects": np.array([STATE, None])}))
+
+
+@pytest.mark.parametrize("layout", ["zip", "legacy", "numpy 1"])
+def test_values_of_numpy_are_read(layout, tmp_path):
+    """Under the names of numpy 1 and of numpy 2."""
+    values = {
+        "best": np.float64(71.5),
+        "flag": np.bool_(True),
+        "name": np.str_("last"),
+        "history": np.arange(6, dtype=np.float32).reshape(2, 3),
+        "labels": np.arange(3),
+    }
+    path = tmp_path / "a.pth"
+    torch.save({**STATE, **values}, path, _use_new_zipfile_serialization=layout != "legacy")
+    if layout == "numpy 1":
+        path = repack(path, tmp_path / "b.pth", change=lambda content: content.replace(b"numpy._core", b"numpy.core"))
+    read = read_checkpoint(path)
+    assert all(np.array_equal(read[name], value) and read[name].dtype == value.dtype for name, value in values.items())
+
+
+@pytest.mark.parametrize("level", [1, 9])
+def test_compressed_records_are_read_as_values(level, write_checkpoint, tmp_path):
+    """As of an archive that was unpacked and packed again."""
+    path = repack(write_checkpoint(STATE), tmp_path / "b.pth", zipfile.ZIP_DEFLATED, level)
+    assert torch.equal(read_checkpoint(path)["model"]["weight"], STATE["model"]["weight"])
+
+
+def test_files_without_checksums_are_read(tmp_path):
+    torch.serialization.set_crc32_options(False)
+    try:
+        torch.save(STATE, tmp_path / "a.pth")
+        torch.save({**STATE, "args": SomeClass()}, tmp_path / "refused.pth")
+    finally:
+        torch.serialization.set_crc32_options(True)
+    assert torch.equal(read_checkpoint(tmp_path / "a.pth")["model"]["weight"], STATE["model"]["weight"])
+    with pytest.raises(ConversionError, match=rf"refers to {re.escape(SomeClass.__module__)}\.SomeClass"):
+        read_checkpoint(tmp_path / "refused.pth")
 
 
 def test_the_allow_list_is_explicit(write_checkpoint):
@@ -138,7 +179,13 @@ def test_missing_file_folder_and_wrong_top_level(tmp_path, write_checkpoint):
         ({"model": {1: torch.zeros(1)}}, "not a string: 1"),
         ({"model": {"a": [1.0]}}, r"model\['a'\] must be a dense tensor, it is a list"),
         ({"model": {"a": torch.zeros(2, 2).to_sparse()}}, "dense tensor, it is a torch.sparse_coo tensor"),
+        ({"model": {"a": torch.zeros(2, device="meta")}}, "it is a tensor without values"),
+        ({"model": {"a": torch.zeros(1).expand(10**13)}}, "it is an expanded tensor: shape .10000000000000."),
         ({"model": {"a": torch.zeros(1), "b": torch.zeros(1).half()}}, "found torch.float16, torch.float32"),
+        ({"model": {"a": torch.zeros(1), "b": torch.zeros(1, dtype=torch.int8)}}, r"another: b \(torch.int8\)"),
+        ({"model": {"a": torch.zeros(1, dtype=torch.complex64)}}, r"another: a \(torch.complex64\)"),
+        ({"model": {"a": torch.zeros(1).to(torch.float8_e4m3fn)}}, r"another: a \(torch.float8_e4m3fn\)"),
+        ({"model": {"a.num_batches_tracked": torch.zeros((), dtype=torch.complex64)}}, "complex64"),
     ],
 )
 def test_state_dict_must_be_named_dense_tensors_of_one_type(content, message):
