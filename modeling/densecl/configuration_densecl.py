@@ -131,6 +131,7 @@ class DenseCLConfig(BackboneConfigMixin, PreTrainedConfig):
             setattr(self, name, list(getattr(self, name)))
         self._check()
         super().__post_init__(**{"auto_map": dict(AUTO_MAP)} | kwargs)
+        self._take_channels_of_backbone()
         if self.backbone_config is None:
             self.stage_names = ["stem", *(f"stage{i}" for i in range(1, self.num_stages + 1))]
             self.set_output_features_output_indices(out_features=out_features, out_indices=out_indices)
@@ -162,6 +163,12 @@ class DenseCLConfig(BackboneConfigMixin, PreTrainedConfig):
         self.stage_names = getattr(self.backbone_config, "stage_names", None)
         self._out_features = getattr(self.backbone_config, "out_features", None)
         self._out_indices = getattr(self.backbone_config, "out_indices", None)
+
+    def _take_channels_of_backbone(self):
+        channels = getattr(self.backbone_config, "num_channels", self.num_channels)
+        if self.num_channels not in (channels, type(self).num_channels):
+            raise ValueError(f"num_channels must be that of backbone_config, {channels}, got {self.num_channels}")
+        self.num_channels = channels
 
     def _check(self):
         for name, choices in CHOICES.items():

@@ -170,6 +170,7 @@ class SimCLRConfig(BackboneConfigMixin, PreTrainedConfig):
         self._set_resnet()
         self._check()
         super().__post_init__(**{"auto_map": dict(AUTO_MAP)} | kwargs)
+        self._take_channels_of_backbone()
         if self.backbone_config is None:
             self.stage_names = ["stem", *(f"stage{i}" for i in range(1, len(self.depths) + 1))]
             self.set_output_features_output_indices(out_features=out_features, out_indices=out_indices)
@@ -264,6 +265,12 @@ class SimCLRConfig(BackboneConfigMixin, PreTrainedConfig):
     def _check_choice(self, name):
         if getattr(self, name) not in CHOICES[name]:
             raise ValueError(f"{name} must be one of {CHOICES[name]}, got {getattr(self, name)!r}")
+
+    def _take_channels_of_backbone(self):
+        channels = getattr(self.backbone_config, "num_channels", self.num_channels)
+        if self.num_channels not in (channels, type(self).num_channels):
+            raise ValueError(f"num_channels must be that of backbone_config, {channels}, got {self.num_channels}")
+        self.num_channels = channels
 
     def _check(self):
         for name in CHOICES:
