@@ -143,6 +143,7 @@ def _with_own_head(network: nn.Module) -> nn.Module:
 def _pooling_name(network: nn.Module) -> str | None:
     """How one of timm's networks pools, where it says so by name; None leaves it as it is."""
     pooling = getattr(network, "global_pool", None)
+    pooling = getattr(pooling, "pool_type", pooling)
     return pooling if isinstance(pooling, str) else None
 
 
