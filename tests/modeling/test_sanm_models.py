@@ -373,7 +373,7 @@ def test_a_backbone_without_maps_is_refused():
     text = BertConfig(hidden_size=8, num_hidden_layers=1, num_attention_heads=2, intermediate_size=8, vocab_size=9)
     with pytest.raises(ValueError, match=r"must describe a network for images, got model_type 'bert'"):
         SANMForImageClassification(SANMConfig(backbone_config=text))
-    with pytest.raises(ValueError, match=r"does not take images of 4 channels \(num_channels\)"):
+    with pytest.raises(ValueError, match=r"num_channels must be that of backbone_config, 3, got 4"):
         SANMForImageClassification(SANMConfig(backbone_config=BACKBONES["resnet"], num_channels=4))
     from hubmodels.modeling.sanm.backbones_sanm import token_grid
 
