@@ -8,7 +8,7 @@ from transformers import AutoConfig, PreTrainedConfig
 from transformers.backbone_utils import BackboneConfigMixin
 from transformers.configuration_utils import SubConfigSpec
 
-from .backbone_stages_densecl import take_stages_of_backbone
+from .backbone_stages_densecl import take_channels_of_backbone, take_stages_of_backbone
 
 MAX_STAGES = 4
 CHOICES = {
@@ -133,6 +133,7 @@ class DenseCLConfig(BackboneConfigMixin, PreTrainedConfig):
             setattr(self, name, list(getattr(self, name)))
         self._check()
         super().__post_init__(**{"auto_map": dict(AUTO_MAP)} | kwargs)
+        take_channels_of_backbone(self)
         if self.backbone_config is None:
             self.stage_names = ["stem", *(f"stage{i}" for i in range(1, self.num_stages + 1))]
             self.set_output_features_output_indices(out_features=out_features, out_indices=out_indices)

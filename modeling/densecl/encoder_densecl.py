@@ -6,6 +6,8 @@ import torch
 from torch import nn
 from torch.nn import functional
 from transformers import AutoBackbone
+from transformers.backbone_utils import BackboneType
+from transformers.modeling_outputs import BackboneOutput
 from transformers.models.auto.modeling_auto import MODEL_FOR_BACKBONE_MAPPING
 
 from .configuration_densecl import DenseCLConfig
@@ -23,13 +25,15 @@ class DenseCLEncoding(NamedTuple):
         feature_map: last map of the backbone `[B, C, h, w]`.
         global_embedding: `[B, D]`.
         dense_embedding: `[B, D, rows, columns]`, or `None` if it was not asked for.
-        hidden_states: all maps of the backbone.
+        hidden_states: all maps of the ResNet; of another backbone its hidden states, or `None` if not asked for.
+        attentions: of another backbone, or `None` if not asked for.
     """
 
     feature_map: torch.Tensor
     global_embedding: torch.Tensor
     dense_embedding: torch.Tensor | None
-    hidden_states: tuple[torch.Tensor, ...]
+    hidden_states: tuple[torch.Tensor, ...] | None
+    attentions: tuple[torch.Tensor, ...] | None = None
 
 
 class DenseCLPointwiseConv2d(nn.Conv2d):
@@ -76,6 +80,7 @@ class DenseCLEncoder(nn.Module):
 
     def __init__(self, config: DenseCLConfig, with_heads: bool = True):
         super().__init__()
+        self.config = config
         self.num_grid, self.num_channels = config.num_grid, image_channels(config)
         self.backbone = build_backbone(config)
         if with_heads:
@@ -86,23 +91,25 @@ class DenseCLEncoder(nn.Module):
                 DenseCLPointwiseConv2d(channels, hidden), nn.ReLU(), DenseCLPointwiseConv2d(hidden, size)
             )
 
-    def forward(self, pixel_values: torch.Tensor, dense: bool = True) -> DenseCLEncoding:
+    def forward(self, pixel_values: torch.Tensor, dense: bool = True, **kwargs) -> DenseCLEncoding:
         """
         Args:
             pixel_values (`torch.Tensor` of shape `[B, channels, H, W]`): normalised images.
             dense (`bool`): compute the dense embedding.
+            kwargs: of another backbone (`interpolate_pos_encoding`, `output_hidden_states` ...).
 
         Raises:
             ValueError: for images of another shape, a backbone whose last map is not `[B, C, h, w]`, and a `num_grid`
                 larger than the map.
         """
-        hidden_states = self.feature_maps(pixel_values)
-        feature_map = hidden_states[-1]
+        outputs = self.run_backbone(pixel_values, **kwargs)
+        feature_map = outputs.feature_maps[-1]
         return DenseCLEncoding(
             feature_map=feature_map,
             global_embedding=self.global_head(feature_map.mean(dim=(2, 3))),
             dense_embedding=self.dense_head(pool_to_grid(feature_map, self.num_grid)) if dense else None,
-            hidden_states=hidden_states,
+            hidden_states=outputs.hidden_states,
+            attentions=outputs.attentions,
         )
 
     def check_step(self, batch: int, height: int, width: int) -> int | None:
@@ -128,13 +135,25 @@ class DenseCLEncoder(nn.Module):
         grid = pool_to_grid(encoding.feature_map, self.num_grid)
         return encoding._replace(dense_embedding=self.dense_head(grid))
 
-    def feature_maps(self, pixel_values: torch.Tensor) -> tuple[torch.Tensor, ...]:
+    def feature_maps(self, pixel_values: torch.Tensor, **kwargs) -> tuple[torch.Tensor, ...]:
         """All maps of the ResNet, or the chosen ones of another backbone; arguments and errors as `forward`."""
+        return self.run_backbone(pixel_values, **kwargs).feature_maps
+
+    def run_backbone(self, pixel_values: torch.Tensor, **kwargs) -> BackboneOutput:
+        """As `feature_maps`, with all maps of the ResNet as hidden states, or what another backbone returns besides."""
         check_images(pixel_values, self.num_channels)
         if isinstance(self.backbone, DenseCLResNet):
-            return self.backbone(pixel_values)
-        feature_maps = self.backbone(pixel_values).feature_maps
-        return tuple(map(channels_first, feature_maps, self.backbone.channels))
+            feature_maps = self.backbone(pixel_values)
+            return BackboneOutput(feature_maps=feature_maps, hidden_states=feature_maps)
+        for name in ("output_hidden_states", "output_attentions"):
+            if kwargs.get(name) is None and getattr(self.config, name):
+                kwargs[name] = True
+        if timm_states := self.backbone.backbone_type == BackboneType.TIMM and kwargs.get("output_hidden_states"):
+            kwargs["output_hidden_states"] = False  # transformers knows them with all stages chosen only
+        outputs = self.backbone.forward_with_filtered_kwargs(pixel_values, **kwargs)
+        outputs.feature_maps = tuple(map(channels_first, outputs.feature_maps, self.backbone.channels))
+        outputs.hidden_states = outputs.feature_maps if timm_states else outputs.hidden_states
+        return outputs
 
 
 def pool_to_grid(feature_map: torch.Tensor, num_grid: int | None) -> torch.Tensor:

@@ -52,6 +52,8 @@ class DenseCLPreTrainedModel(PreTrainedModel):
     main_input_name = "pixel_values"
     input_modalities = ("image",)
     supports_gradient_checkpointing = True
+    # Of a `backbone_config`'s model, which refuses what it has not.
+    _supports_sdpa = _supports_flash_attn = _supports_flex_attn = _supports_attention_backend = True
     _no_split_modules = ["DenseCLResidualLayer", "DenseCLStem"]
     # Losses are means over the batch: `Trainer` must divide them itself when it accumulates gradients.
     accepts_loss_kwargs = False
@@ -134,6 +136,7 @@ class DenseCLPreTrainedModel(PreTrainedModel):
         Args:
             pixel_values (`torch.Tensor` of shape `[B, C, H, W]`): normalised images of any size.
             output_hidden_states (`bool`, *optional*): also return the maps of all stages.
+            kwargs: of another backbone (`interpolate_pos_encoding` ...).
 
         Returns:
             `last_hidden_state`, the last map of the backbone `[B, C', h, w]`, and its mean `pooler_output` `[B, C']`.
@@ -143,11 +146,13 @@ class DenseCLPreTrainedModel(PreTrainedModel):
         """
         if output_hidden_states is None:
             output_hidden_states = self.config.output_hidden_states
-        hidden_states = self.encoder.feature_maps(pixel_values)
+        outputs = self.encoder.run_backbone(pixel_values, output_hidden_states=output_hidden_states, **kwargs)
+        last = outputs.feature_maps[-1]
         return BaseModelOutputWithPooling(
-            last_hidden_state=hidden_states[-1],
-            pooler_output=hidden_states[-1].mean(dim=(2, 3)),
-            hidden_states=hidden_states if output_hidden_states else None,
+            last_hidden_state=last,
+            pooler_output=last.mean(dim=(2, 3)),
+            hidden_states=outputs.hidden_states if output_hidden_states else None,
+            attentions=outputs.attentions,
         )
 
 
@@ -184,13 +189,14 @@ class DenseCLModel(DenseCLPreTrainedModel):
         Args:
             pixel_values (`torch.Tensor` of shape `[B, C, H, W]`): normalised images of any size.
             output_hidden_states (`bool`, *optional*): also return the maps of all stages.
+            kwargs: of another backbone (`interpolate_pos_encoding`, `output_attentions` ...).
 
         Raises:
             ValueError: as [`DenseCLEncoder.forward`].
         """
         if output_hidden_states is None:
             output_hidden_states = self.config.output_hidden_states
-        encoding = self.encoder(pixel_values)
+        encoding = self.encoder(pixel_values, output_hidden_states=output_hidden_states, **kwargs)
         return DenseCLModelOutput(
             last_hidden_state=encoding.feature_map,
             pooler_output=encoding.feature_map.mean(dim=(2, 3)),
@@ -198,6 +204,7 @@ class DenseCLModel(DenseCLPreTrainedModel):
             dense_embedding=encoding.dense_embedding.flatten(2),
             pooled_dense_embedding=encoding.dense_embedding.mean(dim=(2, 3)),
             hidden_states=encoding.hidden_states if output_hidden_states else None,
+            attentions=encoding.attentions,
         )
 
 
@@ -317,6 +324,7 @@ class DenseCLForPreTraining(DenseCLQueues, DenseCLTrainingState, DenseCLPreTrain
                 In training, whether this forward begins an optimiser step; recognised by default.
             return_loss (`bool`): return `loss`; true by default, so that `Trainer` reports an evaluation loss.
             output_hidden_states (`bool`, *optional*): also return the maps of all stages of the query.
+            kwargs: of another backbone (`interpolate_pos_encoding`, `output_attentions` ...).
 
         Raises:
             ValueError: for pixel values of another shape; a batch that does not divide the queues; batches of unequal
@@ -333,11 +341,14 @@ class DenseCLForPreTraining(DenseCLQueues, DenseCLTrainingState, DenseCLPreTrain
             self._prepare_training(pixel_values, shuffle_index, match_index)
             begins_step = self._begins_step(update_momentum)
         weight = self._dense_weight()
-        query = self.encoder(pixel_values[:, 0], dense=weight > 0)
+        if output_hidden_states is None:
+            output_hidden_states = self.config.output_hidden_states
+        options = kwargs | {"output_hidden_states": output_hidden_states}
+        query = self.encoder(pixel_values[:, 0], dense=weight > 0, **options)
         if begins_step:
             update_momentum_encoder(self.momentum_encoder, self.encoder, self.config.momentum)
         with torch.no_grad():
-            key = self._encode_keys(pixel_values[:, 1], shuffle_index)
+            key = self._encode_keys(pixel_values[:, 1], shuffle_index, kwargs)
             if not weight:  # measured, without gradients
                 query = self.encoder.with_dense_embedding(query)
         with torch.autocast(pixel_values.device.type, enabled=False):
@@ -347,10 +358,12 @@ class DenseCLForPreTraining(DenseCLQueues, DenseCLTrainingState, DenseCLPreTrain
             loss = parts["contra_single"] + (parts["contra_dense"] if weight else self._idle_dense_head())
             if self.training:
                 self._enqueue(parts["key_features"], parts["key_pooled_features"])
-        if output_hidden_states is None:
-            output_hidden_states = self.config.output_hidden_states
-        hidden_states = query.hidden_states if output_hidden_states else None
-        return DenseCLForPreTrainingOutput(loss=loss if return_loss else None, **parts, hidden_states=hidden_states)
+        return DenseCLForPreTrainingOutput(
+            loss=loss if return_loss else None,
+            **parts,
+            hidden_states=query.hidden_states if output_hidden_states else None,
+            attentions=query.attentions,
+        )
 
     @torch.compiler.disable
     def _prepare_training(
@@ -403,13 +416,17 @@ class DenseCLForPreTraining(DenseCLQueues, DenseCLTrainingState, DenseCLPreTrain
             return 0.0
         return float(self.config.loss_lambda)
 
-    def _encode_keys(self, pixel_values: torch.Tensor, shuffle_index: torch.Tensor | None) -> DenseCLEncoding:
+    def _encode_keys(
+        self, pixel_values: torch.Tensor, shuffle_index: torch.Tensor | None, kwargs: dict
+    ) -> DenseCLEncoding:
         """Momentum encoding of the keys (paper, section 3.1), with the feature map pooled to the grid."""
         shuffles = self.training and self.config.shuffle_bn and world_size() > 1
         if shuffles:
             shuffle = BatchShuffle(len(pixel_values), shuffle_index, pixel_values.device)
             pixel_values = shuffle.scatter(pixel_values)
-        key = self.momentum_encoder(pixel_values)
+        key = self.momentum_encoder(
+            pixel_values, **kwargs | {"output_hidden_states": False, "output_attentions": False}
+        )
         needs_map = self.config.matching == "backbone"
         parts = {
             "feature_map": pool_to_grid(key.feature_map, self.config.num_grid) if needs_map else None,
@@ -514,29 +531,31 @@ class DenseCLBackbone(BackboneMixin, DenseCLPreTrainedModel):
             self.num_features = self.encoder.backbone.channels
         else:
             self.num_features = self.encoder.backbone.num_features
+            self.has_attentions = self.encoder.backbone.has_attentions
         # An inner backbone has its hooks for hidden states already; transformers would install them once more.
         self._output_capturing_hooks_installed = True
         self.post_init()
 
     @can_return_tuple
-    @filter_output_hidden_states
     def forward(self, pixel_values: torch.Tensor, **kwargs: Unpack[TransformersKwargs]) -> BackboneOutput:
         """
         Args:
             pixel_values (`torch.Tensor` of shape `[B, C, H, W]`): images of any size.
+            kwargs: also those of another backbone (`interpolate_pos_encoding` ...).
 
         Returns:
             One feature map per entry of `out_features`.
         """
-        feature_maps = self.encoder.feature_maps(pixel_values)
         if self.config.backbone_config is not None:
-            return BackboneOutput(feature_maps=feature_maps, hidden_states=feature_maps)
-        chosen = [
-            feature_map
-            for stage, feature_map in zip(self.stage_names, feature_maps, strict=True)
-            if stage in self.out_features
-        ]
-        return BackboneOutput(feature_maps=tuple(chosen), hidden_states=feature_maps)
+            return self.encoder.run_backbone(pixel_values, **kwargs)
+        return self._maps_of_resnet(pixel_values, **kwargs)
+
+    @filter_output_hidden_states
+    def _maps_of_resnet(self, pixel_values: torch.Tensor, **kwargs) -> BackboneOutput:
+        outputs = self.encoder.run_backbone(pixel_values)
+        maps = zip(self.stage_names, outputs.feature_maps, strict=True)
+        outputs.feature_maps = tuple(feature_map for stage, feature_map in maps if stage in self.out_features)
+        return outputs
 
 
 __all__ = ["DenseCLBackbone", "DenseCLForPreTraining", "DenseCLModel", "DenseCLPreTrainedModel"]

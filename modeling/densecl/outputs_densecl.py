@@ -17,7 +17,9 @@ class DenseCLModelOutput(ModelOutput):
         global_embedding (`torch.Tensor` of shape `[B, D]`): output of the global head.
         dense_embedding (`torch.Tensor` of shape `[B, D, L]`): output of the dense head, cells row by row.
         pooled_dense_embedding (`torch.Tensor` of shape `[B, D]`): mean of the dense embeddings.
-        hidden_states (`tuple[torch.Tensor]`, *optional*): maps of the stem (before its max pool) and of every stage.
+        hidden_states (`tuple[torch.Tensor]`, *optional*): maps of the stem (before its max pool) and of every stage,
+            or what another backbone returns.
+        attentions (`tuple[torch.Tensor]`, *optional*): of another backbone.
     """
 
     last_hidden_state: torch.Tensor | None = None
@@ -26,6 +28,7 @@ class DenseCLModelOutput(ModelOutput):
     dense_embedding: torch.Tensor | None = None
     pooled_dense_embedding: torch.Tensor | None = None
     hidden_states: tuple[torch.Tensor, ...] | None = None
+    attentions: tuple[torch.Tensor, ...] | None = None
 
 
 @dataclass
@@ -51,6 +54,7 @@ class DenseCLForPreTrainingOutput(ModelOutput):
         key_backbone_features (`torch.Tensor` of shape `[B, C, L]`):
             Last map of the key's backbone, pooled to the grid and normalised, where `matching` uses it.
         hidden_states (`tuple[torch.Tensor]`, *optional*): maps of the query's backbone.
+        attentions (`tuple[torch.Tensor]`, *optional*): those of the query, of another backbone.
     """
 
     loss: torch.Tensor | None = None
@@ -71,6 +75,7 @@ class DenseCLForPreTrainingOutput(ModelOutput):
     query_feature_map: torch.Tensor | None = None
     key_backbone_features: torch.Tensor | None = None
     hidden_states: tuple[torch.Tensor, ...] | None = None
+    attentions: tuple[torch.Tensor, ...] | None = None
 
 
 __all__ = ["DenseCLForPreTrainingOutput", "DenseCLModelOutput"]

@@ -571,7 +571,7 @@ class MAEBackbone(BackboneMixin, MAEPreTrainedModel):
         Returns:
             One feature map `[B, D, H / p, W / p]` per entry of `out_features`.
         """
-        outputs = self.vit(pixel_values, mask_ratio=0.0, interpolate_pos_encoding=True, **kwargs)
+        outputs = self.vit(pixel_values, **kwargs | {"mask_ratio": 0.0, "interpolate_pos_encoding": True})
         feature_maps = tuple(
             self._feature_map(self.vit.layernorm(states), pixel_values)
             for stage, states in zip(self.stage_names, outputs.hidden_states, strict=True)

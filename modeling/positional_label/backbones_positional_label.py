@@ -9,7 +9,7 @@ import torch
 from torch import nn
 from transformers import AutoModel, PreTrainedConfig, PreTrainedModel
 
-from .configuration_positional_label import AUTOENCODERS, PositionalLabelConfig
+from .configuration_positional_label import AUTOENCODERS, OUTPUT_FIELDS, PositionalLabelConfig
 from .inputs_positional_label import image_channels
 from .labels_positional_label import Grid
 from .swin_positional_label import PositionalLabelSwinModel, reset_windows
@@ -141,6 +141,7 @@ class TokenView:
         grid = self.grid_of(*pixel_values.shape[-2:])
         self._check_window(grid)
         given = {name: value for name, value in kwargs.items() if value is not None}
+        given = {name: True for name in OUTPUT_FIELDS if getattr(self.config, name)} | given
         if is_timm(self.inner):
             given["do_pooling"] = self.config.pooling == "pooler"
         reset_windows(backbone)

@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+from collections.abc import Mapping
 from typing import Any, ClassVar
 
 import timm
@@ -22,6 +23,17 @@ CHOICES = {
 AUTHORS_BACKBONES = ("vit", "swin")
 # Backbones that are autoencoders of patches, whose encoder is a ViT.
 AUTOENCODERS = ("mae", "vit_mae")
+# Fields of the backbone that can be read here, but are not set here.
+BACKBONE_FIELDS = (
+    "image_size",
+    "num_channels",
+    "hidden_size",
+    "num_hidden_layers",
+    "num_attention_heads",
+    "patch_size",
+)
+# Fields of every configuration: what models return unless they are told.
+OUTPUT_FIELDS = ("output_hidden_states", "output_attentions")
 DEFAULT_POSITION_DROPOUT = 0.75  # of DropPos (arXiv 2309.03576)
 
 # Written to every config.json, so that a folder saved from one of the classes loads with all of the Auto classes
@@ -135,6 +147,7 @@ class PositionalLabelConfig(PreTrainedConfig):
     initializer_range: float = 0.02
 
     def __post_init__(self, **kwargs):
+        refuse_backbone_fields(kwargs)
         if self.position_dropout is None:
             self.position_dropout = DEFAULT_POSITION_DROPOUT if self.scheme == "droppos" else 0.0
         self._check()
@@ -152,6 +165,7 @@ class PositionalLabelConfig(PreTrainedConfig):
     @classmethod
     def from_dict(cls, config_dict, **kwargs):
         """As in transformers; changed fields are checked like those of a new configuration."""
+        refuse_backbone_fields(kwargs)
         fields = {field.name for field in dataclasses.fields(cls)} - {"backbone_config", "dtype"}
         changes = {name: kwargs.pop(name) for name in list(kwargs) if name in fields}
         if "scheme" in changes:  # each has a position dropout of its own
@@ -199,7 +213,7 @@ class PositionalLabelConfig(PreTrainedConfig):
 
     def __getattr__(self, name: str) -> Any:
         """Widths, depths and heads are those of the backbone."""
-        if name in ("hidden_size", "num_hidden_layers", "num_attention_heads", "patch_size"):
+        if name in BACKBONE_FIELDS:
             backbone = self.__dict__.get("backbone_config")
             if isinstance(backbone, PreTrainedConfig):
                 return getattr(backbone, name)
@@ -250,6 +264,19 @@ class PositionalLabelConfig(PreTrainedConfig):
             raise ValueError(
                 "keep_resolution gives the last stage the resolution of the one before and needs at least two; got "
                 f"depths {list(self.backbone_config.depths)}"
+            )
+
+
+def refuse_backbone_fields(arguments: Mapping[str, Any]) -> None:
+    """
+    Raises:
+        ValueError: for arguments that are fields of the backbone's configuration.
+    """
+    for name in BACKBONE_FIELDS:
+        if name in arguments:
+            raise ValueError(
+                f"{name} is that of backbone_config and must be set there: give a configuration, "
+                f"PositionalLabelConfig(backbone_config=...); got {name}={arguments[name]!r}"
             )
 
 

@@ -25,6 +25,7 @@ from .schemes_positional_label import check_dropout_grid, check_position_table, 
 from .stock_positional_label import backbone_of, new_heads, settings_of, stored_config, take_config, take_settings
 
 _FIXED_TABLES = ("vit.embeddings.position_embeddings", "decoder.decoder_pos_embed")
+_TABLES_AND_TOKENS = (*_FIXED_TABLES, "vit.embeddings.cls_token", "decoder.mask_token")
 
 
 class PositionalLabelForPreTraining(PositionalLabelPreTrainedModel):
@@ -125,6 +126,7 @@ class PositionalLabelForPreTraining(PositionalLabelPreTrainedModel):
                 source, *args, output_loading_info=True, **kwargs
             )
             model = cls.wrap(autoencoder, **settings).eval()
+            model._fill_in({f"mae.{name}" for name in info["missing_keys"]})
             info["missing_keys"] = {*info["missing_keys"], *new_heads(model)}
             return (model, info) if want_info else model
         if kind not in (None, cls.config_class.model_type):
@@ -132,9 +134,20 @@ class PositionalLabelForPreTraining(PositionalLabelPreTrainedModel):
                 f"{source} must be an autoencoder, of model_type {AUTOENCODERS} (or {cls.config_class.model_type!r}), "
                 f"got {kind!r}; other networks go with PositionalLabelForImageClassification"
             )
-        loaded = super().from_pretrained(pretrained_model_name_or_path, *args, **kwargs)
-        (loaded[0] if isinstance(loaded, tuple) else loaded)._fix_tables()
-        return loaded
+        want_info = kwargs.pop("output_loading_info", False)
+        model, info = super().from_pretrained(source, *args, output_loading_info=True, **kwargs)
+        model._fix_tables()
+        model._fill_in(info["missing_keys"])
+        return (model, info) if want_info else model
+
+    @torch.no_grad()
+    def _fill_in(self, missing: set[str]) -> None:
+        """Initialises tables and tokens of a `vit_mae` that a file lacks; transformers leaves them zero or unset."""
+        names = [name for name in _TABLES_AND_TOKENS if f"mae.{name}" in missing]
+        if names and self.config.backbone_config.model_type == "vit_mae":
+            fresh = type(self)(copy.deepcopy(self.config)).mae
+            for name in names:
+                self.mae.get_parameter(name).copy_(fresh.get_parameter(name))
 
     @classmethod
     def wrap(cls, autoencoder: PreTrainedModel, **settings) -> "PositionalLabelForPreTraining":
@@ -148,7 +161,9 @@ class PositionalLabelForPreTraining(PositionalLabelPreTrainedModel):
         Raises:
             ValueError: for other models, and as [`PositionalLabelConfig`].
         """
-        config = PositionalLabelConfig(backbone_config=copy.deepcopy(autoencoder.config), **settings)
+        inner = copy.deepcopy(autoencoder.config)
+        settings = {"attn_implementation": inner._attn_implementation} | settings
+        config = PositionalLabelConfig(backbone_config=inner, **settings)
         model = cls(config, autoencoder=autoencoder)
         first = next(autoencoder.parameters())
         return model.to(device=first.device, dtype=first.dtype).train(autoencoder.training)
@@ -233,6 +248,8 @@ class PositionalLabelForPreTraining(PositionalLabelPreTrainedModel):
         if self.config.position_dropout:
             check_dropout_grid(grid, patch_grid(self.config.backbone_config, *self.config.image_height_width))
             dropped, counted = self._dropped(noise, position_noise, pixel_values, grid, generator, kwargs)
+        if kwargs.get("output_attentions") is None and self.config.output_attentions:
+            kwargs["output_attentions"] = True
         outputs = self._autoencode(pixel_values, dropped, noise=noise, output_hidden_states=True, **kwargs)
         tokens = self._tokens(outputs)
         ids_keep = outputs.ids_restore.argsort(dim=1)[:, : tokens.shape[1]]

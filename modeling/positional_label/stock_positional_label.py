@@ -19,7 +19,7 @@ from transformers import (
 from transformers.utils import logging
 
 from .backbones_positional_label import is_timm, pooler_options
-from .configuration_positional_label import AUTOENCODERS, PositionalLabelConfig
+from .configuration_positional_label import AUTOENCODERS, OUTPUT_FIELDS, PositionalLabelConfig, refuse_backbone_fields
 
 logger = logging.get_logger(__name__)
 
@@ -45,6 +45,7 @@ _INHERITED = (
     "feature_split",
     "num_anchors",
     *LABEL_FIELDS,
+    *OUTPUT_FIELDS,
 )
 # Fields that an autoencoder's encoder shares with a plain ViT.
 _VIT_FIELDS = (
@@ -104,6 +105,7 @@ def config_around(
         )
     inner = copy.deepcopy(model.config)
     settings = {name: getattr(inner, name) for name in LABEL_FIELDS} | {"pooling": STOCK_POOLING[kind]} | settings
+    settings = {"attn_implementation": inner._attn_implementation} | settings
     config = PositionalLabelConfig(backbone_config=inner, **settings)
     if config.num_labels != classifier.out_features:
         raise ValueError(
@@ -141,6 +143,7 @@ def _with_own_head(network: nn.Module) -> nn.Module:
 def _pooling_name(network: nn.Module) -> str | None:
     """How one of timm's networks pools, where it says so by name; None leaves it as it is."""
     pooling = getattr(network, "global_pool", None)
+    pooling = getattr(pooling, "pool_type", pooling)
     return pooling if isinstance(pooling, str) else None
 
 
@@ -283,7 +286,7 @@ def stored_config(source: str | PathLike, kwargs: dict[str, Any]) -> tuple[dict[
 def take_settings(kwargs: dict[str, Any]) -> dict[str, Any]:
     """Takes the fields of [`PositionalLabelConfig`] out of the arguments of `from_pretrained`."""
     fields = set(PositionalLabelConfig.__dataclass_fields__) - set(PreTrainedConfig.__dataclass_fields__)
-    return {name: kwargs.pop(name) for name in fields if name in kwargs}
+    return {name: kwargs.pop(name) for name in (*fields, *OUTPUT_FIELDS) if name in kwargs}
 
 
 def take_config(kwargs: dict[str, Any]) -> PositionalLabelConfig | None:
@@ -298,7 +301,7 @@ def take_config(kwargs: dict[str, Any]) -> PositionalLabelConfig | None:
 def settings_of(config: PositionalLabelConfig) -> dict[str, Any]:
     """All fields of a configuration but its backbone, as arguments of `wrap`."""
     fields = set(PositionalLabelConfig.__dataclass_fields__) - set(PreTrainedConfig.__dataclass_fields__)
-    names = (*sorted(fields - {"backbone_config"}), *LABEL_FIELDS)
+    names = (*sorted(fields - {"backbone_config"}), *LABEL_FIELDS, *OUTPUT_FIELDS)
     return {name: getattr(config, name) for name in names}
 
 
@@ -340,7 +343,8 @@ def load_foreign(model_class: type, source: str | PathLike, *args, **kwargs) -> 
         What `from_pretrained` would, or None if `source` is one of the method's own classifiers.
 
     Raises:
-        ValueError: for a given `config` whose backbone is of another type than the checkpoint.
+        ValueError: for a given `config` whose backbone is of another type than the checkpoint, and for fields of the
+            backbone.
     """
     if source is None or "state_dict" in kwargs:
         return None
@@ -350,6 +354,7 @@ def load_foreign(model_class: type, source: str | PathLike, *args, **kwargs) -> 
     pretrained = own and nested.get("model_type") in AUTOENCODERS
     if not content or (own and not pretrained):
         return None
+    refuse_backbone_fields(kwargs)
     given = take_config(kwargs)
     settings, want_info = take_settings(kwargs), kwargs.pop("output_loading_info", False)
     if given is not None:
@@ -428,6 +433,7 @@ def _around_encoder(model_class, source, inner, settings, args, kwargs) -> tuple
     backbone, info = AutoModel.from_pretrained(
         source, *args, config=inner, output_loading_info=True, **pooler_options(config), **kwargs
     )
+    config._attn_implementation = backbone.config._attn_implementation
     model = model_class(config, backbone=backbone)
     first = next(backbone.parameters())
     model = model.to(device=first.device, dtype=first.dtype)

@@ -1,4 +1,4 @@
-"""Stages of a model that is a backbone around another network: they are those of this network."""
+"""Fields of a model around the network of a `backbone_config`, which are those of this network."""
 
 from collections.abc import Iterable
 
@@ -25,3 +25,19 @@ def take_stages_of_backbone(
     config.stage_names = getattr(inner, "stage_names", None)
     config._out_features = getattr(inner, "out_features", None)
     config._out_indices = getattr(inner, "out_indices", None)
+
+
+def take_channels_of_backbone(config: PreTrainedConfig) -> None:
+    """
+    Gives a configuration the channels of its `backbone_config`, if it has one that names them.
+
+    Args:
+        config: configuration with `num_channels` and `backbone_config`.
+
+    Raises:
+        ValueError: for other channels than those of `backbone_config`; the default stands for not given.
+    """
+    channels = getattr(config.backbone_config, "num_channels", config.num_channels)
+    if config.num_channels not in (channels, type(config).num_channels):
+        raise ValueError(f"num_channels must be that of backbone_config, {channels}, got {config.num_channels}")
+    config.num_channels = channels

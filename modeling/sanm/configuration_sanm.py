@@ -9,7 +9,7 @@ from transformers import AutoConfig, PreTrainedConfig
 from transformers.backbone_utils import BackboneConfigMixin
 from transformers.configuration_utils import SubConfigSpec
 
-from .backbone_stages_sanm import take_stages_of_backbone
+from .backbone_stages_sanm import take_channels_of_backbone, take_stages_of_backbone
 
 # Blocks per stage of the published networks, by their layers.
 DEPTHS = {"preact": (2, 2, 2, 2), "basic": (2, 2, 2, 2), "bottleneck": (3, 4, 6, 3)}
@@ -156,6 +156,7 @@ class SANMConfig(BackboneConfigMixin, PreTrainedConfig):
         out_features, out_indices = kwargs.pop("out_features", None), kwargs.pop("out_indices", None)
         self._check()
         super().__post_init__(**{"auto_map": dict(AUTO_MAP)} | kwargs)
+        take_channels_of_backbone(self)
         if self.backbone_config is None:
             self.stage_names = ["stem", *(f"stage{number}" for number in range(1, len(self.depths) + 1))]
             self.set_output_features_output_indices(out_features=out_features, out_indices=out_indices)

@@ -73,7 +73,9 @@ class SANMModel(SANMEncoder):
         check_images(pixel_values, self._num_channels)
         if output_hidden_states is None:
             output_hidden_states = self.config.output_hidden_states
-        last, hidden_states, attentions = feature_maps(self.backbone, pixel_values, output_hidden_states, **kwargs)
+        last, hidden_states, attentions = feature_maps(
+            self.backbone, pixel_values, output_hidden_states, **self._with_attentions(kwargs)
+        )
         return BaseModelOutputWithPooling(
             last_hidden_state=last,
             pooler_output=last.mean(dim=(2, 3)),
@@ -140,7 +142,7 @@ class SANMBackbone(BackboneMixin, SANMEncoder):
             output_hidden_states = self.config.output_hidden_states
         if not isinstance(self.backbone, SANMResNet):
             return self.backbone.forward_with_filtered_kwargs(
-                pixel_values, output_hidden_states=output_hidden_states, **kwargs
+                pixel_values, output_hidden_states=output_hidden_states, **self._with_attentions(kwargs)
             )
         maps = self.backbone(pixel_values)
         chosen = tuple(m for stage, m in zip(self.stage_names, maps, strict=True) if stage in self.out_features)

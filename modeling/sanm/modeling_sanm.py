@@ -80,7 +80,9 @@ class SANMForImageClassification(SANMPreTrainedModel):
         check_images(pixel_values, self.config.num_channels)
         if output_hidden_states is None:
             output_hidden_states = self.config.output_hidden_states
-        last, hidden_states, attentions = feature_maps(self.backbone, pixel_values, output_hidden_states, **kwargs)
+        last, hidden_states, attentions = feature_maps(
+            self.backbone, pixel_values, output_hidden_states, **self._with_attentions(kwargs)
+        )
         pooled = last.mean(dim=(2, 3))
         logits = self.classifier(pooled)
         return SANMOutput(

@@ -22,6 +22,8 @@ class SANMPreTrainedModel(PreTrainedModel):
     input_modalities = ("image",)
     _no_split_modules = [layer.__name__ for layer in LAYERS.values()]
     supports_gradient_checkpointing = True
+    # Of a `backbone_config`'s model; a classifier runs it once while it is built, where the others cannot run.
+    _supports_sdpa = _supports_attention_backend = True
     # Losses are means over the batch: `Trainer` must divide them itself when it accumulates gradients.
     accepts_loss_kwargs = False
     is_ensemble = False
@@ -43,6 +45,12 @@ class SANMPreTrainedModel(PreTrainedModel):
                 f"AutoModelForImageClassification loads either; net1 and net2 of a {ENSEMBLE} are single networks"
             )
         return loaded
+
+    def _with_attentions(self, kwargs: dict) -> dict:
+        """Arguments of the network, with attentions where the configuration asks for them."""
+        if kwargs.get("output_attentions") is None and self.config.output_attentions:
+            return kwargs | {"output_attentions": True}
+        return kwargs
 
     @torch.no_grad()
     def _init_weights(self, module):

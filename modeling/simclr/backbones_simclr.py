@@ -47,6 +47,24 @@ def build_backbone(config: SimCLRConfig) -> nn.Module:
     return backbone
 
 
+def run_backbone(
+    backbone: nn.Module, config: SimCLRConfig, pixel_values: torch.Tensor, output_hidden_states: bool, **kwargs
+) -> BackboneOutput:
+    """
+    The output of a backbone that is not the official ResNet.
+
+    Args:
+        backbone: what `build_backbone` returned.
+        config (`SimCLRConfig`): configuration; says whether attentions are returned by default.
+        pixel_values (`torch.Tensor` of shape `[B, C, H, W]`): images.
+        output_hidden_states (`bool`): whether to return hidden states.
+        kwargs: further arguments of the backbone.
+    """
+    if kwargs.get("output_attentions") is None and config.output_attentions:
+        kwargs["output_attentions"] = True
+    return backbone.forward_with_filtered_kwargs(pixel_values, output_hidden_states=output_hidden_states, **kwargs)
+
+
 def use_global_statistics(module: nn.Module, config: SimCLRConfig) -> None:
     """Replaces every `nn.BatchNorm2d` inside of `module` by one with statistics over all processes."""
     for name, child in module.named_children():

@@ -9,7 +9,7 @@ from transformers import AutoConfig, PreTrainedConfig
 from transformers.backbone_utils import BackboneConfigMixin
 from transformers.configuration_utils import SubConfigSpec
 
-from .backbone_stages_simclr import take_stages_of_backbone
+from .backbone_stages_simclr import take_channels_of_backbone, take_stages_of_backbone
 
 # Blocks per group of the official networks (`resnet_depth`).
 RESNETS = {
@@ -172,6 +172,7 @@ class SimCLRConfig(BackboneConfigMixin, PreTrainedConfig):
         self._set_resnet()
         self._check()
         super().__post_init__(**{"auto_map": dict(AUTO_MAP)} | kwargs)
+        take_channels_of_backbone(self)
         if self.backbone_config is None:
             self.stage_names = ["stem", *(f"stage{i}" for i in range(1, len(self.depths) + 1))]
             self.set_output_features_output_indices(out_features=out_features, out_indices=out_indices)

@@ -12,7 +12,7 @@ from transformers.processing_utils import Unpack
 from transformers.utils import TransformersKwargs, logging
 from transformers.utils.generic import can_return_tuple
 
-from .backbones_simclr import build_backbone, class_token, pool
+from .backbones_simclr import build_backbone, class_token, pool, run_backbone
 from .class_labels_simclr import check_label_shape
 from .classifier_simclr import classification_loss, kernel_decay, make_classifier
 from .configuration_simclr import SimCLRConfig
@@ -45,6 +45,8 @@ class SimCLRPreTrainedModel(PreTrainedModel):
     input_modalities = ("image",)
     _no_split_modules = [SimCLRStem.__name__, SimCLRResidualLayer.__name__]
     supports_gradient_checkpointing = True
+    # Of a `backbone_config`'s model, which refuses what it has not.
+    _supports_sdpa = _supports_flash_attn = _supports_flex_attn = _supports_attention_backend = True
     # Losses are means over the batch: `Trainer` must divide them itself when it accumulates gradients.
     accepts_loss_kwargs = False
 
@@ -199,9 +201,8 @@ class SimCLRPreTrainedModel(PreTrainedModel):
             pooled = pool(last_map)
         else:
             tokens_needed = self.config.pooling == "cls"
-            outputs = self.backbone.forward_with_filtered_kwargs(
-                pixel_values, output_hidden_states=output_hidden_states or tokens_needed, **kwargs
-            )
+            states_needed = output_hidden_states or tokens_needed
+            outputs = run_backbone(self.backbone, self.config, pixel_values, states_needed, **kwargs)
             attentions = outputs.attentions
             hidden_states = outputs.hidden_states if output_hidden_states else None
             last_map = channels_first(outputs.feature_maps[-1], self.backbone.channels[-1])
@@ -566,9 +567,7 @@ class SimCLRBackbone(BackboneMixin, SimCLRPreTrainedModel):
         if output_hidden_states is None:
             output_hidden_states = self.config.output_hidden_states
         if not isinstance(self.backbone, SimCLRResNet):
-            return self.backbone.forward_with_filtered_kwargs(
-                pixel_values, output_hidden_states=output_hidden_states, **kwargs
-            )
+            return run_backbone(self.backbone, self.config, pixel_values, output_hidden_states, **kwargs)
         hidden_states = self._official_maps(pixel_values)
         feature_maps = tuple(
             states for stage, states in zip(self.stage_names, hidden_states, strict=True) if stage in self.out_features

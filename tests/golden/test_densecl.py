@@ -51,7 +51,7 @@ def test_steps_of_one_process(name, dtype, tmp_path):
 def test_activation_checkpointing_changes_neither_gradients_nor_statistics(tmp_path):
     case = load_case("densecl", ONE_PROCESS[0])
     plain, checkpointed = (load_model(case, tmp_path / name) for name in ("plain", "checkpointed"))
-    checkpointed.activation_checkpointing_enable()
+    checkpointed.gradient_checkpointing_enable()
     expected, actual = train(case, plain), train(case, checkpointed)
     assert_steps_match(case, actual)
     for name, tensor in expected.items():

@@ -85,14 +85,14 @@ def test_chosen_maps_of_another_backbone():
 def test_maps_with_the_channels_last_are_turned():
     model = DenseCLModel(config_on("vit")[0])
     feature_map = torch.randn(2, 3, 4, 16)
-    model.encoder.backbone.forward = lambda pixel_values: BackboneOutput(feature_maps=(feature_map,))
+    model.encoder.backbone.forward = lambda pixel_values, **kwargs: BackboneOutput(feature_maps=(feature_map,))
     assert torch.equal(model(torch.zeros(2, 3, 24, 32)).last_hidden_state, feature_map.permute(0, 3, 1, 2))
 
 
 @pytest.mark.parametrize("shape", [(4, 17, 16), (4, 4, 4, 8)], ids=["tokens", "other channels"])
 def test_a_backbone_without_a_map_is_refused(shape):
     model = DenseCLModel(config_on("vit")[0])
-    model.encoder.backbone.forward = lambda pixel_values: BackboneOutput(feature_maps=(torch.zeros(shape),))
+    model.encoder.backbone.forward = lambda pixel_values, **kwargs: BackboneOutput(feature_maps=(torch.zeros(shape),))
     with pytest.raises(ValueError, match=r"must return feature maps \[B, 16, h, w\], got shape"):
         model(torch.zeros(4, 3, 32, 32))
 
@@ -129,3 +129,48 @@ def test_networks_without_maps_are_refused():
     for model_class in (DenseCLModel, DenseCLBackbone):
         with pytest.raises(ValueError, match=r"AutoBackbone knows or a vision transformer, got 'regnet'"):
             model_class(config)
+
+
+@pytest.mark.parametrize("name", ["plain vit", "mae"])
+def test_keywords_reach_the_backbone_inside(name, tmp_path):
+    config, *_ = config_on(name)
+    DenseCLForPreTraining(config).save_pretrained(tmp_path)
+    asked = {"output_attentions": True, "output_hidden_states": True}
+    images = torch.rand(2, 2, 3, 40, 48)
+    for model_class in (DenseCLModel, DenseCLBackbone, DenseCLForPreTraining):
+        pixels = images if model_class is DenseCLForPreTraining else images[:, 0]
+        model = model_class.from_pretrained(tmp_path, attn_implementation="eager").eval()
+        output = model(pixels, interpolate_pos_encoding=True, **asked)
+        assert (len(output.attentions), len(output.hidden_states)) == (2, 3)
+        plain = model(pixels, interpolate_pos_encoding=True)
+        assert (plain.attentions, plain.hidden_states) == (None, None)
+        by_config = model_class.from_pretrained(tmp_path, attn_implementation="eager", **asked).eval()
+        output = by_config(pixels, interpolate_pos_encoding=True)
+        assert (len(output.attentions), len(output.hidden_states)) == (2, 3)
+    maps = DenseCLBackbone.from_pretrained(tmp_path)(images[:, 0], interpolate_pos_encoding=True).feature_maps
+    assert maps[0].shape == (2, 16, 5, 6)
+
+
+@pytest.mark.parametrize("name", ["resnet18", "timm resnet18", "timm vit"])
+def test_hidden_states_of_other_backbones_are_optional(name):
+    model = DenseCLModel(config_on(name)[0]).eval()
+    pixels = torch.rand(1, 3, 160, 160)
+    assert model(pixels).hidden_states is None
+    output = model(pixels, output_hidden_states=True)
+    assert output.hidden_states
+    torch.testing.assert_close(output.last_hidden_state, model(pixels).last_hidden_state)
+
+
+def test_attention_of_the_backbone_can_be_chosen(tmp_path):
+    DenseCLModel(config_on("plain vit")[0]).save_pretrained(tmp_path)
+    model = DenseCLModel.from_pretrained(tmp_path, attn_implementation="sdpa")
+    model.set_attn_implementation("eager")
+    assert model.encoder.backbone.model.config._attn_implementation == "eager"
+    model.set_attn_implementation("sdpa")
+    assert model.encoder.backbone.model.config._attn_implementation == "sdpa"
+
+
+def test_channels_are_those_of_the_backbone():
+    with pytest.raises(ValueError, match=r"num_channels must be that of backbone_config, 3, got 1"):
+        tiny_config(backbone_config=ResNetConfig(), num_channels=1)
+    assert tiny_config(backbone_config=ResNetConfig(num_channels=1)).num_channels == 1

@@ -272,7 +272,7 @@ def test_momentum_update_can_be_forced():
 @pytest.mark.parametrize("use_reentrant", [True, False])
 def test_activation_checkpointing_repeats_nothing(use_reentrant):
     plain, checkpointed = tiny_model(), tiny_model()
-    checkpointed.activation_checkpointing_enable({"use_reentrant": use_reentrant})
+    checkpointed.gradient_checkpointing_enable({"use_reentrant": use_reentrant})
     for seed in range(2):
         for model in (plain, checkpointed):
             model(tiny_views(seed=seed)).loss.backward()

@@ -27,6 +27,8 @@ from transformers import (
     TimmWrapperConfig,
     TimmWrapperForImageClassification,
     TimmWrapperModel,
+    ViTConfig,
+    ViTForImageClassification,
     ViTModel,
 )
 
@@ -141,3 +143,34 @@ def test_what_holds_an_encoder_is_saved_and_loads_again(tmp_path):
     torch.testing.assert_close(again(images(again)).logits, model(images(model)).logits)
     model.save_backbone(tmp_path / "backbone")
     assert same_weights(AutoModel.from_pretrained(tmp_path / "backbone"), model.backbone)
+
+
+@pytest.mark.parametrize("model_class", [PositionalLabelModel, PositionalLabelForImageClassification])
+@pytest.mark.parametrize("source", ["stock", "own", "encoder"])
+def test_outputs_asked_for_by_the_configuration(model_class, source, tmp_path):
+    stock = ViTForImageClassification(ViTConfig(**VIT))
+    saved = {"stock": stock, "own": PositionalLabelForImageClassification.wrap(stock), "encoder": stock.vit}[source]
+    saved.save_pretrained(tmp_path / "saved")
+    layers = stock.config.num_hidden_layers
+    asked = {"attn_implementation": "eager", "output_hidden_states": True, "output_attentions": True}
+    model = model_class.from_pretrained(tmp_path / "saved", **asked)
+    pixels = images(model)
+    output = model(pixels)
+    assert (len(output.hidden_states), len(output.attentions)) == (layers + 1, layers)
+    output = model(pixels, output_hidden_states=False, output_attentions=False)
+    assert (output.hidden_states, output.attentions) == (None, None)
+    model.save_pretrained(tmp_path / "again")
+    again = model_class.from_pretrained(tmp_path / "again", attn_implementation="eager")
+    assert len(again(pixels).attentions) == layers
+
+
+def test_sizes_of_the_backbone_are_refused(tmp_path):
+    stock = ViTForImageClassification(ViTConfig(**VIT))
+    stock.save_pretrained(tmp_path / "stock")
+    PositionalLabelForImageClassification.wrap(stock).save_pretrained(tmp_path / "own")
+    for source in ("stock", "own"):
+        for name in ("image_size", "num_channels", "hidden_size"):
+            with pytest.raises(ValueError, match=f"{name} is that of backbone_config and must be set there.*{name}=8"):
+                PositionalLabelForImageClassification.from_pretrained(tmp_path / source, **{name: 8})
+    with pytest.raises(ValueError, match=r"image_size is that of backbone_config"):
+        PositionalLabelConfig(image_size=48)

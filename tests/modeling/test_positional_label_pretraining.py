@@ -67,6 +67,31 @@ def test_position_tables_are_initialised_and_fixed(kind, tmp_path):
     torch.testing.assert_close(loaded(PIXELS, noise=NOISE).loss, model.eval()(PIXELS, noise=NOISE).loss)
 
 
+@pytest.mark.parametrize("owner", ["plain", "own"])
+def test_tables_that_a_file_lacks_are_initialised(owner, tmp_path):
+    model = tiny("vit_mae")
+    saved = model if owner == "own" else model.unwrap()
+    missing = ("position_embeddings", "cls_token", "decoder_pos_embed", "mask_token")
+    kept = {name: value for name, value in saved.state_dict().items() if not name.endswith(missing)}
+    saved.save_pretrained(tmp_path, state_dict=kept)
+    loaded = PositionalLabelForPreTraining.from_pretrained(tmp_path)
+    for name, value in loaded.unwrap().state_dict().items():
+        if name.endswith(missing[1::2]):
+            assert 0 < value.abs().max() < 0.2, name
+        else:
+            torch.testing.assert_close(value, model.unwrap().state_dict()[name])
+    assert not loaded.mae.decoder.decoder_pos_embed.requires_grad
+
+
+def test_attentions_asked_for_by_the_configuration(tmp_path):
+    tiny().save_pretrained(tmp_path / "own")
+    tiny().unwrap().save_pretrained(tmp_path / "plain")
+    asked = {"attn_implementation": "eager", "output_attentions": True, "output_hidden_states": True}
+    for name in ("own", "plain"):
+        output = PositionalLabelForPreTraining.from_pretrained(tmp_path / name, **asked)(PIXELS, noise=NOISE)
+        assert len(output.hidden_states) == len(output.attentions) + 1
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_from_an_autoencoder_and_back(kind, tmp_path):
     classes = {"mae": (MAEConfig, MAEForPreTraining), "vit_mae": (ViTMAEConfig, ViTMAEForPreTraining)}

@@ -385,7 +385,7 @@ def test_a_backbone_without_maps_is_refused():
     text = BertConfig(hidden_size=8, num_hidden_layers=1, num_attention_heads=2, intermediate_size=8, vocab_size=9)
     with pytest.raises(ValueError, match=r"must describe a network for images, got model_type 'bert'"):
         SANMForImageClassification(SANMConfig(backbone_config=text))
-    with pytest.raises(ValueError, match=r"does not take images of 4 channels \(num_channels\)"):
+    with pytest.raises(ValueError, match=r"num_channels must be that of backbone_config, 3, got 4"):
         SANMForImageClassification(SANMConfig(backbone_config=BACKBONES["resnet"], num_channels=4))
     from hubmodels.modeling.sanm.backbones_sanm import token_grid
 
@@ -419,3 +419,22 @@ def test_gradient_checkpointing_counts_every_batch_once(layer_type):
     for name, value in plain.named_parameters():
         if value.grad is not None:
             torch.testing.assert_close(saving.get_parameter(name).grad, value.grad, msg=name)
+
+
+@pytest.mark.parametrize("model_class", [SANMModel, SANMForImageClassification])
+def test_attention_of_the_backbone_can_be_chosen(model_class, tmp_path):
+    config = SANMConfig(**TINY | {"backbone_config": ViTConfig(**TRANSFORMER, intermediate_size=16), "image_size": 32})
+    model_class(config).save_pretrained(tmp_path)
+    model = model_class.from_pretrained(tmp_path, attn_implementation="sdpa")
+    model.set_attn_implementation("eager")
+    model.set_attn_implementation("sdpa")
+    model = model_class.from_pretrained(tmp_path, attn_implementation="eager", output_attentions=True)
+    pixels = images(size=32)
+    assert len(model(pixels).attentions) == 1
+    assert model(pixels, output_attentions=False).attentions is None
+
+
+def test_channels_are_those_of_the_backbone():
+    with pytest.raises(ValueError, match=r"num_channels must be that of backbone_config, 3, got 1"):
+        SANMConfig(backbone_config=ResNetConfig(), num_channels=1)
+    assert SANMConfig(backbone_config=ResNetConfig(num_channels=1)).num_channels == 1

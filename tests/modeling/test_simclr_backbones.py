@@ -289,3 +289,23 @@ def test_networks_without_maps_are_refused():
     ):
         with pytest.raises(ValueError, match=message):
             SimCLRModel(SimCLRConfig(backbone_config=backbone))
+
+
+@pytest.mark.parametrize("model_class", [SimCLRModel, SimCLRBackbone])
+def test_attention_of_the_backbone_can_be_chosen(model_class, tmp_path):
+    model_class(config_with("plain_vit")).save_pretrained(tmp_path)
+    model = model_class.from_pretrained(tmp_path, attn_implementation="sdpa")
+    model.set_attn_implementation("eager")
+    assert model.backbone.model.config._attn_implementation == "eager"
+    model.set_attn_implementation("sdpa")
+    assert model.backbone.model.config._attn_implementation == "sdpa"
+    model = model_class.from_pretrained(tmp_path, attn_implementation="eager", output_attentions=True)
+    pixels = pixels_for("plain_vit", 2)
+    assert len(model(pixels).attentions) == 2
+    assert model(pixels, output_attentions=False).attentions is None
+
+
+def test_channels_are_those_of_the_backbone():
+    with pytest.raises(ValueError, match=r"num_channels must be that of backbone_config, 3, got 1"):
+        SimCLRConfig(backbone_config=ResNetConfig(), num_channels=1)
+    assert SimCLRConfig(backbone_config=ResNetConfig(num_channels=1)).num_channels == 1
