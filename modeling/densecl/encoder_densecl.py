@@ -47,7 +47,8 @@ class DenseCLPointwiseConv2d(nn.Conv2d):
 
     def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
         """`[B, C, h, w] -> [B, C', h, w]`, with the channels of a cell side by side in memory."""
-        if hidden_states.is_cpu and hidden_states.dtype == torch.float32 and prefers_onednn():
+        is_eager = not torch.compiler.is_compiling()
+        if is_eager and hidden_states.is_cpu and hidden_states.dtype == torch.float32 and prefers_onednn():
             return super().forward(hidden_states.contiguous(memory_format=torch.channels_last))
         cells = hidden_states.permute(0, 2, 3, 1)
         return functional.linear(cells, self.weight.flatten(1), self.bias).permute(0, 3, 1, 2)

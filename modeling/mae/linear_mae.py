@@ -35,9 +35,9 @@ class MAELinear(nn.Linear):
             hidden_states.device.type == "cpu"
             and hidden_states.dtype == self.weight.dtype == torch.float32
             and hidden_states.shape[-1] == self.in_features
-            and prefers_onednn()
-            and not torch.is_autocast_enabled("cpu")
             and not torch.compiler.is_compiling()
             and not torch.jit.is_tracing()
+            and not torch.is_autocast_enabled("cpu")
+            and prefers_onednn()
             and hidden_states.numel() * self.out_features >= self.MIN_MULTIPLICATIONS  # last: a size of any batch
         )

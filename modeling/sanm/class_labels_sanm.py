@@ -23,7 +23,7 @@ def class_targets(labels: torch.Tensor, logits: torch.Tensor) -> torch.Tensor:
 
     Args:
         labels (`torch.Tensor`): classes `[B]`, integers (-100 leaves an image out), or distributions over the classes
-            `[B, num_labels]`, floats.
+            `[B, num_labels]`, of any type (`one_hot` gives integers).
         logits (`torch.Tensor` of shape `[B, num_labels]`): scores.
 
     Returns:
@@ -35,8 +35,6 @@ def class_targets(labels: torch.Tensor, logits: torch.Tensor) -> torch.Tensor:
     """
     check_label_shape(labels, logits)
     if labels.ndim == 2:
-        if not labels.is_floating_point():
-            raise ValueError(f"labels of shape [B, num_labels] must be floats (distributions), got {labels.dtype}")
         return labels.to(logits.dtype)
     if labels.is_floating_point() or labels.dtype == torch.bool:
         raise ValueError(f"labels of shape [B] must be integers (classes), got {labels.dtype}")

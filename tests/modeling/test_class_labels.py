@@ -41,15 +41,19 @@ def classifier(model_class, **labels):
         (torch.rand(3, 3), r"labels must have shape \(2,\) or \(2, 3\), got \(3, 3\)"),
         (torch.zeros(2), r"labels of shape \[B\] must be integers \(classes\), got torch.float32"),
         (torch.tensor([True, False]), r"labels of shape \[B\] must be integers \(classes\), got torch.bool"),
-        (
-            torch.zeros(2, 3, dtype=torch.long),
-            r"labels of shape \[B, num_labels\] must be floats \(distributions\), got torch.int64",
-        ),
     ],
 )
 def test_labels_that_do_not_fit_are_refused(model_class, labels, message):
     with pytest.raises(ValueError, match=message):
         classifier(model_class)(torch.rand(2, 3, 16, 16), labels=labels)
+
+
+@pytest.mark.parametrize("model_class", list(MODELS))
+def test_one_hot_labels_of_integers_are_distributions(model_class):
+    model, pixels = classifier(model_class).eval(), torch.rand(2, 3, 16, 16)
+    classes = torch.tensor([2, 0])
+    expected = model(pixels, labels=classes).loss
+    torch.testing.assert_close(model(pixels, labels=functional.one_hot(classes, 3)).loss, expected)
 
 
 @pytest.mark.parametrize("model_class", list(MODELS)[:-1])
