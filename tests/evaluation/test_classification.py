@@ -87,3 +87,18 @@ def test_table_and_json(tmp_path):
 def test_bad_inputs(labels, scores, message):
     with pytest.raises(ValueError, match=message):
         classification_report(labels, scores, ["a", "b"])
+
+
+def test_names_are_no_markup_and_may_have_other_bytes():
+    names = ["cat [indoor]", "a[/b]", "[b]bold", "back\\\\[i]", "caf\udce9"]
+    report = classification_report(torch.arange(5), torch.eye(5), names)
+    console = Console(file=io.StringIO(), width=200)
+    console.print(report.table())
+    text = console.file.getvalue()
+    assert all(name in text for name in names[:4]) and "caf\\udce9" in text
+    text.encode("utf-8")
+
+
+def test_a_single_class_is_refused():
+    with pytest.raises(ValueError, match="needs at least two classes, got cat"):
+        classification_report(torch.zeros(3, dtype=torch.int64), torch.zeros(3, 1), ["cat"])
