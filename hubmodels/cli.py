@@ -247,6 +247,7 @@ def evaluate(
         str, typer.Option(help="finetuned: the model's own classifier; knn, linear: its frozen features.")
     ] = "finetuned",
     split: Annotated[str | None, typer.Option(help="Split to test on; by default the test split, if any.")] = None,
+    label_column: Annotated[str | None, typer.Option(help="Column of the labels.")] = None,
     save: Annotated[Path | None, typer.Option(help="JSON file to write the outcome to.")] = None,
     as_json: JsonOption = False,
 ) -> None:
@@ -257,7 +258,9 @@ def evaluate(
         save.parent.mkdir(parents=True, exist_ok=True)
     from hubmodels.evaluation import evaluate as run_evaluation
 
-    outcome = run_evaluation(folder, data, protocol=protocol, split=split, progress=not as_json)
+    outcome = run_evaluation(
+        folder, data, protocol=protocol, split=split, label_column=label_column, progress=not as_json
+    )
     if save is not None:
         outcome.save(save)
     if as_json:
@@ -274,7 +277,7 @@ def label_errors(
     out: Annotated[Path, typer.Option(help="Folder for the page, the picture and the tables.")] = Path("label-errors"),
     split: Annotated[str | None, typer.Option(help="Split to judge; by default train, or the only one.")] = None,
     label_column: Annotated[str | None, typer.Option(help="Column of the labels to judge.")] = None,
-    images: Annotated[int, typer.Option(help="Images on the page.")] = 100,
+    images: Annotated[int, typer.Option(min=1, help="Images on the page.")] = 100,
 ) -> None:
     """List the labels that are most probably wrong, with pictures."""
     from hubmodels.evaluation import NoisyLabelReport

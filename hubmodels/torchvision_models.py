@@ -17,12 +17,15 @@ from torchvision.ops import FeaturePyramidNetwork
 from torchvision.ops.feature_pyramid_network import ExtraFPNBlock, LastLevelMaxPool
 from transformers import PreTrainedModel
 
+from hubmodels.feature_maps import channels_first
+
 
 class BackboneBody(nn.Module):
     """A backbone of transformers that answers as torchvision's bodies do: with a dictionary of feature maps.
 
     Args:
-        backbone: a transformers backbone; its `out_features` are the maps.
+        backbone: a transformers backbone; its maps, those of its `out_features`, may have their
+            channels last, as those of timm's Swin.
         names: their keys; by default "0", "1", ...
 
     Attributes:
@@ -35,7 +38,7 @@ class BackboneBody(nn.Module):
 
     def __init__(self, backbone: PreTrainedModel, names: tuple[str, ...] | None = None):
         super().__init__()
-        if not hasattr(backbone, "channels") or not hasattr(backbone, "out_features"):
+        if not hasattr(backbone, "channels"):
             raise TypeError(
                 f"backbone must be a backbone of transformers (BackboneMixin), got {type(backbone).__name__}"
             )
@@ -46,12 +49,13 @@ class BackboneBody(nn.Module):
         if len(self.names) != len(self.channels):
             raise ValueError(
                 f"backbone must have {len(self.names)} out_features for {', '.join(self.names)}, "
-                f"got {list(inner.out_features)}"
+                f"got {len(self.channels)}"
             )
 
     def forward(self, pixel_values: torch.Tensor) -> dict[str, torch.Tensor]:
         """Feature maps `[B, channels, h, w]` by name, of images `[B, C, H, W]`."""
-        return OrderedDict(zip(self.names, self.backbone(pixel_values).feature_maps, strict=True))
+        maps = zip(self.backbone(pixel_values).feature_maps, self.channels, strict=True)
+        return OrderedDict(zip(self.names, (channels_first(*each) for each in maps), strict=True))
 
 
 class FeaturePyramid(nn.Module):

@@ -1,7 +1,6 @@
 """Wrong labels for experiments: injected by published recipes, or read from published files."""
 
 import json
-import os
 import random
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -10,6 +9,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+
+from hubmodels.files import write_text
 
 MODES = ("sym", "asym", "transition", "instance")
 INSTANCE_SPREAD = 0.1  # deviation of the noise rate over images (part-dependent label noise, Xia et al. 2020)
@@ -255,9 +256,7 @@ def save_noisy_labels(labels: Sequence[int] | np.ndarray, path: str | Path) -> N
     path = Path(path)
     if path.exists():
         raise FileExistsError(f"{path} exists; noisy labels are not overwritten")
-    partial = path.with_name(f".{path.name}.partial")
-    partial.write_text(json.dumps([int(label) for label in labels]), encoding="utf-8")
-    os.replace(partial, path)
+    write_text(path, json.dumps([int(label) for label in labels]))
 
 
 def load_noisy_labels(

@@ -6,13 +6,13 @@ SOURCE_DIR holds the four idx.gz files of Fashion-MNIST (Xiao, Rasul and Vollgra
 
 import argparse
 import gzip
-import os
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from hubmodels.data.randomness import random_permutation
+from hubmodels.files import replacing
 
 CLASS_NAMES = (
     "T-shirt/top",
@@ -80,9 +80,8 @@ def main() -> None:
         images = read_idx(arguments.source / f"{prefix}-images-idx3-ubyte.gz")
         labels = read_idx(arguments.source / f"{prefix}-labels-idx1-ubyte.gz")
         arrays[f"{split}_images"], arrays[f"{split}_labels"] = balanced_subset(images, labels, arguments.per_class)
-    partial = arguments.out.with_suffix(".partial.npz")
-    np.savez_compressed(partial, **arrays)
-    os.replace(partial, arguments.out)
+    with replacing(arguments.out) as written:
+        np.savez_compressed(written, **arrays)
     print(f"{arguments.out}: {', '.join(f'{name} {array.shape}' for name, array in arrays.items())}")
 
 

@@ -1,9 +1,11 @@
 """Image processors of transformers as transforms."""
 
+import inspect
 from typing import Any
 
 import numpy as np
 import torch
+from torchvision.transforms.functional import to_pil_image
 
 from hubmodels.data.transforms import Images
 
@@ -21,8 +23,7 @@ def processor_statistics(processor: Any, num_channels: int = 3) -> tuple[list[fl
         (mean, std) per channel, of pixels in [0, 1]; zeros and ones where it does not normalise.
     """
     black = torch.zeros(num_channels, STATISTICS_SIZE, STATISTICS_SIZE, dtype=torch.uint8)
-    pictures = [black, torch.full_like(black, 255)]
-    values = processor(images=pictures, input_data_format="channels_first", return_tensors="pt")["pixel_values"]
+    values = _processed(processor, [black, torch.full_like(black, 255)])
     at_black, at_white = values.double().mean(dim=(2, 3))
     std = 1 / (at_white - at_black)
     mean, std = ([round(value, 5) + 0.0 for value in values.tolist()] for values in (-at_black * std, std))  # no -0.0
@@ -63,5 +64,15 @@ class ProcessorTransform:
                 raise ValueError(f"expected {self.num_channels} channels, got {image.shape[0]}")
         expanded = [image.expand(self.num_channels, -1, -1) for image in images]
         settings = self.settings | ({"uniforms": uniforms} if self.draws else {})
-        outputs = self.processor(images=expanded, input_data_format="channels_first", return_tensors="pt", **settings)
-        return outputs["pixel_values"]
+        return _processed(self.processor, expanded, **settings)
+
+
+def _processed(processor: Any, images: Images, **settings: Any) -> torch.Tensor:
+    """Pixels of uint8 images [C, H, W]."""
+    parameters = inspect.signature(processor.preprocess).parameters.values()
+    names = {parameter.name for parameter in parameters}
+    if "input_data_format" in names or any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters):
+        settings["input_data_format"] = "channels_first"
+    else:  # timm's transforms are made for pictures of PIL
+        images = [to_pil_image(image) for image in images]
+    return processor(images=images, return_tensors="pt", **settings)["pixel_values"]

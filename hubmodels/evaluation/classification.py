@@ -1,22 +1,23 @@
 """Accuracy of classifiers: overall and per class, with confidence intervals."""
 
 import json
-import math
-import os
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from statistics import NormalDist
 from typing import Any
 
 import torch
+from rich.markup import escape
 from rich.table import Table
+from scipy.stats import binomtest
 from torch import nn
 from torchmetrics.functional.classification import multiclass_confusion_matrix
 
 from hubmodels.data.collators import BatchTransform
 from hubmodels.data.images import ImageDataset
 from hubmodels.evaluation.features import batches
+from hubmodels.evaluation_mode import evaluation_mode
+from hubmodels.files import printable, write_text
 
 
 def wilson_interval(correct: int, total: int, confidence: float = 0.95) -> tuple[float, float]:
@@ -39,12 +40,8 @@ def wilson_interval(correct: int, total: int, confidence: float = 0.95) -> tuple
         raise ValueError(f"confidence must be in (0, 1), got {confidence}")
     if total == 0:
         return 0.0, 1.0
-    z = NormalDist().inv_cdf(0.5 + confidence / 2)
-    share = correct / total
-    center = share + z * z / (2 * total)
-    half_width = z * math.sqrt(share * (1 - share) / total + z * z / (4 * total * total))
-    scale = 1 + z * z / total
-    return max(0.0, (center - half_width) / scale), min(1.0, (center + half_width) / scale)
+    interval = binomtest(correct, total).proportion_ci(confidence, method="wilson")
+    return float(interval.low), float(interval.high)
 
 
 @dataclass(frozen=True)
@@ -116,7 +113,7 @@ class ClassificationReport:
             table.add_column(name, justify="right")
         for result in self.classes:
             table.add_row(
-                result.name,
+                escape(printable(result.name)),
                 str(result.images),
                 str(result.correct),
                 _percent(result.accuracy),
@@ -137,10 +134,20 @@ def write_json(path: str | Path, content: Any) -> None:
         path: The file; replaced if there is one.
         content: Plain values.
     """
-    path = Path(path)
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    partial.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
-    os.replace(partial, path)
+    write_text(path, json.dumps(content, indent=2) + "\n")
+
+
+def check_classes(class_names: Sequence[str]) -> None:
+    """Refuse data without classes that could be told apart.
+
+    Args:
+        class_names: Name of each class.
+
+    Raises:
+        ValueError: A single class.
+    """
+    if len(class_names) < 2:
+        raise ValueError(f"an evaluation needs at least two classes, got {', '.join(map(str, class_names)) or 'none'}")
 
 
 def classification_report(
@@ -158,9 +165,11 @@ def classification_report(
         The report.
 
     Raises:
-        ValueError: No images, shapes that do not agree, labels out of range, or scores that are not finite.
+        ValueError: No images, shapes that do not agree, labels out of range, scores that are not finite, or a single
+            class.
     """
     num_classes = len(class_names)
+    check_classes(class_names)
     if len(labels) == 0 or scores.shape != (len(labels), num_classes):
         raise ValueError(
             f"expected labels [N > 0] and scores [N, {num_classes}], got {tuple(labels.shape)}, {tuple(scores.shape)}"
@@ -225,20 +234,17 @@ def evaluate_classifier(
     Raises:
         ValueError: No labels, or labels outside of the model's classes.
     """
-    labels, scores = [], []
-    was_training = model.training
-    model.eval()
-    try:
-        with torch.inference_mode():
-            for pixel_values, batch_labels in batches(
-                model, dataset, transform, batch_size, num_workers, "evaluation" if progress else None
-            ):
-                if batch_labels is None:
-                    raise ValueError("the data has no labels, which this evaluation needs")
-                outputs = model(pixel_values)
-                scores.append(getattr(outputs, "logits", outputs).float().cpu())
-                labels.append(batch_labels)
-    finally:
-        model.train(was_training)
     names = class_names if class_names is not None else dataset.class_names
+    if names:
+        check_classes(names)
+    labels, scores = [], []
+    with evaluation_mode(model), torch.inference_mode():
+        for pixel_values, batch_labels in batches(
+            model, dataset, transform, batch_size, num_workers, "evaluation" if progress else None
+        ):
+            if batch_labels is None:
+                raise ValueError("the data has no labels, which this evaluation needs")
+            outputs = model(pixel_values)
+            scores.append(getattr(outputs, "logits", outputs).float().cpu())
+            labels.append(batch_labels)
     return classification_report(torch.cat(labels), torch.cat(scores), names)

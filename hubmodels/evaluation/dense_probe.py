@@ -8,6 +8,8 @@ from torch import nn
 from torch.nn import functional as F
 from torchmetrics.functional.classification import multiclass_jaccard_index
 
+from hubmodels.evaluation.knn import check_finite
+
 BACKGROUND = 0
 BATCH_POSITIONS = 4096
 LEARNING_RATE = 1e-2
@@ -80,9 +82,9 @@ def dense_probe(
     positions.
 
     Args:
-        train_maps: float32 [N, D, h, w].
+        train_maps: Floats [N, D, h, w].
         train_masks: Classes int64 [N, h, w], 0 for the background.
-        test_maps: float32 [M, D, h, w].
+        test_maps: Floats [M, D, h, w].
         test_masks: Classes int64 [M, h, w].
         num_classes: Number of classes with the background.
         epochs: Passes over the training positions.
@@ -92,8 +94,10 @@ def dense_probe(
         The outcome.
 
     Raises:
-        ValueError: If maps and masks do not fit, or a class is out of range.
+        ValueError: If maps and masks do not fit, maps are not finite, a class is out of range, or there is but one.
     """
+    if num_classes < 2:
+        raise ValueError(f"num_classes must be at least 2, the background and one more, got {num_classes}")
     for name, maps, masks in (("train", train_maps, train_masks), ("test", test_maps, test_masks)):
         if maps.ndim != 4 or masks.shape != (maps.shape[0], *maps.shape[2:]):
             raise ValueError(
@@ -102,6 +106,8 @@ def dense_probe(
             )
         if masks.numel() and not 0 <= int(masks.min()) <= int(masks.max()) < num_classes:
             raise ValueError(f"{name}_masks must hold classes in [0, {num_classes}), got {int(masks.max())}")
+        check_finite(maps, f"{name}_maps")
+    train_maps, test_maps = train_maps.float(), test_maps.float()
     mean = train_maps.mean(dim=(0, 2, 3))
     deviation = train_maps.std(dim=(0, 2, 3)) + 1e-6
     features, labels = _positions(train_maps, mean, deviation), train_masks.flatten()
@@ -133,5 +139,7 @@ def _result(predictions: torch.Tensor, masks: torch.Tensor, num_classes: int) ->
     present = torch.zeros(num_classes, dtype=torch.bool)
     present[masks.unique()] = True
     iou = multiclass_jaccard_index(predictions, masks, num_classes, average="none")
-    iou[~present] = float("nan")
+    predicted = torch.zeros_like(present)
+    predicted[predictions.unique()] = True
+    iou[~(present | predicted)] = float("nan")
     return DenseProbeResult(float(iou[present].mean()), tuple(iou.tolist()), predictions.clone())

@@ -1,6 +1,8 @@
 """One call that evaluates a saved model on a data set."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +18,7 @@ from hubmodels.data.processing import ProcessorTransform
 from hubmodels.data.splits import MissingSplitError
 from hubmodels.evaluation.classification import (
     ClassificationReport,
+    check_classes,
     classification_report,
     evaluate_classifier,
     write_json,
@@ -68,6 +71,7 @@ def evaluate(
     protocol: str = "finetuned",
     split: str | None = None,
     train_split: str = "train",
+    label_column: str | None = None,
     transform: BatchTransform | None = None,
     pooling: str = "mean",
     k: int = 20,
@@ -91,6 +95,7 @@ def evaluate(
         split: The split to test on; None means the test split, else the validation split, else (of data that is not
             divided) a seeded fifth for "knn" and "linear", and everything for "finetuned".
         train_split: The split that "knn" and "linear" learn from.
+        label_column: Column of the labels, where its name does not tell.
         transform: Evaluation transform; None means the model's own image processor.
         pooling: Features of "knn" and "linear": "mean" of the patch tokens or "cls" token.
         k: Neighbours of "knn", as far as there are as many images.
@@ -108,7 +113,8 @@ def evaluate(
         The outcome; print `outcome.report.table()` with rich, or `outcome.save("evaluation.json")`.
 
     Raises:
-        ValueError: Unknown protocol, unlabelled data, a model without a trained classifier, or classes that differ.
+        ValueError: Unknown protocol, unlabelled data, a model without a trained classifier, classes that differ, or a
+            single class.
 
     Example:
 
@@ -123,41 +129,56 @@ def evaluate(
     model = _load_model(source, protocol == "finetuned", trust_remote_code)
     model = model.to(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     transform = transform or _processor_transform(source, model, trust_remote_code)
-    test, split_name = _test_data(data, split)
+    load = partial(_labelled, data, label_column=label_column)
+    test, tested = _test_data(load, split)
+    loading = {"batch_size": batch_size, "num_workers": num_workers, "progress": progress}
+    settings: dict[str, Any] = {}
     if protocol == "finetuned":
-        test, class_names = match_classes(test or _labelled(data, None), model_classes(model))
-        report = evaluate_classifier(model, test, transform, class_names, batch_size, num_workers, progress)
-        return Evaluation(str(folder), str(data), split_name or "all", protocol, {}, report)
-
-    train = _labelled(data, train_split)
-    if test is None:
-        test, train = train.split(HELD_OUT_FRACTION, seed)
-        split_name = f"{HELD_OUT_FRACTION:.0%} of {train_split} held out, seed {seed}"
-    test, class_names = match_classes(test, train.class_names, "the training split")
-    loading = (pooling, batch_size, num_workers, progress)
-    features = extract_features(model, train, transform, *loading)[0], train.labels
-    test_features = extract_features(model, test, transform, *loading)[0]
-    settings: dict[str, Any] = {"pooling": pooling, "train_images": len(train)}
-    if protocol == "knn":
-        k = min(k, len(train))
-        scores = knn_predict(*features, test_features, train.num_classes, k, temperature)
-        settings.update(k=k, temperature=temperature)
+        report = _evaluate_classifier(model, transform, test or load(None), loading)
     else:
-        probe = linear_probe(
-            *features,
-            test_features,
-            test.labels,
-            num_classes=train.num_classes,
-            batch_norm=batch_norm,
-            epochs=epochs,
-            batch_size=batch_size,
-            seed=seed,
-        )
-        scores = probe.scores
-        settings.update(batch_norm=batch_norm, epochs=epochs, batch_size=batch_size, seed=seed)
-        settings["trust_coefficient"] = probe.trust_coefficient
-    report = classification_report(test.labels, scores, class_names)
-    return Evaluation(str(folder), str(data), split_name or "all", protocol, settings, report)
+        train = load(train_split)
+        if test is None:
+            test, train = train.split(HELD_OUT_FRACTION, seed)
+            tested = f"{HELD_OUT_FRACTION:.0%} of {train_split} held out, seed {seed}"
+        if protocol == "knn":
+            settings = {"k": min(k, len(train)), "temperature": temperature}
+        else:
+            settings = {"batch_norm": batch_norm, "epochs": epochs, "batch_size": batch_size, "seed": seed}
+        report, settings = _evaluate_features(model, transform, train, test, pooling, loading, protocol, settings)
+    return Evaluation(str(folder), str(data), tested or "all", protocol, settings, report)
+
+
+def _evaluate_classifier(
+    model: nn.Module, transform: BatchTransform, test: ImageDataset, loading: dict[str, Any]
+) -> ClassificationReport:
+    """Accuracy of the model's own classes."""
+    test, class_names = match_classes(test, model_classes(model))
+    return evaluate_classifier(model, test, transform, class_names, **loading)
+
+
+def _evaluate_features(
+    model: nn.Module,
+    transform: BatchTransform,
+    train: ImageDataset,
+    test: ImageDataset,
+    pooling: str,
+    loading: dict[str, Any],
+    protocol: str,
+    settings: dict[str, Any],
+) -> tuple[ClassificationReport, dict[str, Any]]:
+    """Accuracy of a classifier of frozen features, and its settings with what was found out."""
+    test, class_names = match_classes(test, train.class_names, "the training split")
+    check_classes(class_names)
+    features = extract_features(model, train, transform, pooling, **loading)[0], train.labels
+    test_features = extract_features(model, test, transform, pooling, **loading)[0]
+    settings = {"pooling": pooling, "train_images": len(train), **settings}
+    if protocol == "knn":
+        scores = knn_predict(*features, test_features, train.num_classes, settings["k"], settings["temperature"])
+    else:
+        chosen = {name: settings[name] for name in ("batch_norm", "epochs", "batch_size", "seed")}
+        probe = linear_probe(*features, test_features, test.labels, num_classes=train.num_classes, **chosen)
+        scores, settings["trust_coefficient"] = probe.scores, probe.trust_coefficient
+    return classification_report(test.labels, scores, class_names), settings
 
 
 def _load_model(folder: str, classifier: bool, trust_remote_code: bool) -> nn.Module:
@@ -217,20 +238,20 @@ def _processor_transform(folder: str, model: nn.Module, trust_remote_code: bool)
     return ProcessorTransform(processor, getattr(model.config, "num_channels", 3))
 
 
-def _test_data(data: Any, split: str | None) -> tuple[ImageDataset | None, str | None]:
+def _test_data(load: Callable[[str], ImageDataset], split: str | None) -> tuple[ImageDataset | None, str | None]:
     """The split to test on, and its name; None for data that is not divided into splits."""
     for name in (split,) if split is not None else ("test", "validation"):
         try:
-            return _labelled(data, name), name
+            return load(name), name
         except MissingSplitError:
             if split is not None:
                 raise
     return None, None
 
 
-def _labelled(data: Any, split: str | None) -> ImageDataset:
+def _labelled(data: Any, split: str | None, label_column: str | None = None) -> ImageDataset:
     """Load a split and see that it has labels."""
-    dataset = load_image_dataset(data, split)
+    dataset = load_image_dataset(data, split, label_column=label_column)
     if not isinstance(dataset, ImageDataset) or not dataset.class_names:
         reason = getattr(dataset, "unlabelled_reason", "") or "evaluation needs one folder per class, or a label column"
         raise ValueError(f"{data} has no labels: {reason}")

@@ -5,7 +5,7 @@ from torch.nn import functional as F
 
 
 def check_features(features: torch.Tensor, labels: torch.Tensor | None, name: str) -> None:
-    """Check the shapes of features and labels.
+    """Check features and labels.
 
     Args:
         features: [N, D].
@@ -13,7 +13,7 @@ def check_features(features: torch.Tensor, labels: torch.Tensor | None, name: st
         name: What to call them in the error.
 
     Raises:
-        ValueError: No labels, or shapes that do not agree.
+        ValueError: No labels, shapes that do not agree, or features that are not finite.
     """
     if labels is None:
         raise ValueError(f"the {name} data has no labels, which this evaluation needs")
@@ -21,6 +21,22 @@ def check_features(features: torch.Tensor, labels: torch.Tensor | None, name: st
         raise ValueError(
             f"expected {name} features [N, D] and labels [N], got {tuple(features.shape)} and {tuple(labels.shape)}"
         )
+    check_finite(features, f"{name} features")
+
+
+def check_finite(values: torch.Tensor, name: str) -> None:
+    """Refuse infinite values and NaN, from which any classifier makes some prediction.
+
+    Args:
+        values: [N, ...].
+        name: What to call them in the error.
+
+    Raises:
+        ValueError: Some are not finite.
+    """
+    finite = torch.isfinite(values).flatten(1).all(dim=1)
+    if not finite.all():
+        raise ValueError(f"{name} must be finite, those of {int((~finite).sum())} of {len(values)} images are not")
 
 
 def knn_predict(
@@ -51,9 +67,10 @@ def knn_predict(
         float32 [M, num_classes], each row sums to 1.
 
     Raises:
-        ValueError: `k` or `temperature` is out of range.
+        ValueError: `k` or `temperature` is out of range, or features are not finite.
     """
     check_features(train_features, train_labels, "training")
+    check_finite(test_features, "test features")
     if not 1 <= k <= len(train_features):
         raise ValueError(f"k must be in [1, {len(train_features)}] (the number of training images), got {k}")
     if temperature <= 0:

@@ -9,8 +9,8 @@ from torch.nn import functional as F
 
 from hubmodels.data.randomness import random_permutation
 from hubmodels.evaluation.knn import check_features
-from hubmodels.training.lars import LARS
-from hubmodels.training.schedules import warmup_cosine_lr
+from hubmodels.optimization.lars import LARS
+from hubmodels.optimization.schedules import warmup_cosine_lr
 
 # LARS moves the weights by about lr * trust / (1 - momentum) of their norm per step. The published coefficient 0.001,
 # made for thousands of steps of 16,384 images, leaves the head near its initial weights after a few hundred steps of
@@ -130,9 +130,9 @@ def linear_probe(
     used on all of them. The published setting for ImageNet is `trust_coefficient=0.001, batch_size=16384`.
 
     Args:
-        train_features: float32 [N, D].
+        train_features: Floats [N, D].
         train_labels: int64 [N].
-        test_features: float32 [M, D].
+        test_features: Floats [M, D].
         test_labels: int64 [M].
         num_classes: Number of classes; None means the largest label plus one.
         batch_norm: Normalise the features by BatchNorm without affine parameters first, as published.
@@ -149,7 +149,8 @@ def linear_probe(
         The result.
 
     Raises:
-        ValueError: Features without labels or of different widths, or settings out of range.
+        ValueError: Features without labels, of different widths or not finite, too few of them, or settings out of
+            range.
     """
     check_features(train_features, train_labels, "training")
     check_features(test_features, test_labels, "test")
@@ -157,6 +158,10 @@ def linear_probe(
         raise ValueError(f"training features have width {train_features.shape[1]}, test {test_features.shape[1]}")
     if epochs < 1 or batch_size < 2:
         raise ValueError(f"epochs must be >= 1 and batch_size >= 2, got {epochs} and {batch_size}")
+    searched = not isinstance(trust_coefficient, int | float)
+    if len(train_features) < 2 + searched:  # one is held out, and BatchNorm needs two
+        raise ValueError(f"a linear probe needs at least {2 + searched} training images, got {len(train_features)}")
+    train_features, test_features = train_features.float(), test_features.float()
     num_classes = num_classes or int(torch.cat([train_labels, test_labels]).max()) + 1
     warmup_epochs = epochs / 9 if warmup_epochs is None else warmup_epochs
 

@@ -3,7 +3,6 @@
 import csv
 import io
 import json
-import os
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -11,6 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 from rich import box
+from rich.markup import escape
 from rich.table import Table
 from sklearn.metrics import average_precision_score, roc_auc_score
 from torch import nn
@@ -22,6 +22,7 @@ from hubmodels.data.images import ImageDataset
 from hubmodels.data.loading import load_image_dataset
 from hubmodels.evaluation.evaluate import classifier_and_transform, model_classes
 from hubmodels.evaluation.sample_predictions import predict_samples
+from hubmodels.files import printable, write_text
 
 SHOWN_IMAGES = 100
 WRONG_BELOW = 0.5  # probability of the label being right below which it counts as probably wrong
@@ -94,6 +95,7 @@ class NoisyLabelReport:
         self.clean_prob = np.asarray(clean_prob, dtype=np.float64)
         self.probabilities = np.asarray(probabilities, dtype=np.float64)
         self.labels = dataset.labels.numpy()
+        self.class_names = [printable(name) for name in dataset.class_names]
         expected = (len(dataset), dataset.num_classes)
         if self.clean_prob.shape != expected[:1] or self.probabilities.shape != expected:
             raise ValueError(
@@ -195,11 +197,11 @@ class NoisyLabelReport:
         return [self._entry(rank, int(position)) for rank, position in enumerate(self.order[:count], start=1)]
 
     def _entry(self, rank: int, position: int) -> SuspiciousLabel:
-        names, indices = self.dataset.class_names, self.dataset.indices
+        names, indices = self.class_names, self.dataset.indices
         return SuspiciousLabel(
             rank=rank,
             index=int(indices[position]),
-            name=self.dataset.name(position),
+            name=printable(self.dataset.name(position)),
             given=names[self.labels[position]],
             suggested=names[self.suggested[position]],
             clean_probability=round(float(self.clean_prob[position]), 6),
@@ -236,7 +238,7 @@ class NoisyLabelReport:
         wrong = self.clean_prob < WRONG_BELOW
         table = np.zeros((self.dataset.num_classes,) * 2, dtype=np.int64)
         np.add.at(table, (self.labels[wrong], self.suggested[wrong]), 1)
-        names = self.dataset.class_names
+        names = self.class_names
         pairs = [(names[i], names[j], int(table[i, j])) for i, j in zip(*np.nonzero(table), strict=True)]
         return sorted(pairs, key=lambda pair: -pair[2])[:count]
 
@@ -260,6 +262,8 @@ class NoisyLabelReport:
             raise ValueError(
                 f"clean_labels must be {len(self.labels)} class numbers, got {clean.dtype} of shape {list(clean.shape)}"
             )
+        if clean.min(initial=0) < 0:
+            raise ValueError(f"clean_labels must be class numbers from 0, {int((clean < 0).sum())} are negative")
         wrong = clean != self.labels
         if not 0 < wrong.sum() < len(wrong):
             raise ValueError(f"{int(wrong.sum())} of {len(wrong)} labels are wrong: there is nothing to tell apart")
@@ -296,7 +300,7 @@ class NoisyLabelReport:
         table.add_column("label is right", justify="right")
         for entry in self.top(count):
             cells = (str(entry.rank), entry.name, entry.given, entry.suggested, f"{entry.clean_probability:.1%}")
-            table.add_row(*(_plain(cell) for cell in cells))
+            table.add_row(*(escape(cell) for cell in cells))
         return table
 
     def write_csv(self, path: str | Path) -> Path:
@@ -312,7 +316,7 @@ class NoisyLabelReport:
         writer = csv.DictWriter(text, list(SuspiciousLabel.__dataclass_fields__), lineterminator="\n")
         writer.writeheader()
         writer.writerows(asdict(entry) for entry in self.top(len(self)))
-        return _write(path, text.getvalue())
+        return write_text(path, text.getvalue())
 
     def write_json(self, path: str | Path, count: int | None = None) -> Path:
         """Write summary and entries as JSON.
@@ -325,7 +329,9 @@ class NoisyLabelReport:
             The path.
         """
         entries = self.top(len(self) if count is None else count)
-        return _write(path, json.dumps({**self.summary(), "labels": [asdict(entry) for entry in entries]}, indent=1))
+        return write_text(
+            path, json.dumps({**self.summary(), "labels": [asdict(entry) for entry in entries]}, indent=1)
+        )
 
     def summary(self) -> dict[str, Any]:
         """Counts, estimated share of wrong labels and most frequent confusions, as plain values.
@@ -356,7 +362,7 @@ class NoisyLabelReport:
         """
         from hubmodels.visualization.noisy_label_page import noisy_label_page
 
-        return _write(path, noisy_label_page(self, count, title))
+        return write_text(path, noisy_label_page(self, count, title))
 
     def write_png(self, path: str | Path, count: int = 40) -> Path:
         """Draw the most suspicious images as one picture.
@@ -406,7 +412,10 @@ class NoisyLabelReport:
 
         Raises:
             FileExistsError: One of the files exists.
+            ValueError: `count` is below 1.
         """
+        if count < 1:
+            raise ValueError(f"count must be at least 1, got {count}")
         paths = self.free_paths(folder, stem)
         self.write_html(paths[0], count)
         self.write_png(paths[1], min(count, 40))
@@ -422,20 +431,6 @@ def _loaded(data: Any, split: str | None, label_column: str | None) -> ImageData
         reason = dataset.unlabelled_reason or "give one folder per class, or a label column"
         raise ValueError(f"{data} has no labels to check: {reason}")
     return dataset
-
-
-def _plain(text: str) -> str:
-    """Text that rich does not take for markup."""
-    return text.replace("[", r"\[")
-
-
-def _write(path: str | Path, text: str) -> Path:
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.partial")
-    partial.write_text(text, encoding="utf-8")
-    os.replace(partial, path)
-    return path
 
 
 __all__ = ["DetectionQuality", "NoisyLabelReport", "SuspiciousLabel"]

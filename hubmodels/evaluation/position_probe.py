@@ -4,6 +4,8 @@ from typing import Any
 
 import torch
 
+from hubmodels.evaluation_mode import evaluation_mode
+
 RIDGE = 1e-3  # times the mean variance of the features
 
 
@@ -26,12 +28,8 @@ def position_probe(model: Any, train: torch.Tensor, test: torch.Tensor) -> list[
     Raises:
         ValueError: If the model returns no hidden states of tokens.
     """
-    was_training = model.training
-    model.eval()
-    try:
+    with evaluation_mode(model):
         fitted, measured = (_states(model, images) for images in (train, test))
-    finally:
-        model.train(was_training)
     return [_accuracy(*states) for states in zip(fitted, measured, strict=True)]
 
 

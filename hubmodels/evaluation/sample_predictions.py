@@ -10,6 +10,8 @@ import torch.distributed as dist
 from torch import nn
 
 from hubmodels.data.collators import BatchTransform
+from hubmodels.evaluation.features import input_placement
+from hubmodels.evaluation_mode import evaluation_mode
 
 BATCH_SIZE = 256
 NO_DRAWS = np.empty((BATCH_SIZE, 0))  # what transforms of the evaluation draw
@@ -46,20 +48,16 @@ def predict_samples(
     process, processes = _process()
     positions = np.arange(process, len(dataset), processes)
     batches = [positions[start : start + BATCH_SIZE] for start in range(0, len(positions), BATCH_SIZE)]
-    modes = [network.training for network in networks]
     losses, probabilities = [], []
-    for network in networks:
-        network.eval()
-    device = next(networks[0].parameters()).device
-    for batch in batches if progress is None else progress(batches):
-        items = [dataset[int(position)] for position in batch]
-        pixel_values = transform([item["image"] for item in items], NO_DRAWS[: len(items)]).to(device)
-        labels = torch.tensor([item["label"] for item in items], device=device)
-        scores = [network(pixel_values=pixel_values).logits.float() for network in networks]
-        losses.append(torch.stack([nn.functional.cross_entropy(s, labels, reduction="none") for s in scores]).cpu())
-        probabilities.append(torch.stack(scores).sum(dim=0).softmax(dim=1).cpu())
-    for network, mode in zip(networks, modes, strict=True):
-        network.train(mode)
+    placement = input_placement(networks[0])
+    with evaluation_mode(*networks):
+        for batch in batches if progress is None else progress(batches):
+            items = [dataset[int(position)] for position in batch]
+            pixel_values = transform([item["image"] for item in items], NO_DRAWS[: len(items)]).to(**placement)
+            labels = torch.tensor([item["label"] for item in items], device=pixel_values.device)
+            scores = [network(pixel_values=pixel_values).logits.float() for network in networks]
+            losses.append(torch.stack([nn.functional.cross_entropy(s, labels, reduction="none") for s in scores]).cpu())
+            probabilities.append(torch.stack(scores).sum(dim=0).softmax(dim=1).cpu())
     own = (torch.from_numpy(positions), torch.cat(losses, dim=1), torch.cat(probabilities))
     return _joined(own, len(dataset), processes)
 

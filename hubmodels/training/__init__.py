@@ -1,5 +1,16 @@
 """Training: one trainer on `transformers.Trainer`, published optimisers and schedules, recipes."""
 
+from hubmodels.optimization.lars import LARS
+from hubmodels.optimization.schedules import (
+    fractional_epoch,
+    scaled_learning_rate,
+    simclr_learning_rate,
+    simclr_scheduler,
+    simclr_steps,
+    timm_cosine_scheduler,
+    warmup_cosine_lr,
+    warmup_cosine_scheduler,
+)
 from hubmodels.training.arguments import HubTrainingArguments
 from hubmodels.training.callbacks import (
     CollapseError,
@@ -22,22 +33,11 @@ from hubmodels.training.checkpoints import (
 )
 from hubmodels.training.cotraining_data import CoTrainingViews
 from hubmodels.training.cotraining_step import CoTrainingSettings
-from hubmodels.training.lars import LARS
 from hubmodels.training.parameter_groups import create_optimizer, layer_adaptation_groups, parameter_groups
 from hubmodels.training.random_state import EpochSampler, preserved_random_state
 from hubmodels.training.recipe import Recipe, RecipeError, recipe_names
 from hubmodels.training.run import TrainingResult, train
 from hubmodels.training.sanm_trainer import SANMTrainer
-from hubmodels.training.schedules import (
-    fractional_epoch,
-    scaled_learning_rate,
-    simclr_learning_rate,
-    simclr_scheduler,
-    simclr_steps,
-    timm_cosine_scheduler,
-    warmup_cosine_lr,
-    warmup_cosine_scheduler,
-)
 from hubmodels.training.trainer import HubTrainer
 
 __all__ = [

@@ -7,8 +7,8 @@ from typing import Any
 
 from transformers import SchedulerType, TrainingArguments
 
+from hubmodels.optimization.schedules import LR_SCALINGS, scaled_learning_rate
 from hubmodels.training.parameter_groups import optimizer_class_of
-from hubmodels.training.schedules import LR_SCALINGS, scaled_learning_rate
 
 OWN_SCHEDULES = ("warmup_cosine", "simclr", "timm_cosine")
 SCHEDULES = (*OWN_SCHEDULES, *(kind.value for kind in SchedulerType))

@@ -14,6 +14,8 @@ from timm.utils import ModelEmaV3
 from torch import nn
 from transformers import TrainerCallback
 
+from hubmodels.evaluation_mode import evaluation_mode
+from hubmodels.files import write_text
 from hubmodels.training.random_state import preserved_random_state
 
 
@@ -164,9 +166,7 @@ class JsonlLogger(HubCallback):
         if state.global_step == 0 and self.path.exists():
             os.replace(self.path, self.path.with_name(self.path.name + ".previous"))
         kept = [line for line in read_jsonl(self.path) if line.get("step", 0) <= state.global_step]
-        partial = self.path.with_name(self.path.name + ".partial")
-        partial.write_text("".join(json.dumps(line) + "\n" for line in kept), encoding="utf-8")
-        os.replace(partial, self.path)
+        write_text(self.path, "".join(json.dumps(line) + "\n" for line in kept))
 
     def on_log(self, args, state, control, logs=None, **kwargs):
         if not state.is_world_process_zero:
@@ -231,8 +231,7 @@ class OnlineProbe(HubCallback):
         """
         from hubmodels.evaluation import extract_features, knn_accuracy, linear_probe
 
-        was_training = model.training
-        with preserved_random_state():
+        with preserved_random_state(), evaluation_mode(model):
             train, test = (
                 cast(
                     tuple[torch.Tensor, torch.Tensor],
@@ -243,7 +242,6 @@ class OnlineProbe(HubCallback):
             logs = {"knn_accuracy": knn_accuracy(*train, *test, k=self.k), "feature_std": feature_std(test[0])}
             if self.linear_epochs:
                 logs["linear_accuracy"] = linear_probe(*train, *test, epochs=self.linear_epochs).accuracy
-        model.train(was_training)
         return logs
 
 

@@ -10,7 +10,7 @@ from timm.optim import param_groups_layer_decay as timm_layer_decay_groups
 from timm.optim import param_groups_weight_decay as timm_weight_decay_groups
 from torch import nn
 
-from hubmodels.training.lars import LARS
+from hubmodels.optimization.lars import LARS
 
 
 def parameter_groups(

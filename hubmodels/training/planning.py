@@ -16,11 +16,11 @@ from rich import box
 from rich.table import Table
 from transformers import PreTrainedModel
 
+from hubmodels.optimization.schedules import scaled_learning_rate
 from hubmodels.training.assembly import RunData, resolved_precision
 from hubmodels.training.methods import method_training
 from hubmodels.training.random_state import preserved_random_state
 from hubmodels.training.recipe import Recipe, RecipeError, recipe_names
-from hubmodels.training.schedules import scaled_learning_rate
 
 SMALL_IMAGE = 48  # pixels of the short side up to which the 32-pixel recipes fit
 MEDIUM_IMAGE = 128

@@ -146,12 +146,16 @@ def train(
     state.wait_for_everyone()
     trainer.train(resume_from_checkpoint=trainer.can_resume())
     metrics = _last_metrics(trainer.state.log_history)
-    method_parts.finish(recipe, trainer, evaluation, output)
+    try:
+        method_parts.finish(recipe, trainer, evaluation, output)
+    finally:  # a report that fails costs no trained model
+        if state.is_main_process:
+            with trainer.averaged_weights():
+                facts = CardFacts.of_descendant(recipe.init_from, _data_names(recipe))
+                _save(trainer.model, method_parts.processor(recipe, model.config, evaluation), facts, output)
     if state.is_main_process:
-        with trainer.averaged_weights():
-            facts = CardFacts.of_descendant(recipe.init_from, _data_names(recipe))
-            _save(trainer.model, method_parts.processor(recipe, model.config, evaluation), facts, output)
-            if recipe.task == "pretrain":
+        if recipe.task == "pretrain":
+            with trainer.averaged_weights():
                 pictures = first_samples(RunData(run_data.test or run_data.train, None, 0, ""), SHEET_IMAGES)
                 sheet = output / method_parts.sheet_file
                 method_parts.draw(trainer.model, collators[1], pictures, evaluation, sheet)

@@ -2,11 +2,11 @@
 
 import hashlib
 import json
-import os
 from pathlib import Path
 from typing import Any
 
 from hubmodels.data.image_folder import split_folders
+from hubmodels.files import write_text
 from hubmodels.training.assembly import RunData
 from hubmodels.training.recipe import Recipe, RecipeError
 
@@ -87,8 +87,8 @@ def write_start(output: Path, recipe: Recipe, data: RunData) -> None:
     """
     output.mkdir(parents=True, exist_ok=True)
     if not has_started(output):  # a run of an earlier version has no record, and its data may have changed since
-        _replace(output / DATA_FILE, json.dumps(_identity(recipe, data), ensure_ascii=False) + "\n")
-    _replace(output / RECIPE_FILE, recipe.to_yaml())
+        write_text(output / DATA_FILE, json.dumps(_identity(recipe, data), ensure_ascii=False) + "\n")
+    write_text(output / RECIPE_FILE, recipe.to_yaml())
 
 
 def _check_data(output: Path, recipe: Recipe, data: RunData) -> None:
@@ -115,9 +115,3 @@ def _identity(recipe: Recipe, data: RunData) -> dict[str, Any]:
         labels = [] if data.train.labels is None else data.train.labels.tolist()
         identity["sha256"] = hashlib.sha256(json.dumps([names, labels]).encode()).hexdigest()
     return identity
-
-
-def _replace(path: Path, text: str) -> None:
-    partial = path.with_name(f".{path.name}.partial")
-    partial.write_text(text, encoding="utf-8")
-    os.replace(partial, path)

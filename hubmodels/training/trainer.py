@@ -20,6 +20,7 @@ from transformers.trainer_callback import ExportableState
 from transformers.trainer_utils import TrainOutput, has_length, suppress_progress_bars
 
 from hubmodels.modeling.mae.onednn_mae import float32_products_in_onednn
+from hubmodels.optimization.schedules import simclr_scheduler, timm_cosine_scheduler, warmup_cosine_scheduler
 from hubmodels.training.arguments import OWN_SCHEDULES, HubTrainingArguments
 from hubmodels.training.callbacks import (
     ExponentialMovingAverage,
@@ -39,7 +40,6 @@ from hubmodels.training.checkpoints import (
 from hubmodels.training.parameter_groups import create_optimizer, layer_adaptation_groups, parameter_groups
 from hubmodels.training.process_group import leave_process_group
 from hubmodels.training.random_state import EpochSampler, preserved_random_state
-from hubmodels.training.schedules import simclr_scheduler, timm_cosine_scheduler, warmup_cosine_scheduler
 
 CALLBACK_STATES_NAME = "callbacks.pt"
 

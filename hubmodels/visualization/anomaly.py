@@ -53,8 +53,8 @@ def anomaly_map(
         squared.
 
     Raises:
-        TypeError: `model` has no decoder.
-        ValueError: its decoder was never trained; `rounds` is not positive; `mask_ratio` hides no patch or all.
+        ValueError: `model` has no decoder, or the weights that it was loaded from have none; `rounds` is not positive;
+            `mask_ratio` hides no patch or all.
     """
     check_decoder(model)
     if rounds < 1:
@@ -109,7 +109,6 @@ def anomaly_sheet(
         The figure.
 
     Raises:
-        TypeError: see `anomaly_map`.
         ValueError: see `anomaly_map`.
     """
     pictures = to_pictures(pixel_values, mean, std)

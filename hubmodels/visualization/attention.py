@@ -10,6 +10,8 @@ from matplotlib.figure import Figure
 from transformers import PreTrainedModel
 from transformers.image_utils import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 
+from hubmodels.evaluation_mode import evaluation_mode
+
 from .figures import ChannelValues, draw_overlay, draw_picture, new_sheet, save_figure, to_pictures, upscale
 
 
@@ -49,13 +51,12 @@ def attention_maps(model: PreTrainedModel, pixel_values: torch.Tensor, layer: in
 
 @contextmanager
 def _evaluating_eagerly(model: PreTrainedModel) -> Iterator[None]:
-    implementation, training = model.config._attn_implementation, model.training
+    implementation = model.config._attn_implementation
     model.set_attn_implementation("eager")
-    model.eval()
     try:
-        yield
+        with evaluation_mode(model):
+            yield
     finally:
-        model.train(training)
         model.set_attn_implementation(implementation)
 
 

@@ -1,7 +1,6 @@
 """What all pictures share: colours of normalised images, sheets of panels, writing a file completely or not at all."""
 
 import os
-import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -12,6 +11,8 @@ from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
 from torch import nn
 from transformers.image_utils import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
+
+from hubmodels.files import printable, replacing
 
 PANEL_INCHES = 1.8
 HEAT_COLOURS = "inferno"
@@ -94,6 +95,11 @@ def draw_overlay(axis: Axes, picture: np.ndarray, heat: np.ndarray, scale: Norma
     axis.imshow(heat, cmap=HEAT_COLOURS, norm=scale, alpha=0.65, interpolation="nearest")
 
 
+def literal(text: str) -> str:
+    """Text that matplotlib draws as it is: without formulas between dollar signs, and of characters that exist."""
+    return printable(text).replace("$", r"\$")
+
+
 def save_figure(figure: Figure, path: str | os.PathLike[str]) -> Path:
     """Write a figure; the file is complete or absent, and replaces one of the same name only then.
 
@@ -109,11 +115,8 @@ def save_figure(figure: Figure, path: str | os.PathLike[str]) -> Path:
     """
     path = Path(path)
     file_format = _file_format(figure, path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=f".{path.name}.", dir=path.parent) as folder:
-        written = Path(folder) / path.name
+    with replacing(path) as written:
         figure.savefig(written, format=file_format, bbox_inches="tight")
-        os.replace(written, path)
     return path
 
 

@@ -10,6 +10,8 @@ from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
 from transformers.image_utils import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 
+from hubmodels.evaluation_mode import evaluation_mode
+
 from .figures import ChannelValues, draw_overlay, draw_picture, new_sheet, save_figure, to_pictures
 
 if TYPE_CHECKING:
@@ -45,19 +47,16 @@ def masking_sheet(
     from hubmodels.modeling.sanm import AdversarialNoisyMasking
 
     network = getattr(model, "net1", model)
-    training = network.training
-    network.eval()
     masking = AdversarialNoisyMasking.from_config(network.config)
     trust = torch.ones(len(pixel_values)) if clean_prob is None else clean_prob.float().cpu()
     generator = torch.Generator().manual_seed(0) if generator is None else generator
-    with torch.no_grad():
+    with evaluation_mode(network), torch.no_grad():
         outputs = network(pixel_values)
         targets = outputs.logits.softmax(dim=1)
         views = masking(
             pixel_values, outputs.last_hidden_state, trust.to(pixel_values.device), targets, generator=generator
         )
         restored = network(views.max_views, output_reconstruction=True).reconstruction
-    network.train(training)
     images, most, least = (to_pictures(t, mean, std) for t in (pixel_values, views.max_views, views.min_views))
     fits = restored.shape == pixel_values.shape
     shown = TITLES if fits else TITLES[:-1]

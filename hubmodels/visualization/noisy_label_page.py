@@ -121,7 +121,9 @@ first.</div> <div class="facts">{_histogram(report.clean_prob)}{_confusions(repo
 
 
 def _options(names: list[str]) -> str:
-    return "".join(f"<option>{html.escape(name)}</option>" for name in names)
+    # Without a value the browser takes the text, and trims it.
+    escaped = [html.escape(name) for name in names]
+    return "".join(f'<option value="{name}">{name}</option>' for name in escaped)
 
 
 def _card(report: NoisyLabelReport, entry: SuspiciousLabel) -> str:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from matplotlib.figure import Figure
 
-from .figures import new_sheet, save_figure
+from .figures import literal, new_sheet, save_figure
 
 if TYPE_CHECKING:
     from hubmodels.evaluation import NoisyLabelReport
@@ -36,9 +36,9 @@ def noisy_label_sheet(report: NoisyLabelReport, path: str | os.PathLike[str] | N
     rows = -(-len(entries) // columns)
     figure, axes = new_sheet(rows, [""] * columns, aspect=1.3)
     for entry, axis in zip(entries, axes.flat, strict=False):
-        axis.imshow(report.picture(entry.rank), cmap="gray", interpolation="nearest")
+        axis.imshow(report.picture(entry.rank), cmap="gray", vmin=0, vmax=255, interpolation="nearest")
         text = f"{entry.given}\n→ {entry.suggested}\nright: {entry.clean_probability:.0%}"
-        axis.set_title(text.replace("$", r"\$"), fontsize=6)
+        axis.set_title(literal(text), fontsize=6)
     if path is not None:
         save_figure(figure, path)
     return figure

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,11 +14,14 @@ from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
 from transformers.image_utils import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 
+from hubmodels.evaluation_mode import evaluation_mode
+
 from .figures import (
     HEAT_COLOURS,
     ChannelValues,
     draw_overlay,
     draw_picture,
+    literal,
     new_sheet,
     save_figure,
     to_pictures,
@@ -46,24 +49,41 @@ class PositionErrors:
     accuracy: torch.Tensor
 
 
-@contextmanager
-def _without_positions(model: Any, needed: bool) -> Iterator[None]:
-    """Sets the rows of the patches in the table of positions to zero for the length of a `with` block."""
-    embeddings = getattr(
-        model.base_model if model.base_model_prefix == "backbone" else model.mae.vit, "embeddings", None
-    )
+def _position_rows(model: Any) -> torch.Tensor | None:
+    """Rows of the patches in the table of positions `[N, D]`, a view of it; None where there is no table."""
+    backbone = model.backbone if hasattr(model, "backbone") else model.mae.base_model
+    network = getattr(backbone, "timm_model", None)
+    if network is not None:
+        table = getattr(network, "pos_embed", None)
+        if not isinstance(table, torch.Tensor):
+            return None
+        prefix = 0 if getattr(network, "no_embed_class", False) else getattr(network, "num_prefix_tokens", 0)
+        return table.detach()[0, prefix:]
+    embeddings = getattr(getattr(backbone, "vision_model", backbone), "embeddings", None)
+    rows = getattr(embeddings, "position_embedding", None)
+    if isinstance(rows, torch.nn.Embedding):  # CLIP, SigLIP
+        return rows.weight.detach()[-getattr(embeddings, "num_patches", len(rows.weight)) :]
     table = getattr(embeddings, "position_embeddings", None)
-    if not needed or table is None or embeddings is None:
-        yield
-        return
-    before = table.detach().clone()
-    with torch.no_grad():
-        table[:, table.shape[1] - embeddings.patch_embeddings.num_patches :] = 0
+    if not isinstance(table, torch.Tensor) or embeddings is None:
+        return None
+    return table.detach()[0, -embeddings.patch_embeddings.num_patches :]
+
+
+@contextmanager
+def _without_positions(model: Any) -> Iterator[None]:
+    """Sets the rows of the patches in the table of positions to zero for the length of a `with` block."""
+    rows = _position_rows(model)
+    if rows is None:
+        raise ValueError(
+            f"drop_positions: the network of this {type(model).__name__} adds no table of positions to its tokens "
+            "that could be taken away; give drop_positions=False"
+        )
+    before = rows.clone()
+    rows.zero_()
     try:
         yield
     finally:
-        with torch.no_grad():
-            table.copy_(before)
+        rows.copy_(before)
 
 
 @torch.no_grad()
@@ -80,20 +100,16 @@ def position_errors(model: Any, pixel_values: torch.Tensor, drop_positions: bool
         One record per head.
 
     Raises:
-        ValueError: If the model has no position head.
+        ValueError: If the model has no position head, or no table of positions that could be dropped.
     """
     if not model.position_heads:
         raise ValueError("the model has no position head (position_label is None)")
     if drop_positions is None:
         drop_positions = model.config.position_dropout > 0 or model.config.scheme == "jigsaw"
-    was_training = model.training
-    model.eval()
-    try:
-        with _without_positions(model, drop_positions):
+    with evaluation_mode(model):
+        with _without_positions(model) if drop_positions else nullcontext():
             tokens = model.encode(pixel_values.to(model.device)).last_hidden_state
         return [_errors(label, head, tokens) for label, head in model.position_heads.items()]
-    finally:
-        model.train(was_training)
 
 
 def _errors(label: str, head: Any, tokens: torch.Tensor) -> PositionErrors:
@@ -186,13 +202,13 @@ def position_probe_curves(accuracies: dict[str, Sequence[float]], path: str | os
     """
     figure = Figure(figsize=(4.5, 3), dpi=150, layout="constrained")
     axis = figure.subplots()
-    for name, values in accuracies.items():
-        axis.plot(range(len(values)), values, marker="o", markersize=3, label=name)
+    lines = [axis.plot(range(len(values)), values, marker="o", markersize=3)[0] for values in accuracies.values()]
     axis.set_xlabel("layer (0: its input)", fontsize=8)
     axis.set_ylabel("accuracy of the place", fontsize=8)
     axis.set_ylim(0, 1.02)
     axis.tick_params(labelsize=7)
-    axis.legend(fontsize=7)
+    # A label of a line that starts with "_" would be left out.
+    axis.legend(lines, [literal(name) for name in accuracies], fontsize=7)
     if path is not None:
         save_figure(figure, path)
     return figure

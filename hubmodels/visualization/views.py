@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
@@ -17,6 +16,8 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from torch import nn
 from transformers.image_utils import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
+
+from hubmodels.evaluation_mode import evaluation_mode
 
 from .figures import ChannelValues, draw_picture, new_sheet, save_figure, to_pictures
 
@@ -114,7 +115,7 @@ def correspondences(
     if not hasattr(encoder, "feature_maps"):
         raise TypeError(f"model must be a DenseCL model, got {type(model).__name__}")
     views = pixel_values.to(model.device, model.dtype)
-    with _evaluating(model), torch.no_grad():
+    with evaluation_mode(model), torch.no_grad():
         queries = encoder.feature_maps(views[:, 0])[-1].float()
         keys = getattr(model, "momentum_encoder", encoder).feature_maps(views[:, 1])[-1].float()
     grid = (queries.shape[2], queries.shape[3])
@@ -204,13 +205,3 @@ def _centres(cells: torch.Tensor, grid: tuple[int, int], height: int, width: int
     x = (cells % columns + 0.5) * width / columns
     y = (cells // columns + 0.5) * height / rows
     return torch.stack([x, y], dim=1).numpy()
-
-
-@contextmanager
-def _evaluating(model: nn.Module) -> Iterator[None]:
-    training = model.training
-    model.eval()
-    try:
-        yield
-    finally:
-        model.train(training)

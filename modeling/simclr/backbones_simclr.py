@@ -11,7 +11,7 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_BACKBONE_MAPPING
 from transformers.utils import logging
 
 from .configuration_simclr import SimCLRConfig
-from .normalization_simclr import SimCLRBatchNorm
+from .normalization_simclr import SimCLRBatchNorm2d
 from .resnet_simclr import SimCLRResNet
 from .token_backbone_simclr import TokenBackbone
 
@@ -40,7 +40,7 @@ def build_backbone(config: SimCLRConfig) -> nn.Module:
     if config.global_bn:
         use_global_statistics(backbone, config)
         others = {type(m).__name__ for m in backbone.modules() if isinstance(m, _BatchNorm)} - {
-            SimCLRBatchNorm.__name__
+            SimCLRBatchNorm2d.__name__
         }
         if others and dist.is_available() and dist.is_initialized():
             logger.warning_once(f"global_bn: the statistics of {', '.join(sorted(others))} stay those of each process")
@@ -69,7 +69,7 @@ def use_global_statistics(module: nn.Module, config: SimCLRConfig) -> None:
     """Replaces every `nn.BatchNorm2d` inside of `module` by one with statistics over all processes."""
     for name, child in module.named_children():
         if type(child) is nn.BatchNorm2d and child.affine and child.track_running_stats:
-            norm = SimCLRBatchNorm(
+            norm = SimCLRBatchNorm2d(
                 child.num_features,
                 eps=child.eps,
                 momentum=child.momentum,

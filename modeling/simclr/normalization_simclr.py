@@ -115,6 +115,13 @@ class SimCLRBatchNorm(nn.modules.batchnorm._BatchNorm):
         return f"{super().extra_repr()}, running_var={self.stored_variance}, global_stats={self.global_stats}"
 
 
+class SimCLRBatchNorm2d(SimCLRBatchNorm, nn.BatchNorm2d):
+    """
+    [`SimCLRBatchNorm`] of the feature maps of a network. Code that looks for `torch.nn.BatchNorm2d` finds it: that
+    of DETR, for example, which freezes the normalisation of its backbone.
+    """
+
+
 def _world_size(group: "dist.ProcessGroup | None") -> int:
     return dist.get_world_size(group) if dist.is_available() and dist.is_initialized() else 1
 
@@ -170,4 +177,4 @@ class _GlobalBatchNorm(torch.autograd.Function):
         return grad_input, grad_weight if needed[1] else None, grad_bias if needed[2] else None, *(None,) * 5
 
 
-__all__ = ["SimCLRBatchNorm"]
+__all__ = ["SimCLRBatchNorm", "SimCLRBatchNorm2d"]

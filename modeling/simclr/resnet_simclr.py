@@ -6,7 +6,7 @@ from torch.nn import functional
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from .configuration_simclr import SimCLRConfig
-from .normalization_simclr import SimCLRBatchNorm
+from .normalization_simclr import SimCLRBatchNorm2d
 
 BN_EPS = 1e-5
 BN_MOMENTUM = 0.1  # the official "decay" of 0.9
@@ -16,9 +16,9 @@ MIN_SQUEEZED_CHANNELS = 32
 CHANNELS_LAST_WIDTH = 16
 
 
-def batch_norm(config: SimCLRConfig, channels: int) -> SimCLRBatchNorm:
+def batch_norm(config: SimCLRConfig, channels: int) -> SimCLRBatchNorm2d:
     """Batch normalisation of feature maps `[B, channels, H, W]` as the official code has it."""
-    return SimCLRBatchNorm(
+    return SimCLRBatchNorm2d(
         channels,
         eps=BN_EPS,
         momentum=BN_MOMENTUM,

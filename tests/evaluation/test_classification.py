@@ -2,11 +2,11 @@
 
 import io
 import json
+from statistics import NormalDist
 
 import pytest
 import torch
 from rich.console import Console
-from scipy.stats import binomtest
 from sklearn import metrics
 
 from hubmodels.evaluation import classification_report, wilson_interval
@@ -15,8 +15,12 @@ from hubmodels.evaluation import classification_report, wilson_interval
 @pytest.mark.parametrize(("correct", "total"), [(0, 10), (3, 10), (10, 10), (731, 1000), (1, 1)])
 @pytest.mark.parametrize("confidence", [0.9, 0.95])
 def test_wilson_interval(correct, total, confidence):
-    expected = binomtest(correct, total).proportion_ci(confidence, method="wilson")
-    assert wilson_interval(correct, total, confidence) == pytest.approx((expected.low, expected.high), abs=1e-12)
+    """Its ends are the shares whose distance to the measured one is z of their own standard errors (Wilson, 1927)."""
+    z, share = NormalDist().inv_cdf(0.5 + confidence / 2), correct / total
+    interval = wilson_interval(correct, total, confidence)
+    assert 0 <= interval[0] <= share <= interval[1] <= 1
+    for end in interval:
+        assert abs(end - share) == pytest.approx(z * (end * (1 - end) / total) ** 0.5, abs=1e-12)
 
 
 def test_wilson_interval_of_nothing():
@@ -87,3 +91,18 @@ def test_table_and_json(tmp_path):
 def test_bad_inputs(labels, scores, message):
     with pytest.raises(ValueError, match=message):
         classification_report(labels, scores, ["a", "b"])
+
+
+def test_names_are_no_markup_and_may_have_other_bytes():
+    names = ["cat [indoor]", "a[/b]", "[b]bold", "back\\\\[i]", "caf\udce9"]
+    report = classification_report(torch.arange(5), torch.eye(5), names)
+    console = Console(file=io.StringIO(), width=200)
+    console.print(report.table())
+    text = console.file.getvalue()
+    assert all(name in text for name in names[:4]) and "caf\\udce9" in text
+    text.encode("utf-8")
+
+
+def test_a_single_class_is_refused():
+    with pytest.raises(ValueError, match="needs at least two classes, got cat"):
+        classification_report(torch.zeros(3, dtype=torch.int64), torch.zeros(3, 1), ["cat"])

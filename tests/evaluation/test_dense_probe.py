@@ -62,3 +62,23 @@ def test_bad_input_is_named():
         dense_probe(maps, masks, maps, masks, num_classes=2)
     with pytest.raises(ValueError, match="every box needs a label of 1 or more"):
         box_masks([torch.zeros(1, 4)], [torch.tensor([0])], 32, (4, 4))
+
+
+def test_a_class_that_is_predicted_but_not_there_has_an_intersection_of_0():
+    train = masks_of(100, 3, 1)
+    maps = maps_of(train, 3, 3)
+    hidden = train.clamp(max=1)  # the third class is called the second in the test
+    result = dense_probe(maps, train, maps, hidden, num_classes=4)
+    assert result.class_iou[2] == 0 and math.isnan(result.class_iou[3])
+    assert result.mean_iou == pytest.approx(sum(result.class_iou[:2]) / 2)
+
+
+def test_maps_of_half_precision_and_broken_ones():
+    train, test = masks_of(100, 3, 1), masks_of(20, 3, 2)
+    maps, test_maps = maps_of(train, 3, 3), maps_of(test, 3, 4)
+    assert dense_probe(maps.half(), train, test_maps.half(), test, num_classes=3).mean_iou > 0.8
+    test_maps[1, 0, 0, 0] = float("nan")
+    with pytest.raises(ValueError, match="test_maps must be finite, those of 1 of 20 images are not"):
+        dense_probe(maps, train, test_maps, test, num_classes=3)
+    with pytest.raises(ValueError, match="num_classes must be at least 2"):
+        dense_probe(maps, train * 0, maps, train * 0, num_classes=1)

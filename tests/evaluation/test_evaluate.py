@@ -1,6 +1,8 @@
 """Evaluation of saved models by one call."""
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -8,11 +10,16 @@ import pytest
 import torch
 from hubmodels.modeling.mae import MAEConfig, MAEForImageClassification, MAEForPreTraining, MAEImageProcessor
 from PIL import Image
+from transformers import TimmWrapperConfig, TimmWrapperForImageClassification
+from typer.testing import CliRunner
 
 import hubmodels
 from hubmodels import packaged_path
+from hubmodels.cli import app
 from hubmodels.data import EvalTransform, load_image_dataset
-from hubmodels.evaluation import evaluate, evaluate_classifier
+from hubmodels.data.processing import processor_statistics
+from hubmodels.evaluation import NoisyLabelReport, evaluate, evaluate_classifier
+from hubmodels.evaluation.evaluate import classifier_and_transform
 
 CONFIG = {
     "image_size": 16,
@@ -156,3 +163,52 @@ def test_classifier_on_items(photos):
     assert model.training
     with pytest.raises(ValueError, match="the data has no labels"):
         evaluate_classifier(model, load_image_dataset(photos / "test" / "red"), transform, progress=False)
+
+
+def test_timm_models_of_transformers(photos, tmp_path):
+    names = {"id2label": dict(enumerate(COLOURS)), "label2id": {name: i for i, name in enumerate(COLOURS)}}
+    settings = {"input_size": (3, 16, 16), "mean": (0.5,) * 3, "std": (0.25,) * 3, "crop_pct": 1.0}
+    config = TimmWrapperConfig(
+        architecture="resnet10t", num_labels=3, pretrained_cfg=settings | {"interpolation": "bicubic"}, **names
+    )
+    TimmWrapperForImageClassification(config).save_pretrained(tmp_path)
+    assert evaluate(tmp_path, photos, progress=False).report.images == 30
+    assert evaluate(tmp_path, photos, "knn", k=5, progress=False).report.accuracy > 0.9
+    model, transform = classifier_and_transform(tmp_path)
+    dataset = load_image_dataset(photos, split="test")
+    assert len(NoisyLabelReport.from_model(model, dataset, transform=transform, progress=False)) == 30
+    pixels = transform([torch.full((3, 20, 24), 255, dtype=torch.uint8), torch.zeros(1, 16, 16, dtype=torch.uint8)])
+    torch.testing.assert_close(pixels, torch.tensor([2.0, -2.0]).view(2, 1, 1, 1).expand(2, 3, 16, 16))
+    assert processor_statistics(transform.processor) == ([0.5] * 3, [0.25] * 3)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_models_that_are_stored_in_half_precision(photos, dtype, tmp_path):
+    folder = save(colour_classifier(dict(enumerate(COLOURS))).to(dtype), tmp_path)
+    assert evaluate(folder, photos, progress=False).report.accuracy == 1.0
+    assert evaluate(folder, photos, protocol="knn", k=5, progress=False).report.accuracy > 0.95
+    report = NoisyLabelReport.from_model(folder, photos, split="test", progress=False)
+    assert report.probabilities.argmax(axis=1).tolist() == report.labels.tolist()
+
+
+def test_the_column_of_labels(photos, tmp_path):
+    folder = save(colour_classifier(dict(enumerate(COLOURS))), tmp_path / "model")
+    rows = [f"{path},{path.parent.name},{number % 2}" for number, path in enumerate(sorted(photos.glob("test/*/*")))]
+    table = tmp_path / "labels.csv"
+    table.write_text("\n".join(["file_name,colour,parity", *rows]))
+    assert evaluate(folder, table, label_column="colour", progress=False).report.accuracy == 1.0
+    result = CliRunner().invoke(app, ["evaluate", str(folder), "--data", str(table), "--label-column", "colour"])
+    assert result.exit_code == 0 and "accuracy 100.00%" in result.stdout
+
+
+def test_a_single_class_is_refused_before_the_model_runs(pretrained, photos, tmp_path, monkeypatch):
+    (tmp_path / "only").symlink_to(photos / "train" / "red")
+    monkeypatch.setattr(sys.modules["hubmodels.evaluation.evaluate"], "extract_features", None)
+    with pytest.raises(ValueError, match="needs at least two classes, got only"):
+        evaluate(pretrained, tmp_path, protocol="knn", progress=False)
+
+
+def test_the_evaluation_needs_nothing_of_the_training():
+    code = "import sys, hubmodels.evaluation; print([n for n in sys.modules if n.startswith('hubmodels.training')])"
+    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert found.stdout.strip() == "[]"

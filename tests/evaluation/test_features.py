@@ -3,6 +3,7 @@
 import pytest
 import timm
 import torch
+import transformers
 from hubmodels.modeling.mae import MAEBackbone, MAEConfig, MAEForImageClassification, MAEForPreTraining, MAEModel
 from hubmodels.modeling.sanm import (
     SANMConfig,
@@ -13,7 +14,8 @@ from hubmodels.modeling.sanm import (
 
 import hubmodels
 from hubmodels.data import EvalTransform, load_image_dataset
-from hubmodels.evaluation import extract_features, pooled_features
+from hubmodels.evaluation import evaluate_classifier, extract_features, pooled_features
+from hubmodels.evaluation.sample_predictions import predict_samples
 from tests.modeling.tiny_mae import SIZES
 
 CONFIG = SIZES | {"patch_size": 8}
@@ -99,3 +101,107 @@ def test_contrastive_models_give_the_average_of_their_last_map(name):
         expected = model.encode(pixel_values).last_hidden_state.mean(dim=(2, 3))
     assert features.shape == (2, 32)
     torch.testing.assert_close(features, expected)
+
+
+def timm_swin():
+    sizes = {"img_size": 64, "embed_dim": 24, "depths": (1, 1), "num_heads": (2, 2), "window_size": 4}
+    return timm.create_model("swin_tiny_patch4_window7_224", **sizes)
+
+
+@pytest.mark.parametrize("name", ["swin", "mambaout", "resnet", "vit", "siglip", "distilled", "registers"])
+def test_timm_networks_are_pooled_as_timm_pools_them(name):
+    makers = {
+        "swin": timm_swin,
+        "mambaout": lambda: timm.create_model("mambaout_femto"),
+        "resnet": lambda: timm.create_model("resnet10t"),
+        "vit": lambda: timm.create_model("vit_tiny_patch16_224", img_size=64, depth=1, global_pool="avg"),
+        "siglip": lambda: timm.create_model(
+            "vit_base_patch16_siglip_224", img_size=64, depth=1, embed_dim=48, num_heads=3
+        ),
+        "distilled": lambda: timm.create_model("deit_tiny_distilled_patch16_224", img_size=64, depth=1),
+        "registers": lambda: timm.create_model("vit_small_patch14_reg4_dinov2", img_size=64, patch_size=16, depth=1),
+    }
+    network, pixels = makers[name]().eval(), torch.randn(2, 3, 64, 64)
+    with torch.no_grad():
+        states, features = network.forward_features(pixels), pooled_features(network, pixels)
+        if name in ("swin", "mambaout"):
+            expected = states.mean(dim=(1, 2))
+        elif name == "resnet":
+            expected = states.mean(dim=(2, 3))
+        else:
+            expected = states[:, states.shape[1] - 16 :].mean(dim=1)
+    torch.testing.assert_close(features, expected)
+
+
+@pytest.mark.parametrize("head", [transformers.TimmWrapperModel, transformers.TimmWrapperForImageClassification])
+def test_timm_networks_inside_of_transformers(head):
+    sizes = {"img_size": 64, "embed_dim": 24, "depths": (1, 1), "num_heads": (2, 2), "window_size": 4}
+    config = transformers.TimmWrapperConfig(architecture="swin_tiny_patch4_window7_224", model_args=sizes, num_labels=3)
+    model, pixels = head(config).eval(), torch.randn(2, 3, 64, 64)
+    torch.testing.assert_close(pooled_features(model, pixels), pooled_features(model.timm_model, pixels))
+    assert pooled_features(model, pixels).shape == (2, 48)
+
+
+SMALL = {"image_size": 64, "hidden_size": 48, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 48}
+SWIN = {"image_size": 64, "embed_dim": 24, "depths": [1, 1], "num_heads": [2, 2], "window_size": 4}
+
+
+@pytest.mark.parametrize(
+    ("name", "fields", "prefix"),
+    [
+        ("ViT", SMALL, 1),
+        ("DeiT", SMALL, 2),
+        ("Dinov2WithRegisters", SMALL | {"patch_size": 16}, 5),
+        ("DINOv3ViT", SMALL | {"num_register_tokens": 2}, 3),
+        ("IJepa", SMALL, 0),
+        ("SiglipVision", SMALL, 0),
+        ("CLIPVision", SMALL | {"patch_size": 16}, 1),
+        ("Swin", SWIN, 0),
+        ("Hiera", SWIN | {"image_size": [64, 64], "query_stride": [2, 2], "num_query_pool": 1}, 0),
+    ],
+)
+def test_tokens_in_front_of_the_patches_are_counted(name, fields, prefix):
+    model = getattr(transformers, f"{name}Model")(getattr(transformers, f"{name}Config")(**fields)).eval()
+    pixels = torch.randn(2, 3, 64, 64)
+    with torch.no_grad():
+        tokens = model(pixels).last_hidden_state
+        torch.testing.assert_close(pooled_features(model, pixels), tokens[:, prefix:].mean(dim=1))
+        if prefix:
+            torch.testing.assert_close(pooled_features(model, pixels, "cls"), tokens[:, 0])
+        else:
+            with pytest.raises(ValueError, match=f"'cls' needs a class token, which the output of {name}Model has not"):
+                pooled_features(model, pixels, "cls")
+
+
+def test_a_class_token_that_encode_leaves_out_is_not_made_up():
+    config = hubmodels.PositionalLabelConfig(backbone_config=transformers.ViTConfig(**SMALL))
+    with pytest.raises(ValueError, match="needs a class token, which the output of PositionalLabelModel has not"):
+        pooled_features(hubmodels.PositionalLabelModel(config).eval(), torch.randn(1, 3, 64, 64), "cls")
+
+
+def test_models_without_features_are_named():
+    sizes = {"hidden_size": 48, "intermediate_size": 48, "num_hidden_layers": 1, "num_attention_heads": 2}
+    config = transformers.SiglipConfig(vision_config=SMALL, text_config=sizes | {"vocab_size": 10})
+    with pytest.raises(ValueError, match="SiglipForImageClassification must give tokens"):
+        pooled_features(transformers.SiglipForImageClassification(config).eval(), torch.randn(1, 3, 64, 64))
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_models_of_half_precision(dtype):
+    model = MAEModel(MAEConfig(**CONFIG)).eval()
+    expected = extract_features(model, DATASET, TRANSFORM, progress=False)[0]
+    features = extract_features(model.to(dtype), DATASET, TRANSFORM, progress=False)[0]
+    assert features.dtype == torch.float32
+    torch.testing.assert_close(features, expected, atol=0.05, rtol=0.05)
+
+
+def test_parts_that_are_frozen_by_their_mode_stay_frozen():
+    config = hubmodels.SimCLRConfig(stem_width=4, image_size=16, layer_type="basic", depths=[1] * 4, num_labels=10)
+    model = hubmodels.SimCLRForImageClassification(config).train()
+    norms = [part for part in model.modules() if isinstance(part, torch.nn.BatchNorm2d)]
+    for norm in norms:
+        norm.eval()
+    extract_features(model, DATASET, TRANSFORM, progress=False)
+    evaluate_classifier(model, DATASET, TRANSFORM, [str(number) for number in range(10)], progress=False)
+    predict_samples([model], DATASET, TRANSFORM)
+    assert model.training and norms and not any(norm.training for norm in norms)

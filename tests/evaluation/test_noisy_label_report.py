@@ -4,13 +4,16 @@ import base64
 import csv
 import io
 import json
+import os
 import re
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from hubmodels.modeling.sanm import SANMConfig, SANMEnsembleForImageClassification, SANMImageProcessor
 from PIL import Image
+from rich.console import Console
 from typer.testing import CliRunner
 
 from hubmodels.cli import app
@@ -19,6 +22,7 @@ from hubmodels.data.images import ImageDataset
 from hubmodels.data.sources import ArraySource
 from hubmodels.evaluation import NoisyLabelReport
 from hubmodels.evaluation.sample_predictions import predict_samples
+from hubmodels.visualization import noisy_label_sheet
 
 NAMES = ["cat", "dog <b>", "emu"]
 
@@ -156,3 +160,59 @@ def test_questions_that_cannot_be_answered(report):
         report.detection_quality(["cat"] * 6)
     with pytest.raises(ValueError, match=r"probabilities must be in \[0, 1\], got values from nan"):
         NoisyLabelReport(report.dataset, report.clean_prob, np.full((6, 3), np.nan))
+
+
+def test_names_of_other_bytes_are_written_and_printed(tmp_path):
+    folder = tmp_path / "images"
+    for number, name in enumerate((b"0/caf\xe9.png", b"0/a.png", b"\xe9/b.png")):
+        path = os.path.join(os.fsencode(folder), name)
+        os.makedirs(os.path.dirname(path), exist_ok=True)
+        with open(path, "wb") as file:
+            Image.new("L", (8, 8), 50 * number).save(file, "PNG")
+    images = load_image_dataset(folder)
+    report = NoisyLabelReport(images, np.array([0.1, 0.2, 0.3]), np.full((3, 2), 0.5))
+    report.save(tmp_path / "out")
+    rows = list(csv.DictReader((tmp_path / "out" / "noisy_labels.csv").open(encoding="utf-8")))
+    assert {Path(row["name"]).name for row in rows} == {"caf\\udce9.png", "a.png", "b.png"}
+    assert {row["given"] for row in rows} == {"0", "\\udce9"}
+    console = Console(file=io.StringIO(), width=300)
+    console.print(report.table())
+    console.file.getvalue().encode("utf-8")
+
+
+def test_names_are_no_markup_in_the_table(dataset):
+    names = ["a\\[b]x", "a\\[/b]x", "[red]z"]
+    report = NoisyLabelReport(dataset.relabelled([0, 1, 2], names), np.full(6, 0.5), np.full((6, 3), 0.3))
+    console = Console(file=io.StringIO(), width=200)
+    console.print(report.table())
+    assert all(name in console.file.getvalue() for name in names)
+
+
+def test_no_images_are_refused_before_anything_is_written(report, classifier, tmp_path):
+    with pytest.raises(ValueError, match="count must be at least 1, got 0"):
+        report.save(tmp_path / "out", count=0)
+    arguments = ["label-errors", str(classifier), "--data", "fashion-mnist-small", "--out", str(tmp_path / "out")]
+    assert CliRunner().invoke(app, [*arguments, "--images", "0"]).exit_code == 2
+    assert not (tmp_path / "out").exists()
+
+
+def test_unknown_true_labels_are_refused(report):
+    with pytest.raises(ValueError, match="clean_labels must be class numbers from 0, 2 are negative"):
+        report.detection_quality([0, -1, 2, 0, -1, 2])
+
+
+def test_options_of_the_filters_have_their_names_as_values(tmp_path):
+    """Without them browsers trim names."""
+    names = [" lead", 'two  "spaces"']
+    images = ImageDataset(ArraySource(np.zeros((2, 1, 8, 8), np.uint8)), np.array([0, 1]), names)
+    report = NoisyLabelReport(images, np.array([0.2, 0.9]), np.full((2, 2), 0.5))
+    page = report.write_html(tmp_path / "p.html").read_text()
+    assert page.count('<option value=" lead"> lead</option>') == 2
+    assert page.count('<option value="two  &quot;spaces&quot;">') == 2
+
+
+def test_grey_pictures_keep_their_brightness():
+    pixels = np.full((2, 1, 8, 8), 100, np.uint8)
+    images = ImageDataset(ArraySource(pixels), np.array([0, 1]), ["a", "b"])
+    figure = noisy_label_sheet(NoisyLabelReport(images, np.array([0.2, 0.9]), np.full((2, 2), 0.5)))
+    assert figure.axes[0].images[0].get_clim() == (0, 255)

@@ -122,3 +122,33 @@ def test_first_step_of_the_warm_up_changes_nothing():
 def test_bad_inputs(call, message):
     with pytest.raises(ValueError, match=message):
         call(clusters(30, 0), clusters(10, 1))
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_features_that_are_not_finite_are_refused(value):
+    features, labels = clusters(100, 0)
+    broken = features.clone()
+    broken[3:5, 2] = value
+    message = "{} features must be finite, those of 2 of 100 images are not"
+    for probe in (knn_accuracy, linear_probe):
+        with pytest.raises(ValueError, match=message.format("training")):
+            probe(broken, labels, features, labels)
+        with pytest.raises(ValueError, match=message.format("test")):
+            probe(features, labels, broken, labels)
+    with pytest.raises(ValueError, match=message.format("test")):
+        knn_predict(features, labels, broken)
+
+
+def test_features_of_half_precision():
+    train, test = clusters(100, 0, spread=0.3), clusters(50, 1, spread=0.3)
+    halves = [(features.half(), labels) for features, labels in (train, test)]
+    assert linear_probe(*halves[0], *halves[1], epochs=10).accuracy > 0.9
+
+
+def test_few_images_are_enough_or_refused():
+    features, labels = clusters(10, 0)
+    for count, trust in ((3, (0.1, 1.0)), (2, 0.1)):
+        result = linear_probe(features[:count], labels[:count], features, labels, epochs=2, trust_coefficient=trust)
+        assert 0 <= result.accuracy <= 1
+        with pytest.raises(ValueError, match=f"needs at least {count} training images, got {count - 1}"):
+            linear_probe(features[: count - 1], labels[: count - 1], features, labels, trust_coefficient=trust)

@@ -4,7 +4,7 @@ import pytest
 import torch
 from hubmodels.modeling.simclr import SimCLRBackbone, SimCLRForImageClassification, SimCLRForPreTraining, SimCLRModel
 
-from hubmodels.training.lars import LARS
+from hubmodels.optimization.lars import LARS
 from tests.golden.harness import load_case
 from tests.golden.simclr_cases import assert_matches, official
 from tests.golden.simclr_cases import load as load_case_and_model

@@ -3,9 +3,17 @@
 import pytest
 import torch
 from hubmodels.modeling.densecl import DenseCLBackbone, DenseCLConfig, DenseCLForPreTraining
+from hubmodels.modeling.mae import MAEConfig, MAEFeaturePyramid
 from torchvision.models.detection import FasterRCNN, MaskRCNN
 from torchvision.ops.feature_pyramid_network import LastLevelP6P7
-from transformers import ResNetBackbone, ResNetConfig, UperNetConfig, UperNetForSemanticSegmentation
+from transformers import (
+    ResNetBackbone,
+    ResNetConfig,
+    TimmBackbone,
+    TimmBackboneConfig,
+    UperNetConfig,
+    UperNetForSemanticSegmentation,
+)
 
 from hubmodels.torchvision_models import BackboneBody, FeaturePyramid, fcn
 
@@ -118,3 +126,22 @@ def test_upernet_takes_the_backbone_by_its_configuration(backbone, tmp_path):
     pixels = torch.rand(1, 3, 64, 64)
     with torch.no_grad():
         torch.testing.assert_close(loaded(pixels).logits, model(pixels).logits)
+
+
+def test_a_pyramid_of_mae_under_a_detector():
+    sizes = {"hidden_size": 16, "num_attention_heads": 2, "num_hidden_layers": 4, "intermediate_size": 32}
+    pyramid = MAEFeaturePyramid(MAEConfig(image_size=32, patch_size=8, **sizes))
+    maps = FeaturePyramid(pyramid, out_channels=8).eval()(torch.rand(1, 3, 32, 48))
+    assert [tuple(each.shape[2:]) for each in maps.values()] == [(16, 24), (8, 12), (4, 6), (2, 3), (1, 2)]
+    detector = FasterRCNN(FeaturePyramid(pyramid, out_channels=8), num_classes=3, min_size=64, max_size=64)
+    assert torch.isfinite(sum(detector(list(torch.rand(2, 3, 64, 64)), targets()).values()))
+    with pytest.raises(ValueError, match="backbone must have 2 out_features for aux, out, got 4"):
+        fcn(pyramid, num_classes=3)
+
+
+def test_maps_with_channels_last_are_turned():
+    """timm's Swin returns them so."""
+    settings = {"backbone": "swin_tiny_patch4_window7_224", "use_pretrained_backbone": False, "out_indices": [0, 1]}
+    backbone = TimmBackbone(TimmBackboneConfig(**settings)).eval()
+    maps = FeaturePyramid(backbone, out_channels=8).eval()(torch.rand(1, 3, 224, 224))
+    assert [tuple(each.shape) for each in maps.values()] == [(1, 8, 56, 56), (1, 8, 28, 28), (1, 8, 14, 14)]

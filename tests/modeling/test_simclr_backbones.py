@@ -17,6 +17,8 @@ from transformers import (
     CLIPVisionConfig,
     ConvNextConfig,
     DeiTConfig,
+    DetrConfig,
+    DetrModel,
     Dinov2Config,
     RegNetConfig,
     ResNetBackbone,
@@ -309,3 +311,17 @@ def test_channels_are_those_of_the_backbone():
     with pytest.raises(ValueError, match=r"num_channels must be that of backbone_config, 3, got 1"):
         SimCLRConfig(backbone_config=ResNetConfig(), num_channels=1)
     assert SimCLRConfig(backbone_config=ResNetConfig(num_channels=1)).num_channels == 1
+
+
+def test_detr_freezes_the_normalisation():
+    config = SimCLRConfig(stem_width=4, layer_type="basic", depths=[1, 1, 1, 1], out_features=["stage3", "stage4"])
+    backbone = SimCLRBackbone(config).eval()
+    sizes = {"d_model": 16, "encoder_layers": 1, "decoder_layers": 1, "num_queries": 2}
+    heads = {"encoder_attention_heads": 2, "decoder_attention_heads": 2}
+    detr = DetrModel(DetrConfig(backbone_config=config, **sizes, **heads)).train()
+    inside = detr.backbone.model
+    inside.load_state_dict(backbone.state_dict(), strict=False)  # frozen ones count no batches
+    pixels = images(2, size=32)
+    with torch.no_grad():
+        for expected, actual in zip(backbone(pixels).feature_maps, inside(pixels).feature_maps, strict=True):
+            torch.testing.assert_close(actual, expected)

@@ -473,3 +473,14 @@ def test_the_light_mode_is_a_plain_trainer_run(tmp_path):
     assert losses[-1] < 0.7 * losses[0]
     assert trainer.evaluate()["eval_loss"] < 0.69
     assert trainer.predict(rows).predictions.shape == (16, 2)
+
+
+def test_a_report_that_fails_costs_no_model(pictures, tmp_path, monkeypatch):
+    def failing(*args, **kwargs):
+        raise OSError("no space for the report")
+
+    monkeypatch.setattr("hubmodels.evaluation.NoisyLabelReport.save", failing)
+    more = ("schedule.epochs=1", "noisy_labels.report_images=5")
+    with pytest.raises(OSError, match="no space for the report"):
+        train(**arguments("small_light", pictures, tmp_path / "run", *more))
+    assert AutoModelForImageClassification.from_pretrained(tmp_path / "run").config.num_labels == 2

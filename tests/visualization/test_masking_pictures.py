@@ -26,3 +26,10 @@ def test_a_sheet_of_masks(model_class, tmp_path):
 def test_a_decoder_of_another_size_leaves_its_column_out():
     model = SANMForImageClassification(SANMConfig(**TINY, image_size=16, decoder_type="resnet18"))
     assert len(masking_sheet(model, torch.zeros(1, 3, 16, 16)).axes) == 4
+
+
+def test_an_error_leaves_the_modes_as_they_were():
+    model = SANMEnsembleForImageClassification(SANMConfig(**TINY, image_size=16)).train()
+    with pytest.raises(ValueError, match="must have 3 channels"):
+        masking_sheet(model, torch.zeros(1, 5, 16, 16))
+    assert all(part.training for part in model.modules())

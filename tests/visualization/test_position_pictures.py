@@ -2,7 +2,13 @@
 
 import pytest
 import torch
-from hubmodels.modeling.positional_label import PositionPrediction, relative_labels
+import transformers
+from hubmodels.modeling.positional_label import (
+    PositionalLabelConfig,
+    PositionalLabelForImageClassification,
+    PositionPrediction,
+    relative_labels,
+)
 from PIL import Image
 
 from hubmodels.evaluation import position_probe
@@ -97,3 +103,39 @@ def test_probe_takes_timm_networks_and_autoencoders(family):
     assert len(accuracies) == layers
     if layers == 3:
         assert accuracies[0] > 0.5  # the table of positions
+
+
+@pytest.mark.parametrize("family", ["vit", "mae", "clip_vision_model", "siglip_vision_model", "timm"])
+def test_the_table_of_positions_is_taken_away(family, monkeypatch):
+    """A constant image then has equal tokens."""
+    sizes = {"hidden_size": 48, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 48}
+    if family == "mae":
+        model, name = tiny_autoencoder("mae"), "vit.embeddings.position_embeddings"
+    elif family == "timm":
+        model, name = tiny_classifier("timm_vit"), "pos_embed"
+    else:
+        inner = transformers.AutoConfig.for_model(family, image_size=32, patch_size=8, **sizes)
+        config = PositionalLabelConfig(backbone_config=inner, num_labels=3)
+        model, name = PositionalLabelForImageClassification(config), "position_embedding"
+    (table,) = [parameter for key, parameter in model.named_parameters() if name in key]
+    with torch.no_grad():
+        table.normal_()
+    before, seen = table.clone(), []
+    monkeypatch.setattr("hubmodels.visualization.positions._errors", lambda label, head, tokens: seen.append(tokens))
+    pixel_values = torch.zeros(2, 3, *model.config.image_height_width)
+    for drop in (True, False):
+        position_errors(model, pixel_values, drop_positions=drop)
+    spreads = [(tokens - tokens.mean(dim=1, keepdim=True)).abs().max() for tokens in seen]
+    assert spreads[0] < 1e-5 and spreads[1] > 0.1
+    assert torch.equal(table, before)
+
+
+def test_a_network_without_a_table_is_refused():
+    model = tiny_classifier("swin")
+    with pytest.raises(ValueError, match="drop_positions: the network of this PositionalLabelForImageClassification"):
+        position_errors(model, images(model), drop_positions=True)
+
+
+def test_every_curve_is_in_the_legend(tmp_path):
+    figure = position_probe_curves({"_base": [0.1, 0.2], "$b": [0.2, 0.3]}, tmp_path / "curves.png")
+    assert [text.get_text() for text in figure.axes[0].get_legend().get_texts()] == ["_base", r"\$b"]

@@ -177,3 +177,10 @@ def test_embedding_map_without_labels_and_with_thumbnails(tmp_path):
 def test_embedding_map_refuses_what_does_not_fit(features, options, message):
     with pytest.raises(ValueError, match=message):
         embedding_map(features, **options)
+
+
+def test_names_of_classes_are_no_syntax_of_matplotlib(tmp_path):
+    names = ["_background", r"$a$ \foo", "dog"]
+    figure = embedding_map(torch.randn(6, 3), [0, 1, 2, 0, 1, 2], tmp_path / "map.png", class_names=names)
+    texts = [text.get_text().replace(r"\$", "$") for text in figure.axes[0].get_legend().get_texts()]
+    assert texts == names
