@@ -44,8 +44,9 @@ class HubTrainingArguments(TrainingArguments):
         mix_probability: Probability that a batch is mixed, in [0, 1].
         mix_switch_probability: With both mixup and cutmix on, probability of cutmix.
         label_smoothing: Label smoothing in [0, 1), with or without mixing.
-        ema_decay: Decay of the exponential moving average of the weights, in (0, 1); evaluation and the final model
-            use the average. None keeps none.
+        ema_decay: Decay of the exponential moving average of the weights, in (0, 1). The average is what `evaluate`,
+            `predict`, `save_model` and `push_to_hub` use, and what `load_best_model_at_end` loads; `trainer.model`
+            keeps the weights that are trained. None keeps none.
         stop_on_nonfinite: Stop with an error at the first loss that is not finite.
         jsonl_log: Write every log line to `log.jsonl` in `output_dir`.
         tensorboard: Write TensorBoard events to `tensorboard/` in `output_dir`.

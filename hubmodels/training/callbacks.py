@@ -218,7 +218,9 @@ class OnlineProbe(HubCallback):
         if epoch % self.every_epochs and state.global_step < state.max_steps:
             return
         if state.is_world_process_zero:
-            self.trainer.log(self.measure(model))
+            with self.trainer.averaged_weights():
+                figures = self.measure(model)
+            self.trainer.log(figures)
 
     def measure(self, model: nn.Module) -> dict[str, float]:
         """Probe a model.

@@ -232,8 +232,8 @@ class RunSection:
         precision: "auto" (bf16 on a GPU that has it, else fp32), "fp32", "bf16" or "fp16".
         device_batch_size: Most images in a forward pass; None fits it to the memory.
         workers: Processes that load images; None fits it to the machine.
-        checkpoints: Checkpoints over the run.
-        keep_checkpoints: Newest checkpoints to keep.
+        checkpoints: Checkpoints over the run; 0 writes none.
+        keep_checkpoints: Newest checkpoints to keep; 0 keeps all.
         tensorboard: Write TensorBoard events.
     """
 
@@ -307,6 +307,9 @@ class Recipe:
         for key in ("epochs", "batch_size"):
             if getattr(self.schedule, key) < 1:
                 raise RecipeError(f"schedule.{key} must be at least 1, got {getattr(self.schedule, key)}")
+        for key in ("checkpoints", "keep_checkpoints"):
+            if getattr(self.run, key) < 0:
+                raise RecipeError(f"run.{key} must be at least 0, got {getattr(self.run, key)}")
         if not 0 <= self.schedule.warmup_epochs <= self.schedule.epochs:
             raise RecipeError(
                 f"schedule.warmup_epochs must be in [0, schedule.epochs = {self.schedule.epochs}], "

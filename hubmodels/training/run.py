@@ -146,15 +146,17 @@ def train(
     state.wait_for_everyone()
     trainer.train(resume_from_checkpoint=trainer.can_resume())
     metrics = _last_metrics(trainer.state.log_history)
-    method_parts.finish(recipe, trainer, evaluation, output)
-    if state.is_main_process:
-        with trainer.averaged_weights():
-            facts = CardFacts.of_descendant(recipe.init_from, _data_names(recipe))
-            _save(trainer.model, method_parts.processor(recipe, model.config, evaluation), facts, output)
+    with trainer.averaged_weights():
+        method_parts.finish(recipe, trainer, evaluation, output)
+        if state.is_main_process:
             if recipe.task == "pretrain":
                 pictures = first_samples(RunData(run_data.test or run_data.train, None, 0, ""), SHEET_IMAGES)
                 sheet = output / method_parts.sheet_file
                 method_parts.draw(trainer.model, collators[1], pictures, evaluation, sheet)
+            facts = CardFacts.of_descendant(recipe.init_from, _data_names(recipe))
+            # Last: with the model in its place the run counts as complete.
+            _save(trainer.model, method_parts.processor(recipe, model.config, evaluation), facts, output)
+    if state.is_main_process:
         for name, value in metrics.items():
             console.print(f"{name}: {value:.4g}", markup=False)
         closing = f"model: {output}\nnext: {next_command(recipe, run_data, output)}"

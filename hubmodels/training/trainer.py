@@ -3,7 +3,7 @@
 import atexit
 from collections import defaultdict
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -335,17 +335,34 @@ class HubTrainer(Trainer):
         with preserved_random_state(), self.averaged_weights():
             return super().evaluate(*args, **kwargs)
 
+    def predict(self, *args, **kwargs):
+        with preserved_random_state(), self.averaged_weights():
+            return super().predict(*args, **kwargs)
+
     @contextmanager
     def averaged_weights(self) -> Iterator[None]:
         """Give the model its moving average for the length of a `with` block; does nothing without `ema_decay`."""
-        averages = [callback for callback in self.hub_callbacks if isinstance(callback, ExponentialMovingAverage)]
-        if not averages:
+        average = self._moving_average()
+        if average is None:
             yield
             return
-        with averages[0].applied(self.model):
+        with average.applied(self.model):
             yield
 
+    def _moving_average(self) -> ExponentialMovingAverage | None:
+        averages = [callback for callback in self.hub_callbacks if isinstance(callback, ExponentialMovingAverage)]
+        return averages[0] if averages else None
+
     # Checkpoints
+
+    def save_model(self, output_dir=None, _internal_call=False):
+        """As in transformers, the moving average if there is one; checkpoints hold the weights that are trained."""
+        with nullcontext() if _internal_call else self.averaged_weights():
+            super().save_model(output_dir, _internal_call)
+
+    def push_to_hub(self, *args, **kwargs):
+        with self.averaged_weights():
+            return super().push_to_hub(*args, **kwargs)
 
     def _save_checkpoint(self, model, trial):
         if trial is None:
@@ -416,12 +433,18 @@ class HubTrainer(Trainer):
             raise ValueError(f"cannot resume from {resume_from_checkpoint}: it lacks the weights {absent}")
         model.load_state_dict(restored.state_dict())
 
+    def _load_best_model(self):
+        super()._load_best_model()
+        average = self._moving_average()
+        if average is not None:
+            states = _callback_states(Path(str(self.state.best_model_checkpoint)))
+            average.load_state_dict(states[self.hub_callbacks.index(average)])
+
     def _load_optimizer_and_scheduler(self, checkpoint):
         super()._load_optimizer_and_scheduler(checkpoint)
-        path = Path(checkpoint, CALLBACK_STATES_NAME) if checkpoint is not None else None
-        if path is None or not path.exists():
+        if checkpoint is None or not Path(checkpoint, CALLBACK_STATES_NAME).exists():
             return
-        states = torch.load(path, map_location="cpu", weights_only=True)  # torch knows no "cpu:0" of several processes
+        states = _callback_states(Path(checkpoint))
         if len(states) != len(self.hub_callbacks):
             raise ValueError(
                 f"cannot resume from {checkpoint}: it was written with {len(states)} callbacks, this run has "
@@ -444,6 +467,11 @@ class _RunDriver(HubCallback):
 
     def on_epoch_begin(self, args, state, control, **kwargs):
         self.trainer.set_epoch(state.global_step // self.trainer.steps_per_epoch)
+
+
+def _callback_states(checkpoint: Path) -> list[dict[str, Any]]:
+    # On the CPU, as torch knows no "cpu:0" of several processes.
+    return torch.load(checkpoint / CALLBACK_STATES_NAME, map_location="cpu", weights_only=True)
 
 
 def _standard_callbacks(args: HubTrainingArguments) -> list[TrainerCallback]:
