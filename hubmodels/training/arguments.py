@@ -130,6 +130,11 @@ class HubTrainingArguments(TrainingArguments):
         check("label_smoothing", 0 <= self.label_smoothing < 1, "in [0, 1)")
         check("layer_decay", self.layer_decay is None or 0 < self.layer_decay <= 1, "None or in (0, 1]")
         check("ema_decay", self.ema_decay is None or 0 < self.ema_decay < 1, "None or in (0, 1)")
+        check("train_sampling_strategy", self.train_sampling_strategy == "random", "'random': the order is by epoch")
+        if self.base_learning_rate is not None:
+            check(
+                "auto_find_batch_size", not self.auto_find_batch_size, "False with base_learning_rate, which is scaled"
+            )
         check("lr_scaling", self.lr_scaling in LR_SCALINGS, f"one of {LR_SCALINGS}")
         check("lr_schedule", self.lr_schedule in SCHEDULES, f"one of {SCHEDULES}")
         check("base_learning_rate", self.base_learning_rate is None or self.base_learning_rate > 0, "greater than 0")

@@ -441,7 +441,6 @@ def training_arguments(
         save_strategy="steps" if run.checkpoints else "no",
         save_steps=cadence,
         save_total_limit=run.keep_checkpoints,
-        eval_drop_last=recipe.task == "pretrain",  # contrastive losses compare the images of a batch
         eval_strategy="steps" if data.test is not None and measures else "no",
         eval_steps=cadence,
         logging_steps=max(1, min(steps_per_epoch // 5, 50)),

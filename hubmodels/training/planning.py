@@ -238,6 +238,10 @@ def make_plan(recipe: Recipe, data: RunData, measurement: Measurement, processes
 
 def _largest_divisor(number: int, most: int, even: bool) -> int:
     divisors = [size for size in range(1, min(number, most) + 1) if number % size == 0 and not (even and size % 2)]
+    if not divisors and number % 2 == 0:
+        raise RecipeError(
+            f"run.device_batch_size must be at least 2 with mixup and cutmix, which mix pairs of images, got {most}"
+        )
     if not divisors:
         raise RecipeError(f"schedule.batch_size gives {number} images a process: mixup and cutmix need an even number")
     return divisors[-1]

@@ -307,6 +307,8 @@ class Recipe:
         for key in ("epochs", "batch_size"):
             if getattr(self.schedule, key) < 1:
                 raise RecipeError(f"schedule.{key} must be at least 1, got {getattr(self.schedule, key)}")
+        if self.run.device_batch_size is not None and self.run.device_batch_size < 1:
+            raise RecipeError(f"run.device_batch_size must be at least 1, got {self.run.device_batch_size}")
         for key in ("checkpoints", "keep_checkpoints"):
             if getattr(self.run, key) < 0:
                 raise RecipeError(f"run.{key} must be at least 0, got {getattr(self.run, key)}")

@@ -144,8 +144,11 @@ def train(
     if state.is_main_process:  # after all checks of the settings: a recipe that fails them leaves nothing
         write_start(output, recipe, run_data)
     state.wait_for_everyone()
-    trainer.train(resume_from_checkpoint=trainer.can_resume())
+    resumes = trainer.can_resume()
+    trainer.train(resume_from_checkpoint=resumes)
     metrics = _last_metrics(trainer.state.log_history)
+    if resumes:  # the mean over the steps since then, of which there may be none
+        metrics.pop("train_loss", None)
     with trainer.averaged_weights():
         method_parts.finish(recipe, trainer, evaluation, output)
         if state.is_main_process:

@@ -21,9 +21,10 @@ def has_started(output: Path) -> bool:
         output: The folder; it may be missing.
 
     Returns:
-        False also for the folder of a start that failed, as with an unknown option of the optimiser.
+        False also for the folder of a start that failed, as with an unknown option of the optimiser, or was killed.
     """
     names = {path.name for path in output.iterdir()} if output.is_dir() else set()
+    names -= {_partial(output / name).name for name in (RECIPE_FILE, DATA_FILE)}
     # A recipe alone may be the user's own.
     return bool(names) and not {DATA_FILE} <= names <= {RECIPE_FILE, DATA_FILE}
 
@@ -117,7 +118,11 @@ def _identity(recipe: Recipe, data: RunData) -> dict[str, Any]:
     return identity
 
 
+def _partial(path: Path) -> Path:
+    return path.with_name(f".{path.name}.partial")
+
+
 def _replace(path: Path, text: str) -> None:
-    partial = path.with_name(f".{path.name}.partial")
+    partial = _partial(path)
     partial.write_text(text, encoding="utf-8")
     os.replace(partial, path)

@@ -175,6 +175,10 @@ class SANMTrainer(HubTrainer):
         """Both networks."""
         return self.model.net1, self.model.net2
 
+    @property
+    def writes_checkpoints(self) -> bool:
+        return bool(self.save_every)
+
     def set_epoch(self, epoch: int) -> None:
         """Nothing to announce: views and order are made for each epoch when it begins."""
 

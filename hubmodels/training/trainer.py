@@ -17,7 +17,7 @@ from transformers import PreTrainedModel, Trainer, TrainerCallback, set_seed
 from transformers.integrations import TensorBoardCallback
 from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_callback import ExportableState
-from transformers.trainer_utils import TrainOutput, has_length, suppress_progress_bars
+from transformers.trainer_utils import SaveStrategy, TrainOutput, has_length, suppress_progress_bars
 
 from hubmodels.modeling.mae.onednn_mae import float32_products_in_onednn
 from hubmodels.training.arguments import OWN_SCHEDULES, HubTrainingArguments
@@ -31,6 +31,7 @@ from hubmodels.training.checkpoints import (
     checkpoint_defect,
     clean_leftovers,
     commit_checkpoint,
+    complete_checkpoints,
     defective_checkpoints,
     last_complete_checkpoint,
     rotate_checkpoints,
@@ -139,13 +140,18 @@ class HubTrainer(Trainer):
             `transformers.trainer_utils.TrainOutput`.
 
         Raises:
-            ValueError: If there is no complete checkpoint to resume from; the message says what is wrong with each.
+            ValueError: If there is no complete checkpoint to resume from; the message says what is wrong with each. Or
+                if `output_dir` holds complete checkpoints of later steps than the one to begin at: they would pass for
+                the newest of this run, which would keep and resume them in place of its own.
         """
         if self.args.should_save:
             clean_leftovers(self.args.run_folder)
         self._wait_for_everyone()
+        continues = resume_from_checkpoint is True
         if resume_from_checkpoint:
             resume_from_checkpoint = str(self._checkpoint_to_resume(resume_from_checkpoint))
+        if not continues and trial is None and self.writes_checkpoints:
+            self._refuse_later_checkpoints(resume_from_checkpoint or None)
         with float32_products_in_onednn():
             return super().train(resume_from_checkpoint or None, trial, ignore_keys_for_eval)
 
@@ -416,6 +422,23 @@ class HubTrainer(Trainer):
             raise ValueError(f"no complete checkpoint in {self.args.run_folder} to resume from ({found})")
         return checkpoint
 
+    @property
+    def writes_checkpoints(self) -> bool:
+        """Whether training writes checkpoints."""
+        return self.args.save_strategy != SaveStrategy.NO
+
+    def _refuse_later_checkpoints(self, start: str | None) -> None:
+        folder = self.args.run_folder
+        later = [path for path in complete_checkpoints(folder) if checkpoint_defect(path) is None]
+        places = [path.resolve() for path in later]
+        if start is not None and Path(start).resolve() in places:
+            later = later[places.index(Path(start).resolve()) + 1 :]
+        if later:
+            raise ValueError(
+                f"output_dir {folder} holds checkpoints of an earlier training ({', '.join(p.name for p in later)}): "
+                "continue it with resume_from_checkpoint=True, give another output_dir, or move them away"
+            )
+
     def _load_from_checkpoint(self, resume_from_checkpoint, model=None):
         model = self.model if model is None else model
         if not isinstance(model, PreTrainedModel) or self.is_fsdp_enabled or self.is_deepspeed_enabled:
@@ -434,7 +457,10 @@ class HubTrainer(Trainer):
         model.load_state_dict(restored.state_dict())
 
     def _load_best_model(self):
-        super()._load_best_model()
+        if isinstance(self.model, PreTrainedModel) and not (self.is_fsdp_enabled or self.is_deepspeed_enabled):
+            self._load_from_checkpoint(self.state.best_model_checkpoint)
+        else:
+            super()._load_best_model()
         average = self._moving_average()
         if average is not None:
             states = _callback_states(Path(str(self.state.best_model_checkpoint)))

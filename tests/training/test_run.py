@@ -18,7 +18,7 @@ from transformers import AutoImageProcessor, AutoModelForImageClassification, Au
 
 import hubmodels
 from hubmodels.repository import prepare_repository
-from hubmodels.training import Recipe, RecipeError, read_jsonl, train
+from hubmodels.training import HubTrainer, OnlineProbe, Recipe, RecipeError, read_jsonl, train
 from hubmodels.training import run as run_module
 from hubmodels.training.assembly import (
     RepeatedStream,
@@ -29,6 +29,7 @@ from hubmodels.training.assembly import (
     load_data,
 )
 from hubmodels.training.methods import method_training
+from hubmodels.training.methods.mae import MAETraining
 from hubmodels.training.planning import (
     Measurement,
     choose_recipe,
@@ -138,6 +139,86 @@ def test_a_start_that_fails_leaves_the_folder_to_the_corrected_command(wrong, pi
     with pytest.raises(ValueError, match=r"adamwx|beta"):
         train(**arguments, overrides=[*short, wrong])
     assert (train(**arguments, overrides=short).folder / "config.json").is_file()
+
+
+@pytest.mark.parametrize("place", [0, 1, 2, 3])
+def test_a_run_that_is_killed_while_its_folder_is_begun_can_be_started_again(place, pictures, tmp_path, monkeypatch):
+    arguments = {"data": pictures, "output": tmp_path / "run", "recipe": "small_pretrain"}
+    arguments["overrides"] = [*TINY_PRETRAIN, "schedule.epochs=1", "probe.every_epochs=0"]
+
+    def killed(*paths):
+        if place % 2:
+            os.rename(*paths)
+        calls.append(paths)
+        if len(calls) > place // 2:
+            raise KeyboardInterrupt
+
+    calls = []
+    with monkeypatch.context() as patch:
+        patch.setattr("hubmodels.training.run_folder.os.replace", killed)
+        with pytest.raises(KeyboardInterrupt):
+            train(**arguments)
+    assert (train(**arguments).folder / "config.json").is_file()
+    assert not list((tmp_path / "run").glob(".*"))
+
+
+def test_a_run_that_is_killed_in_its_picture_is_not_complete(pictures, tmp_path, monkeypatch):
+    arguments = {"data": pictures, "output": tmp_path / "run", "recipe": "small_pretrain"}
+    arguments["overrides"] = [*TINY_PRETRAIN, "schedule.epochs=1", "probe.every_epochs=0"]
+
+    def killed(*parts):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(MAETraining, "draw", killed)
+        with pytest.raises(KeyboardInterrupt):
+            train(**arguments)
+    assert not (tmp_path / "run" / "config.json").exists()
+    result = train(**arguments)
+    assert (result.folder / "reconstructions.png").is_file()
+    assert result.metrics["eval_loss"] > 0
+    assert "train_loss" not in result.metrics  # no step was left to take the mean of
+
+
+@pytest.mark.parametrize("moment", ["measured", "saved"])
+def test_a_run_that_is_killed_in_its_last_epoch_has_every_measurement_once(moment, pictures, tmp_path, monkeypatch):
+    arguments = {"data": pictures, "output": tmp_path / "run", "recipe": "small_pretrain"}
+    arguments["overrides"] = TINY_PRETRAIN
+    measure, calls = OnlineProbe.measure, []
+
+    def killed_while_measuring(probe, model):
+        calls.append(model)
+        if len(calls) == 3:
+            raise KeyboardInterrupt
+        return measure(probe, model)
+
+    def killed_after_saving(trainer, *parts):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        if moment == "measured":
+            patch.setattr(OnlineProbe, "measure", killed_while_measuring)
+        else:
+            patch.setattr(HubTrainer, "_finalize_training", killed_after_saving)
+        with pytest.raises(KeyboardInterrupt):
+            train(**arguments)
+    result = train(**arguments)
+    log = read_jsonl(result.folder / "log.jsonl")
+    assert [line["step"] for line in log if "knn_accuracy" in line] == [3, 6, 9]
+    assert "linear_accuracy" in result.metrics
+
+
+def test_pre_training_is_evaluated_on_every_test_image(pictures, tmp_path):
+    few = shutil.copytree(pictures, tmp_path / "data")
+    for path in sorted((few / "test").rglob("*.png"))[1::2]:
+        path.unlink()
+    result = train(
+        data=few,
+        output=tmp_path / "run",
+        recipe="small_pretrain",
+        overrides=[*TINY_PRETRAIN, "schedule.epochs=1", "probe.every_epochs=0"],
+    )
+    assert result.metrics["eval_loss"] > 0  # of 6 images, fewer than a batch
 
 
 def test_a_recipe_of_the_user_is_not_overwritten(pictures, tmp_path):
@@ -300,6 +381,9 @@ def test_the_batch_is_divided_among_processes_and_passes(monkeypatch):
         make_plan(recipe, data, cost, 3, torch.device("cpu"))
     with pytest.raises(RecipeError, match=r"set schedule\.batch_size to at most 500"):
         make_plan(recipe, RunData([], None, 500, ""), cost, 1, torch.device("cpu"))
+    recipe.run.device_batch_size = 1
+    with pytest.raises(RecipeError, match=r"device_batch_size must be at least 2 with .* got 1"):
+        make_plan(recipe, data, cost, 2, torch.device("cpu"))
     recipe.schedule.batch_size = 6
     with pytest.raises(RecipeError, match="gives 3 images a process: mixup and cutmix need an even number"):
         make_plan(recipe, data, cost, 2, torch.device("cpu"))
