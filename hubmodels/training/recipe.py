@@ -225,12 +225,15 @@ class NoisyLabelsSection:
 
 @dataclass
 class RunSection:
-    """How the run is carried out; the result does not depend on it but for rounding, apart from the seed.
+    """How the run is carried out; the result does not depend on it but for rounding, apart from the seed and from
+    `device_batch_size` where batch normalisation trains.
 
     Args:
         seed: Seed of the weights, the order, the augmentations and the masks.
         precision: "auto" (bf16 on a GPU that has it, else fp32), "fp32", "bf16" or "fp16".
-        device_batch_size: Most images in a forward pass; None fits it to the memory.
+        device_batch_size: Most images in a forward pass; None fits it to the memory, but never divides a batch whose
+            images are normalised by its own statistics (linear probes of MAE, fine-tuning of SimCLR). Pre-training
+            that compares images, and SANM, never divide one.
         workers: Processes that load images; None fits it to the machine.
         checkpoints: Checkpoints over the run; 0 writes none.
         keep_checkpoints: Newest checkpoints to keep; 0 keeps all.

@@ -6,6 +6,7 @@ import shlex
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import datasets
@@ -35,6 +36,7 @@ from hubmodels.training.planning import (
     choose_recipe,
     finetuning_recipe,
     make_plan,
+    measure,
     readable_time,
     with_fitting_batch,
 )
@@ -64,10 +66,17 @@ TINY_PRETRAIN = [
 ]
 
 
+@pytest.mark.parametrize(
+    ("name", "section", "more"),
+    [
+        ("mae/small_pretrain", "model", []),
+        ("positional_label/small_pretrain", "model.backbone_config", ["model.position_dropout=0.0"]),
+    ],
+)
 @pytest.mark.parametrize("sampling", ["random", "block", "grid"])
-def test_recipes_mask_as_the_model_samples(sampling):
+def test_recipes_mask_as_the_model_samples(name, section, more, sampling):
     """Each image by its own draws, which its place in a batch, the worker and a resumed run do not change."""
-    recipe = Recipe.load("small_pretrain", [f"model.mask_sampling={sampling}"])
+    recipe = Recipe.load(name, [f"{section}.mask_sampling={sampling}", *more])
     model = build_model(recipe, [])
     items = [{"image": torch.zeros(3, 32, 32, dtype=torch.uint8), "index": index} for index in range(4)]
     for collator in build_collators(recipe, model.config):
@@ -375,7 +384,10 @@ def test_the_batch_is_divided_among_processes_and_passes(monkeypatch):
     assert plan.device_batch_size == 32  # (6 GB / 2 - 1 GB) / 64 MB
     assert plan.seconds == pytest.approx(10 * 10_240 / 2 * 0.011)
     assert plan.memory_bytes == 2**30 + 32 * 2**26
+    whole = replace(cost, uses_batch_statistics=True)
+    assert make_plan(recipe, data, whole, 2, torch.device("cpu")).device_batch_size == 512
     recipe.run.device_batch_size = 100
+    assert make_plan(recipe, data, whole, 2, torch.device("cpu")).device_batch_size == 64
     assert make_plan(recipe, data, cost, 2, torch.device("cpu")).device_batch_size == 64
     with pytest.raises(RecipeError, match="cannot be divided among 3 processes"):
         make_plan(recipe, data, cost, 3, torch.device("cpu"))
@@ -387,6 +399,26 @@ def test_the_batch_is_divided_among_processes_and_passes(monkeypatch):
     recipe.schedule.batch_size = 6
     with pytest.raises(RecipeError, match="gives 3 images a process: mixup and cutmix need an even number"):
         make_plan(recipe, data, cost, 2, torch.device("cpu"))
+
+
+@pytest.mark.parametrize(
+    ("recipe", "start", "depends"),
+    [
+        ("mae/small_finetune", "mae-small-32", False),
+        ("mae/small_linear_probe", "mae-small-32", True),
+        ("simclr/small_finetune", "simclr-small-32", True),
+        ("simclr/small_linear_probe", "simclr-small-32", False),
+    ],
+)
+def test_batches_that_are_normalised_by_their_own_statistics_are_noticed(recipe, start, depends):
+    recipe = Recipe.load(recipe)
+    recipe.init_from = str(hubmodels.packaged_path(start))
+    kept = set(recipe.model) - set(method_training(recipe.method).shape_keys)
+    recipe.model = {key: recipe.model[key] for key in kept}
+    model = build_model(recipe, ["dark", "light"])
+    batch = {"pixel_values": torch.rand(4, 3, 32, 32), "labels": torch.tensor([0, 1, 0, 1])}
+    cost = measure(model, lambda samples: batch, [None] * 4, torch.device("cpu"), "fp32")
+    assert cost.uses_batch_statistics == depends
 
 
 def test_durations_read_well():

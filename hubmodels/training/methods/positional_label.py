@@ -5,6 +5,7 @@ from transformers import PreTrainedConfig, PreTrainedModel
 
 from hubmodels.data import ImageCollator, PretrainTransform
 from hubmodels.training.methods.base import MethodTraining
+from hubmodels.training.methods.mae import MAECollator
 from hubmodels.training.recipe import RecipeError
 
 
@@ -43,10 +44,13 @@ class PositionalLabelTraining(MethodTraining):
             mean=section.mean,
             std=section.std,
         )
-        rows, columns = patch_grid(config.backbone_config, *config.image_height_width)
+        inner, seed = config.backbone_config, recipe.run.seed
+        if hasattr(inner, "mask_sampling"):
+            return MAECollator(train, seed, True, inner), MAECollator(evaluation, seed, False, inner)
+        rows, columns = patch_grid(inner, *config.image_height_width)
         return (
-            ImageCollator(train, recipe.run.seed, train=True, noise_length=rows * columns),
-            ImageCollator(evaluation, recipe.run.seed, train=False, noise_length=rows * columns),
+            ImageCollator(train, seed, train=True, noise_length=rows * columns),
+            ImageCollator(evaluation, seed, train=False, noise_length=rows * columns),
         )
 
     def processor(self, recipe, config, evaluation):
