@@ -145,7 +145,7 @@ class NoisyLabelReport:
         Raises:
             ValueError: Unlabelled data, a model without a trained classifier, or classes that differ.
         """
-        from hubmodels.modeling.sanm import LabelQualityEstimator
+        from hubmodels.training.label_quality import LabelQualityEstimator
 
         if isinstance(model, str | Path):
             model, own_transform = classifier_and_transform(model, trust_remote_code)

@@ -22,6 +22,7 @@ from hubmodels.training.checkpoints import (
 )
 from hubmodels.training.cotraining_data import CoTrainingViews
 from hubmodels.training.cotraining_step import CoTrainingSettings
+from hubmodels.training.label_quality import LabelQuality, LabelQualityEstimator
 from hubmodels.training.lars import LARS
 from hubmodels.training.parameter_groups import create_optimizer, layer_adaptation_groups, parameter_groups
 from hubmodels.training.random_state import EpochSampler, preserved_random_state
@@ -52,6 +53,8 @@ __all__ = [
     "HubTrainer",
     "HubTrainingArguments",
     "JsonlLogger",
+    "LabelQuality",
+    "LabelQualityEstimator",
     "NonFiniteGuard",
     "NonFiniteLossError",
     "OnlineProbe",

@@ -185,7 +185,8 @@ class ProbeSection:
 
 @dataclass
 class NoisyLabelsSection:
-    """How SANM trains with wrong labels; with `model.framework: ce` only the warm-up and the history are used.
+    """How SANM trains with wrong labels; with `model.framework: ce` only the warm-up and the history are used, and
+    `p_threshold` for the log.
 
     Args:
         warm_up_epochs: Epochs of training on the given labels first.

@@ -6,7 +6,6 @@ import torch
 from hubmodels.conversion import convert, to_official
 from hubmodels.modeling.sanm import (
     AdversarialNoisyMasking,
-    LabelQualityEstimator,
     SANMForImageClassification,
     extreme_positions,
     negative_entropy,
@@ -19,6 +18,7 @@ from hubmodels.modeling.sanm import (
 from torch.nn import functional
 
 from hubmodels.data import inject_label_noise
+from hubmodels.training import LabelQualityEstimator
 from hubmodels.training.cotraining_step import CoTrainingSettings, StepRandomness, co_training_loss, warm_up_loss
 from tests.golden.harness import load_case
 

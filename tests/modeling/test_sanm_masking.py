@@ -5,11 +5,12 @@ import pytest
 import torch
 from hubmodels.modeling.sanm import (
     AdversarialNoisyMasking,
-    LabelQualityEstimator,
     SANMConfig,
     activation_maps,
     mask_labels,
 )
+
+from hubmodels.training import LabelQualityEstimator
 
 HEIGHT, WIDTH, CLASSES = 24, 40, 5
 

@@ -9,6 +9,7 @@ from hubmodels.data.collators import ImageCollator
 from hubmodels.data.noisy_label_views import PlainView, WeakView
 from hubmodels.training.cotraining_data import WARM_UP_FACTOR, CoTrainingViews
 from hubmodels.training.cotraining_step import CoTrainingSettings
+from hubmodels.training.label_quality import LabelQualityEstimator
 from hubmodels.training.label_quality_callback import LabelQualityCallback, QualityCollator
 from hubmodels.training.methods.base import MethodTraining, method_class
 from hubmodels.training.methods.encoders import model_around
@@ -147,7 +148,12 @@ class SANMTraining(MethodTraining):
         settings = co_training_settings(recipe, model.config.num_labels)
         if is_light(recipe):
             quality = LabelQualityCallback(
-                parts["train_dataset"], evaluation, parts["data_collator"], settings.warm_up_epochs, settings.history
+                parts["train_dataset"],
+                evaluation,
+                parts["data_collator"],
+                settings.warm_up_epochs,
+                settings.history,
+                settings.p_threshold,
             )
             parts["callbacks"] = [*parts.get("callbacks", []), quality]
             if not model.config.recon_weight:  # parameters without a gradient stop several processes
@@ -252,8 +258,6 @@ def co_training_settings(recipe: Recipe, num_classes: int) -> CoTrainingSettings
     Returns:
         The settings.
     """
-    from hubmodels.modeling.sanm import LabelQualityEstimator
-
     section, data = recipe.noisy_labels, recipe.data
     kind = section.kind or ("asym" if data.noise_mode == "asym" else "sym")
     rate = data.noise_rate if section.rate is None else section.rate
