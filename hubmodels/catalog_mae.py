@@ -130,7 +130,8 @@ MAE_CHECKPOINTS: tuple[Checkpoint, ...] = (
             Metric("k-NN accuracy", 77.9, "fashion-mnist-small test", "python -m benchmarks.mae_claims OUT probe"),
         ),
         notes=(
-            "Small encoder and decoder for images of 32 pixels, trained on a CPU; the default of `hubmodels quickstart`."
+            "Small encoder and decoder for images of 32 pixels, trained on a CPU; "
+            "the default of `hubmodels quickstart`."
         ),
     ),
     *(checkpoint for size in _SIZES for checkpoint in _files_of(size)),

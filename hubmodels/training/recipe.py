@@ -12,11 +12,12 @@ from typing import Any, Literal
 
 import yaml
 
+from hubmodels.repository import RECIPE_PLACES
+
 Task = Literal["pretrain", "finetune", "partial_finetune", "linear_probe"]
 
 
 NOISE_OPTIONS = ("sym_exclusive", "class_map", "transition")  # of `inject_label_noise`
-PATHS = ("data.source", "data.file_list", "data.noise_file", "init_from")  # or names, of the first and the last
 NOISES = ("noisy_label_column", "noise_file", "noise_mode")  # keys of `data` that make labels wrong
 
 
@@ -410,7 +411,7 @@ class Recipe:
         """
         first, second = _flat(self.to_dict()), _flat(other.to_dict())
         for values in (first, second):
-            values |= {key: local_path(values[key]) for key in PATHS}
+            values |= {key: local_path(values[key]) for key in RECIPE_PLACES}
         keys = [key for key in first | second if not key.startswith("run.") or key in ("run.seed", "run.precision")]
         return {key: (first.get(key), second.get(key)) for key in keys if first.get(key) != second.get(key)}
 

@@ -48,7 +48,7 @@ from hubmodels.training.planning import (
     with_fitting_batch,
 )
 from hubmodels.training.recipe import Recipe, RecipeError
-from hubmodels.training.run_folder import check_place, has_started, holds_finished_run, write_start
+from hubmodels.training.run_folder import check_place, holds_finished_run, write_start
 
 SHEET_IMAGES = 8
 
@@ -107,8 +107,7 @@ def train(
     console = Console(highlight=False, quiet=not state.is_main_process)
     recipe, title = _resolve_recipe(method, data, backbone, recipe, overrides)
     output = Path(output).expanduser() if output is not None else Path("runs", title.replace("/", "-"))
-    if not has_started(output):  # a run of an earlier version, which did not check them, can go on
-        method_training(recipe.method).check_settings(recipe)
+    method_training(recipe.method).check_settings(recipe)
     run_data = load_data(recipe)
     check_place(output, recipe, run_data)
     model = build_model(recipe, run_data.class_names)

@@ -87,14 +87,13 @@ def write_start(output: Path, recipe: Recipe, data: RunData) -> None:
         data: Its data.
     """
     output.mkdir(parents=True, exist_ok=True)
-    if not has_started(output):  # a run of an earlier version has no record, and its data may have changed since
-        _replace(output / DATA_FILE, json.dumps(_identity(recipe, data), ensure_ascii=False) + "\n")
+    _replace(output / DATA_FILE, json.dumps(_identity(recipe, data), ensure_ascii=False) + "\n")
     _replace(output / RECIPE_FILE, recipe.to_yaml())
 
 
 def _check_data(output: Path, recipe: Recipe, data: RunData) -> None:
     """Refuse to go on with other images: the class numbers of the first part would mean other classes."""
-    if not (output / DATA_FILE).is_file():
+    if not (output / DATA_FILE).is_file():  # a recipe of the user's own, nothing else
         return
     there, here = json.loads((output / DATA_FILE).read_text(encoding="utf-8")), _identity(recipe, data)
     described = {"classes": "the classes were {} and are {}", "images": "there were {} training images and are {}"}

@@ -205,6 +205,21 @@ class MethodTraining:
         """
         return None
 
+    def network_inside(self, config: PreTrainedConfig, source: str) -> PreTrainedModel | None:
+        """The network that a saved model of this method wraps, from which runs of other methods start.
+
+        Args:
+            config: Config of the saved model.
+            source: Its folder or Hub id.
+
+        Returns:
+            The network; None for a model that is itself what others start from.
+
+        Raises:
+            RecipeError: If no other method knows it.
+        """
+        return None
+
     def resize(self, model: PreTrainedModel, image_size: int | tuple[int, int]) -> None:
         """Make a loaded model take images of another size.
 

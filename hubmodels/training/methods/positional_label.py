@@ -1,7 +1,6 @@
 """Training of Positional Label: classifiers around any backbone, and masked autoencoders with positions."""
 
 import torch
-from transformers import PreTrainedConfig, PreTrainedModel
 
 from hubmodels.data import ImageCollator, PretrainTransform
 from hubmodels.training.methods.base import MethodTraining
@@ -100,28 +99,20 @@ class PositionalLabelTraining(MethodTraining):
         if recipe.model.get("num_anchors"):
             recipe.model["num_anchors"] = min(recipe.model["num_anchors"], rows * columns)
 
+    def network_inside(self, config, source):
+        """The autoencoder of a pre-trained model, the backbone of a classifier; without the position heads.
 
-def network_inside(config: PreTrainedConfig, source: str) -> PreTrainedModel:
-    """The network that a saved Positional Label model wraps, without the position heads.
+        Raises:
+            RecipeError: For the authors' own networks, which no other method knows.
+        """
+        from hubmodels.modeling.positional_label import PositionalLabelForPreTraining, PositionalLabelModel
+        from hubmodels.modeling.positional_label.configuration_positional_label import AUTOENCODERS
 
-    Args:
-        config: Config of the saved model.
-        source: Its folder or Hub id.
-
-    Returns:
-        The autoencoder of a pre-trained model, the backbone of a classifier.
-
-    Raises:
-        RecipeError: For the authors' own networks, which no other method knows.
-    """
-    from hubmodels.modeling.positional_label import PositionalLabelForPreTraining, PositionalLabelModel
-    from hubmodels.modeling.positional_label.configuration_positional_label import AUTOENCODERS
-
-    if config.backbone_variant == "authors":
-        raise RecipeError(
-            f"init_from = {source} holds the authors' {config.backbone_config.model_type}, which only positional_label "
-            "can train; other methods take stock networks"
-        )
-    if config.backbone_config.model_type in AUTOENCODERS:
-        return PositionalLabelForPreTraining.from_pretrained(source).mae
-    return PositionalLabelModel.from_pretrained(source).backbone
+        if config.backbone_variant == "authors":
+            raise RecipeError(
+                f"init_from = {source} holds the authors' {config.backbone_config.model_type}, which only "
+                "positional_label can train; other methods take stock networks"
+            )
+        if config.backbone_config.model_type in AUTOENCODERS:
+            return PositionalLabelForPreTraining.from_pretrained(source).mae
+        return PositionalLabelModel.from_pretrained(source).backbone
