@@ -254,8 +254,7 @@ class OnlineProbe(HubCallback):
         """
         from hubmodels.evaluation import extract_features, knn_accuracy, linear_probe
 
-        was_training = model.training
-        with preserved_random_state():
+        with preserved_random_state(), _left_in_mode(model):
             train, test = (
                 cast(
                     tuple[torch.Tensor, torch.Tensor],
@@ -266,8 +265,16 @@ class OnlineProbe(HubCallback):
             logs = {"knn_accuracy": knn_accuracy(*train, *test, k=self.k), "feature_std": feature_std(test[0])}
             if self.linear_epochs:
                 logs["linear_accuracy"] = linear_probe(*train, *test, epochs=self.linear_epochs).accuracy
-        model.train(was_training)
         return logs
+
+
+@contextmanager
+def _left_in_mode(model: nn.Module) -> Iterator[None]:
+    was_training = model.training
+    try:
+        yield
+    finally:
+        model.train(was_training)
 
 
 def feature_std(features: torch.Tensor) -> float:

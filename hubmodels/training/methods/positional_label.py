@@ -2,8 +2,8 @@
 
 import torch
 
-from hubmodels.data import ImageCollator, PretrainTransform
-from hubmodels.training.methods.base import MethodTraining
+from hubmodels.data import ImageCollator
+from hubmodels.training.methods.base import MethodTraining, pretrain_transform
 from hubmodels.training.methods.mae import MAECollator
 from hubmodels.training.recipe import RecipeError
 
@@ -34,16 +34,7 @@ class PositionalLabelTraining(MethodTraining):
         """Crops and flips, with the masking noise of every image."""
         from hubmodels.modeling.positional_label.backbones_positional_label import patch_grid
 
-        section = recipe.transform
-        train = PretrainTransform(
-            config.image_size,
-            scale=section.crop_scale,
-            flip=section.flip,
-            num_channels=config.num_channels,
-            mean=section.mean,
-            std=section.std,
-        )
-        inner, seed = config.backbone_config, recipe.run.seed
+        train, seed, inner = pretrain_transform(recipe, config), recipe.run.seed, config.backbone_config
         if hasattr(inner, "mask_sampling"):
             return MAECollator(train, seed, True, inner), MAECollator(evaluation, seed, False, inner)
         rows, columns = patch_grid(inner, *config.image_height_width)
