@@ -116,7 +116,7 @@ class LabelQualityEstimator:
         if low == high:
             return _all_right(np.zeros_like(values), f"losses are {low:.4g}")
         self.past = [*self.past, (values - low) / (high - low)][-self.history :]
-        scaled: np.ndarray = np.mean(self.past, axis=0, dtype=np.float32)
+        scaled = np.stack(self.past).mean(axis=0, dtype=np.float32)
         if scaled.min() == scaled.max():
             return _all_right(scaled, f"losses have the same mean over {len(self.past)} calls")
         return self._fit(scaled)

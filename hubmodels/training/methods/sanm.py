@@ -263,8 +263,8 @@ def co_training_settings(recipe: Recipe, num_classes: int) -> CoTrainingSettings
     kind = section.kind or ("asym" if data.noise_mode == "asym" else "sym")
     rate = data.noise_rate if section.rate is None else section.rate
     weight, penalty = section.lambda_u, section.warm_up_penalty
-    given = {entry.name: getattr(section, entry.name, None) for entry in fields(CoTrainingSettings)}
-    chosen = {
+    given: dict[str, Any] = {entry.name: getattr(section, entry.name, None) for entry in fields(CoTrainingSettings)}
+    chosen: dict[str, Any] = {
         "lambda_u": preset_lambda_u(num_classes, kind, rate) if weight is None else weight,
         "negative_entropy": kind == "asym" if penalty is None else penalty,
         "history": LabelQualityEstimator.for_noise_rate(rate).history,
