@@ -9,11 +9,13 @@ from __future__ import annotations
 
 import difflib
 import fnmatch
-from dataclasses import dataclass
 from pathlib import Path
 
 from hubmodels.catalog_densecl import DENSECL_CHECKPOINTS
-from hubmodels.catalog_records import Checkpoint, Method, Metric
+from hubmodels.catalog_mae import MAE_CHECKPOINTS
+from hubmodels.catalog_positional_label import POSITIONAL_LABEL_CHECKPOINTS
+from hubmodels.catalog_records import Checkpoint, Method
+from hubmodels.catalog_sanm import SANM_CHECKPOINTS
 from hubmodels.catalog_simclr import SIMCLR_CHECKPOINTS
 
 PACKAGED_DATASETS = ("fashion-mnist-small",)
@@ -140,186 +142,12 @@ SANM = Method(
 
 METHODS: tuple[Method, ...] = (MAE, SIMCLR, DENSECL, POSITIONAL_LABEL, SANM)
 
-
-@dataclass(frozen=True, slots=True)
-class _MAESize:
-    """Published numbers of one size of the official MAE release (its README and FINETUNE documents)."""
-
-    name: str
-    encoder: int
-    with_decoder: int
-    classifier: int
-    pretrain_md5: str
-    finetuned_md5: str
-    linear_probe: float
-    finetuned: float
-    robustness: tuple[float, float, float, float]  # ImageNet-C error, ImageNet-A, -R and -Sketch accuracy
-
-
-_MAE_SIZES = (
-    _MAESize("base", 85_798_656, 111_907_840, 86_567_656, "8cad7c", "1b25e9", 67.8, 83.664, (51.7, 35.9, 48.3, 34.5)),
-    _MAESize(
-        "large", 303_301_632, 329_541_888, 304_326_632, "b8b06e", "51f550", 76.0, 85.952, (41.8, 57.1, 59.9, 45.3)
-    ),
-    _MAESize("huge", 630_764_800, 657_074_508, 632_045_800, "9bdbb0", "2541f2", 77.2, 86.928, (33.8, 68.2, 64.4, 49.6)),
-)
-_MAE_AUTHORS = "published by the authors"
-
-
-def _official_mae(name: str, folder: str, parameters: int, notes: str, **extra) -> Checkpoint:
-    fields = {
-        "task": "image-feature-extraction",
-        "base_model": None,
-        "modality": MAE.modality,
-        "licence": MAE.weights_licence,
-        "paper": MAE.paper,
-        "datasets": ("imagenet-1k",),
-    } | extra
-    source = f"https://dl.fbaipublicfiles.com/mae/{folder}/{name}.pth"
-    return Checkpoint(name=name, method=MAE.name, parameters=parameters, source=source, notes=notes, **fields)
-
-
-def _evaluate_command(checkpoint: str, protocol: str) -> str:
-    return (
-        f"hubmodels convert mae {checkpoint}.pth {checkpoint} && "
-        f"hubmodels evaluate {checkpoint} --data ILSVRC/imagenet-1k --protocol {protocol}"
-    )
-
-
-def _finetuned_metrics(checkpoint: str, size: _MAESize) -> tuple[Metric, ...]:
-    command = _evaluate_command(checkpoint, "finetuned")
-    corruption, *others = size.robustness
-    return (
-        Metric("accuracy", size.finetuned, "imagenet-1k validation", command, _MAE_AUTHORS),
-        Metric("error rate", corruption, "imagenet-c", source=_MAE_AUTHORS),
-        *(
-            Metric("accuracy", value, dataset, source=_MAE_AUTHORS)
-            for dataset, value in zip(("imagenet-a", "imagenet-r", "imagenet-sketch"), others, strict=True)
-        ),
-    )
-
-
-def _official_mae_files(size: _MAESize) -> tuple[Checkpoint, ...]:
-    """The four files that the authors released for one size (the large one has a fifth, see `CHECKPOINTS`)."""
-    pretrain = f"mae_pretrain_vit_{size.name}"
-    finetuned = f"mae_finetuned_vit_{size.name}"
-    probe = Metric(
-        "linear probe accuracy",
-        size.linear_probe,
-        "imagenet-1k validation",
-        _evaluate_command(pretrain, "linear"),
-        _MAE_AUTHORS,
-    )
-    return (
-        _official_mae(
-            pretrain,
-            "pretrain",
-            size.encoder,
-            "Encoder only, trained on normalised pixels for 1600 epochs: the one to fine-tune. It cannot reconstruct.",
-            metrics=(probe,),
-            md5_prefix=size.pretrain_md5,
-        ),
-        _official_mae(
-            f"{pretrain}_full",
-            "pretrain",
-            size.with_decoder,
-            "Encoder and decoder, trained on normalised pixels: for continued pre-training. Pictures need "
-            "de-normalising, which `reconstruct` does with the statistics of the true patches.",
-        ),
-        _official_mae(
-            f"mae_visualize_vit_{size.name}",
-            "visualize",
-            size.with_decoder,
-            "Encoder and decoder, trained on plain pixels: for reconstruction pictures.",
-        ),
-        _official_mae(
-            finetuned,
-            "finetune",
-            size.classifier,
-            "Classifier over the 1000 ImageNet classes, on the mean of the final tokens.",
-            task="image-classification",
-            base_model=pretrain,
-            metrics=_finetuned_metrics(finetuned, size),
-            md5_prefix=size.finetuned_md5,
-        ),
-    )
-
-
-MAE_SMALL_32 = Checkpoint(
-    name="mae-small-32",
-    method=MAE.name,
-    task="image-feature-extraction",
-    modality=MAE.modality,
-    parameters=1_320_304,
-    licence="apache-2.0",
-    source="mae-small-32",
-    base_model=None,
-    datasets=("cifar10", "clothing-dataset-small", "fashion-mnist"),
-    paper=MAE.paper,
-    metrics=(
-        Metric("linear probe accuracy", 81.8, "fashion-mnist-small test", "python -m benchmarks.mae_claims OUT probe"),
-        Metric("k-NN accuracy", 77.9, "fashion-mnist-small test", "python -m benchmarks.mae_claims OUT probe"),
-    ),
-    notes="Small encoder and decoder for images of 32 pixels, trained on a CPU; the default of `hubmodels quickstart`.",
-)
-
-POSITIONAL_LABEL_SMALL_32 = Checkpoint(
-    name="positional-label-small-32",
-    method=POSITIONAL_LABEL.name,
-    task="image-classification",
-    modality=POSITIONAL_LABEL.modality,
-    parameters=1_214_250,
-    licence="apache-2.0",
-    source="positional-label-small-32",
-    base_model=MAE_SMALL_32.name,
-    datasets=("fashion-mnist",),
-    paper=POSITIONAL_LABEL.paper,
-    metrics=(
-        Metric(
-            "accuracy",
-            77.5,
-            "fashion-mnist-small test",
-            "hubmodels evaluate positional-label-small-32 --data fashion-mnist-small",
-        ),
-    ),
-    notes="Small ViT with its absolute position head, fine-tuned on clothing of 32 pixels: to try the method on.",
-)
-
-SANM_SMALL_32 = Checkpoint(
-    name="sanm-small-32",
-    method=SANM.name,
-    task="image-classification",
-    modality=SANM.modality,
-    parameters=1_739_364,
-    licence="apache-2.0",
-    source="sanm-small-32",
-    base_model="simclr-small-32",
-    datasets=("fashion-mnist",),
-    paper=SANM.paper,
-    metrics=(
-        Metric(
-            "accuracy",
-            78.7,
-            "fashion-mnist-small test",
-            "hubmodels evaluate sanm-small-32 --data fashion-mnist-small",
-        ),
-    ),
-    notes="Two small networks that learned clothing of 32 pixels from labels of which 44 % were wrong.",
-)
-
 CHECKPOINTS: tuple[Checkpoint, ...] = (
-    MAE_SMALL_32,
-    POSITIONAL_LABEL_SMALL_32,
-    SANM_SMALL_32,
-    *(checkpoint for size in _MAE_SIZES for checkpoint in _official_mae_files(size)),
-    _official_mae(
-        "mae_visualize_vit_large_ganloss",
-        "visualize",
-        _MAE_SIZES[1].with_decoder,
-        "Encoder and decoder, trained on plain pixels with an additional adversarial loss: sharper pictures only.",
-    ),
+    *MAE_CHECKPOINTS,
     *SIMCLR_CHECKPOINTS,
     *DENSECL_CHECKPOINTS,
+    *POSITIONAL_LABEL_CHECKPOINTS,
+    *SANM_CHECKPOINTS,
 )
 
 

@@ -19,6 +19,7 @@ import typer
 from typer.core import TyperGroup
 
 from hubmodels import catalog
+from hubmodels.catalog_records import Metric
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -188,7 +189,7 @@ def _print_rows(console: Console, title: str, rows: dict[str, str]) -> None:
     console.print(table)
 
 
-def _print_metrics(console: Console, metrics: tuple[catalog.Metric, ...]) -> None:
+def _print_metrics(console: Console, metrics: tuple[Metric, ...]) -> None:
     if not metrics:
         return
     table = _table("Figures", "figure", "value", "data", "source")

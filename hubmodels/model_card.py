@@ -16,7 +16,8 @@ from typing import Any
 
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
-from .catalog import CHECKPOINT_ROOT, CHECKPOINTS, Checkpoint, Method, Metric
+from .catalog import CHECKPOINT_ROOT, CHECKPOINTS, Checkpoint, Method
+from .catalog_records import Metric
 
 CARD_NAME = "README.md"
 EVALUATION_FILE = "eval_results.json"  # what transformers' `Trainer.save_metrics("eval", ...)` writes

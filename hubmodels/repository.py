@@ -34,8 +34,8 @@ INDEX_NAME = "model.safetensors.index.json"
 RECIPE_NAME = "recipe.yaml"
 
 PICTURE_SUFFIXES = (".png", ".jpg", ".jpeg", ".svg", ".webp", ".gif")
-# Keys of a recipe that may name places on the user's machine.
-RECIPE_PLACES = (("data", "source"), ("data", "file_list"), ("data", "noise_file"), (None, "init_from"))
+# Keys of a recipe that may name places on the user's machine; the first and the last also name what is on the Hub.
+RECIPE_PLACES = ("data.source", "data.file_list", "data.noise_file", "init_from")
 HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 PICKLE_SUFFIXES = (".bin", ".ckpt", ".pickle", ".pkl", ".pt", ".pth")
 TRAINER_STATE = (
@@ -252,8 +252,9 @@ def _leave_out_places(recipe: Path) -> None:
         recipe.unlink()
         return
     public = {*PACKAGED_DATASETS, *(checkpoint.name for checkpoint in CHECKPOINTS)}
-    for section, key in RECIPE_PLACES:
-        values = content if section is None else content.get(section)
+    for place_key in RECIPE_PLACES:
+        section, _, key = place_key.rpartition(".")
+        values = content.get(section) if section else content
         place = values.get(key) if isinstance(values, dict) else None
         if isinstance(values, dict) and place is not None and place not in public:
             is_on_hub = HUB_ID.fullmatch(str(place)) and not Path(str(place)).exists()

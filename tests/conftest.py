@@ -1,3 +1,4 @@
+import logging
 import random
 
 import numpy as np
@@ -13,3 +14,12 @@ def _same_random_numbers_in_every_run():
     random.seed(0)
     np.random.seed(0)
     torch.manual_seed(0)
+
+
+@pytest.fixture
+def messages(caplog, monkeypatch):
+    """Warnings of the models' code and of transformers, also those that are given once per process: a `caplog`."""
+    monkeypatch.setattr(logging.getLogger("transformers"), "propagate", True)
+    logging.Logger.warning_once.cache_clear()  # of transformers
+    caplog.set_level(logging.WARNING)
+    return caplog

@@ -13,8 +13,9 @@ import torch
 from PIL import Image, ImageDraw, ImageEnhance, ImageOps
 from torchvision.transforms import v2
 
+from hubmodels.data.randomness import preserved_global_generators, seed_global_generators
 from hubmodels.data.resampling import resized_bilinearly
-from hubmodels.data.transforms import FinetuneTransform, Images, preserved_global_generators, seed_global_generators
+from hubmodels.data.transforms import FinetuneTransform, Images
 
 FILL = 128  # grey of AutoAugment's empty pixels
 CUTOUT_FILL = 127

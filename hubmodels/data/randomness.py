@@ -1,12 +1,15 @@
-"""Counter-based random numbers for data augmentation.
+"""Counter-based random numbers for data augmentation, and protection of the global generators.
 
-Every number is a pure function of (seed, epoch, sample index, stream, draw number). It therefore does not depend on
-the batch size, the number of workers or processes, the order of the samples, or on where a run was resumed.
+Every number of the former is a pure function of (seed, epoch, sample index, stream, draw number). It therefore does not
+depend on the batch size, the number of workers or processes, the order of the samples, or on where a run was resumed.
 """
 
-from collections.abc import Sequence
+import random
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 
 import numpy as np
+import torch
 
 # splitmix64: Steele, Lea and Flood, "Fast splittable pseudorandom number generators", OOPSLA 2014.
 _GOLDEN_GAMMA = np.uint64(0x9E3779B97F4A7C15)
@@ -91,3 +94,22 @@ def random_permutation(size: int, seed: int) -> np.ndarray:
         int64 array [size].
     """
     return np.argsort(random_bits(seed, 0, np.arange(size), 1)[:, 0], kind="stable")
+
+
+@contextmanager
+def preserved_global_generators() -> Iterator[None]:
+    """Restore the global generators, which timm's augmentations draw from, afterwards."""
+    states = random.getstate(), np.random.get_state(), torch.get_rng_state()
+    try:
+        yield
+    finally:
+        random.setstate(states[0])
+        np.random.set_state(states[1])
+        torch.set_rng_state(states[2])
+
+
+def seed_global_generators(seed: int) -> None:
+    """Seed the global generators of Python, numpy and, on the CPU, torch."""
+    random.seed(seed)
+    np.random.seed(seed % 2**32)
+    torch.default_generator.manual_seed(seed)  # of the CPU alone: `torch.manual_seed` takes a hundred times longer

@@ -6,10 +6,8 @@ state of its own: the same images and the same table give the same result. See H
 Scalable Vision Learners", appendix A, for the published settings.
 """
 
-import contextlib
 import math
-import random
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 import torch
@@ -18,6 +16,7 @@ from timm.data.auto_augment import rand_augment_transform
 from timm.data.random_erasing import RandomErasing
 
 from hubmodels.data import crops
+from hubmodels.data.randomness import preserved_global_generators, seed_global_generators
 from hubmodels.data.resampling import resized_bilinearly, resized_crop
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
@@ -305,25 +304,6 @@ class EvalTransform(ImageTransform):
             images = resized_crop(images, np.tile([0, 0, height, width], (batch, 1)), size)
         top, left = round((resized_height - self.size[0]) / 2), round((resized_width - self.size[1]) / 2)
         return images[:, :, top : top + self.size[0], left : left + self.size[1]]
-
-
-@contextlib.contextmanager
-def preserved_global_generators() -> Iterator[None]:
-    """Restore the global generators, which timm's augmentations draw from, afterwards."""
-    states = random.getstate(), np.random.get_state(), torch.get_rng_state()
-    try:
-        yield
-    finally:
-        random.setstate(states[0])
-        np.random.set_state(states[1])
-        torch.set_rng_state(states[2])
-
-
-def seed_global_generators(seed: int) -> None:
-    """Seed the global generators of Python, numpy and, on the CPU, torch."""
-    random.seed(seed)
-    np.random.seed(seed % 2**32)
-    torch.default_generator.manual_seed(seed)  # of the CPU alone: `torch.manual_seed` takes a hundred times longer
 
 
 class FinetuneTransform(PretrainTransform):

@@ -10,6 +10,7 @@ from hubmodels.evaluation.dense_probe import DenseProbeResult, box_masks, dense_
 from hubmodels.evaluation.evaluate import Evaluation, evaluate
 from hubmodels.evaluation.features import extract_features, pooled_features
 from hubmodels.evaluation.knn import knn_accuracy, knn_predict
+from hubmodels.evaluation.label_quality import LabelQuality, LabelQualityEstimator
 from hubmodels.evaluation.linear_probe import LinearProbeResult, linear_probe
 from hubmodels.evaluation.noisy_label_report import DetectionQuality, NoisyLabelReport, SuspiciousLabel
 from hubmodels.evaluation.position_probe import position_probe
@@ -19,6 +20,8 @@ __all__ = [
     "DenseProbeResult",
     "DetectionQuality",
     "Evaluation",
+    "LabelQuality",
+    "LabelQualityEstimator",
     "LinearProbeResult",
     "NoisyLabelReport",
     "SuspiciousLabel",

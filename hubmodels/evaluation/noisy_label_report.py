@@ -21,6 +21,7 @@ from hubmodels.data.collators import BatchTransform
 from hubmodels.data.images import ImageDataset
 from hubmodels.data.loading import load_image_dataset
 from hubmodels.evaluation.evaluate import classifier_and_transform, model_classes
+from hubmodels.evaluation.label_quality import LabelQualityEstimator
 from hubmodels.evaluation.sample_predictions import predict_samples
 from hubmodels.files import printable, write_text
 
@@ -147,8 +148,6 @@ class NoisyLabelReport:
         Raises:
             ValueError: Unlabelled data, a model without a trained classifier, or classes that differ.
         """
-        from hubmodels.modeling.sanm import LabelQualityEstimator
-
         if isinstance(model, str | Path):
             model, own_transform = classifier_and_transform(model, trust_remote_code)
             transform = transform or own_transform

@@ -44,8 +44,9 @@ class HubTrainingArguments(TrainingArguments):
         mix_probability: Probability that a batch is mixed, in [0, 1].
         mix_switch_probability: With both mixup and cutmix on, probability of cutmix.
         label_smoothing: Label smoothing in [0, 1), with or without mixing.
-        ema_decay: Decay of the exponential moving average of the weights, in (0, 1); evaluation and the final model
-            use the average. None keeps none.
+        ema_decay: Decay of the exponential moving average of the weights, in (0, 1). The average is what `evaluate`,
+            `predict`, `save_model` and `push_to_hub` use, and what `load_best_model_at_end` loads; `trainer.model`
+            keeps the weights that are trained. None keeps none.
         stop_on_nonfinite: Stop with an error at the first loss that is not finite.
         jsonl_log: Write every log line to `log.jsonl` in `output_dir`.
         tensorboard: Write TensorBoard events to `tensorboard/` in `output_dir`.
@@ -129,6 +130,11 @@ class HubTrainingArguments(TrainingArguments):
         check("label_smoothing", 0 <= self.label_smoothing < 1, "in [0, 1)")
         check("layer_decay", self.layer_decay is None or 0 < self.layer_decay <= 1, "None or in (0, 1]")
         check("ema_decay", self.ema_decay is None or 0 < self.ema_decay < 1, "None or in (0, 1)")
+        check("train_sampling_strategy", self.train_sampling_strategy == "random", "'random': the order is by epoch")
+        if self.base_learning_rate is not None:
+            check(
+                "auto_find_batch_size", not self.auto_find_batch_size, "False with base_learning_rate, which is scaled"
+            )
         check("lr_scaling", self.lr_scaling in LR_SCALINGS, f"one of {LR_SCALINGS}")
         check("lr_schedule", self.lr_schedule in SCHEDULES, f"one of {SCHEDULES}")
         check("base_learning_rate", self.base_learning_rate is None or self.base_learning_rate > 0, "greater than 0")

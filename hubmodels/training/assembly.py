@@ -15,6 +15,7 @@ from huggingface_hub.errors import StrictDataclassFieldValidationError
 from torch.utils.data import DataLoader, IterableDataset
 from transformers import CONFIG_MAPPING, AutoConfig, PreTrainedConfig, PreTrainedModel, set_seed
 
+from hubmodels.catalog import METHODS
 from hubmodels.data import (
     EvalTransform,
     ImageCollator,
@@ -29,7 +30,6 @@ from hubmodels.data.label_noise import load_cifar_n_labels, load_noisy_labels
 from hubmodels.data.splits import MissingSplitError
 from hubmodels.training.arguments import HubTrainingArguments
 from hubmodels.training.methods import Collator, method_class, method_training
-from hubmodels.training.methods.positional_label import network_inside
 from hubmodels.training.recipe import NOISES, Recipe, RecipeError, nearest
 
 HELD_OUT_FRACTION = 0.2
@@ -241,14 +241,16 @@ def build_model(recipe: Recipe, class_names: list[str]) -> PreTrainedModel:
 
 @contextmanager
 def _start(recipe: Recipe) -> Iterator[Recipe]:
-    """The recipe; where another method starts from Positional Label, from a copy of the network inside of it."""
+    """The recipe; where another method starts from a model that wraps a network, from a copy of that network."""
     source = str(recipe.init_from)
     config = AutoConfig.from_pretrained(source)
-    if config.model_type != "positional_label" or recipe.method == config.model_type:
+    is_of_another = config.model_type != recipe.method and any(m.name == config.model_type for m in METHODS)
+    network = method_training(config.model_type).network_inside(config, source) if is_of_another else None
+    if network is None:
         yield recipe
         return
     with TemporaryDirectory() as folder:
-        network_inside(config, source).save_pretrained(folder)
+        network.save_pretrained(folder)
         try:
             yield replace(recipe, init_from=folder)
         except RecipeError as error:
@@ -441,7 +443,6 @@ def training_arguments(
         save_strategy="steps" if run.checkpoints else "no",
         save_steps=cadence,
         save_total_limit=run.keep_checkpoints,
-        eval_drop_last=recipe.task == "pretrain",  # contrastive losses compare the images of a batch
         eval_strategy="steps" if data.test is not None and measures else "no",
         eval_steps=cadence,
         logging_steps=max(1, min(steps_per_epoch // 5, 50)),

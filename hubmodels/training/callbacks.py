@@ -181,7 +181,8 @@ class OnlineProbe(HubCallback):
     """Measures the frozen features on a labelled split during pre-training, so that a bad run is seen early.
 
     Logs `knn_accuracy` and `linear_accuracy` (in [0, 1]) and `feature_std` (see `CollapseGuard`). The random numbers of
-    the training are left as they were.
+    the training are left as they were. An epoch is measured before the checkpoint of its last step is written, so that
+    a run that is stopped in between repeats the step and its measurement.
 
     Args:
         train_dataset: Labelled images to fit on.
@@ -212,13 +213,35 @@ class OnlineProbe(HubCallback):
         self.k = k
         self.linear_epochs = linear_epochs
         self.batch_size = batch_size
+        self.measured_step = 0
 
-    def on_epoch_end(self, args, state, control, model=None, **kwargs):
-        epoch = round(state.epoch)
-        if epoch % self.every_epochs and state.global_step < state.max_steps:
-            return
+    def state_dict(self):
+        return {"measured_step": self.measured_step}
+
+    def load_state_dict(self, state):
+        self.measured_step = state["measured_step"]
+
+    def on_train_begin(self, args, state, control, **kwargs):
+        if state.global_step == 0:
+            self.measured_step = 0
+
+    def on_step_end(self, args, state, control, model=None, **kwargs):
+        epoch, steps_left = divmod(state.global_step, self.trainer.steps_per_epoch)
+        if (steps_left == 0 and epoch % self.every_epochs == 0) or state.global_step == state.max_steps:
+            self._log_measurement(state, control, model)
+
+    def on_train_end(self, args, state, control, model=None, **kwargs):
+        if self.measured_step != state.global_step:  # the training was stopped, or the data ended
+            self._log_measurement(state, control, model)
+
+    def _log_measurement(self, state, control, model):
+        self.measured_step = state.global_step
         if state.is_world_process_zero:
-            self.trainer.log(self.measure(model))
+            with self.trainer.averaged_weights():
+                figures = self.measure(model)
+            logs_loss = control.should_log
+            self.trainer.log(figures)
+            control.should_log = logs_loss  # which the logging of figures takes for done
 
     def measure(self, model: nn.Module) -> dict[str, float]:
         """Probe a model.

@@ -132,10 +132,10 @@ def rotate_checkpoints(run_folder: str | Path, limit: int | None, keep: str | Pa
 
     Args:
         run_folder: Folder with `checkpoint-STEP` folders.
-        limit: Number to keep; None or 0 keeps all.
+        limit: Number to keep; None, 0 and below keep all, as in transformers.
         keep: A checkpoint to keep besides, such as the best one.
     """
-    if not limit:
+    if limit is None or limit <= 0:
         return
     kept = Path(keep).name if keep is not None else None
     for checkpoint in complete_checkpoints(run_folder)[:-limit]:

@@ -7,12 +7,10 @@ import torch
 
 from hubmodels.data.collators import BatchTransform, ImageCollator
 from hubmodels.data.transforms import ImageTransform
+from hubmodels.evaluation.label_quality import LabelQualityEstimator
 from hubmodels.evaluation.sample_predictions import predict_samples
-from hubmodels.modeling.sanm import LabelQualityEstimator
 from hubmodels.training.callbacks import HubCallback
-from hubmodels.training.label_quality import quality_metrics
-
-THRESHOLD = 0.5  # of the share and purity in the log
+from hubmodels.training.labelled_split import quality_metrics
 
 
 class QualityCollator(ImageCollator):
@@ -61,15 +59,23 @@ class LabelQualityCallback(HubCallback):
         collator: Gets the probabilities.
         warm_up_epochs: Epochs in which all labels are trusted.
         history: Epochs whose losses are averaged.
+        p_threshold: Probability above which a label counts as trusted in the log.
     """
 
     def __init__(
-        self, dataset: Any, transform: ImageTransform, collator: QualityCollator, warm_up_epochs: int, history: int = 1
+        self,
+        dataset: Any,
+        transform: ImageTransform,
+        collator: QualityCollator,
+        warm_up_epochs: int,
+        history: int = 1,
+        p_threshold: float = 0.5,
     ):
         self.dataset = dataset
         self.transform = transform
         self.collator = collator
         self.warm_up_epochs = warm_up_epochs
+        self.p_threshold = p_threshold
         self.estimator = LabelQualityEstimator(history)
         self.clean_prob = torch.ones(len(dataset), dtype=torch.float64)
         self.epoch = -1
@@ -84,10 +90,8 @@ class LabelQualityCallback(HubCallback):
         losses = predict_samples([self.trainer.model], self.dataset, self.transform).losses[0]
         self.clean_prob, self.epoch = torch.from_numpy(self.estimator(losses).clean_prob), epoch
         self._publish()
-        clean = getattr(self.dataset, "clean_labels", None)
-        right = None if clean is None else (clean == self.dataset.labels).numpy()
         quality = self.clean_prob.numpy()
-        self.trainer.log(quality_metrics(quality, quality > THRESHOLD, right))
+        self.trainer.log(quality_metrics(quality, quality > self.p_threshold, self.dataset))
 
     def state_dict(self):
         return {"epoch": self.epoch, "clean_prob": self.clean_prob, "estimator": self.estimator.state_dict()}

@@ -14,6 +14,7 @@ import psutil
 import torch
 from rich import box
 from rich.table import Table
+from torch.nn.modules.batchnorm import _BatchNorm
 from transformers import PreTrainedModel
 
 from hubmodels.optimization.schedules import scaled_learning_rate
@@ -38,6 +39,7 @@ class Measurement:
         activation_bytes: Memory kept for the backward of one image.
         fixed_bytes: Weights, gradients and optimiser state.
         leaves_unused: Whether weights that are to be trained got no gradient, such as mask tokens of a backbone.
+        uses_batch_statistics: Whether batch normalisation makes the result depend on which images share a pass.
     """
 
     seconds: float
@@ -45,6 +47,7 @@ class Measurement:
     activation_bytes: int
     fixed_bytes: int
     leaves_unused: bool = False
+    uses_batch_statistics: bool = False
 
 
 @dataclass(frozen=True)
@@ -145,7 +148,7 @@ def measure(
         copy.to(device).train()
         dtype = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(precision)
         autocast = torch.autocast(device.type, dtype) if dtype is not None else nullcontext()
-        saved = _SavedTensors(copy)
+        saved, batch_statistics = _SavedTensors(copy), _batch_statistics(copy)
         with saved, autocast:
             copy(**batch).loss.backward()
         timings = []
@@ -165,7 +168,20 @@ def measure(
         activation_bytes=saved.bytes // len(samples),
         fixed_bytes=4 * (total + 3 * trainable),
         leaves_unused=any(p.requires_grad and p.grad is None for p in copy.parameters()),
+        uses_batch_statistics=any(batch_statistics),
     )
+
+
+def _batch_statistics(model: torch.nn.Module) -> list[bool]:
+    """A list that every batch normalisation of the model adds to: whether it took statistics that the loss depends on.
+
+    Without gradients a layer only follows the moving statistics, as the projection head of SimCLR's linear probe.
+    """
+    uses: list[bool] = []
+    for module in model.modules():
+        if isinstance(module, _BatchNorm):
+            module.register_forward_hook(lambda layer, *_: uses.append(layer.training and torch.is_grad_enabled()))
+    return uses
 
 
 class _SavedTensors:
@@ -217,7 +233,9 @@ def make_plan(recipe: Recipe, data: RunData, measurement: Measurement, processes
     free = _free_memory(device) * MEMORY_SHARE / (1 if device.type == "cuda" else processes)
     fitting = int((free - measurement.fixed_bytes) / max(measurement.activation_bytes, 1))
     most = recipe.run.device_batch_size or max(2, min(fitting, MOST_IMAGES_PER_PASS))
-    if not method_training(recipe.method).divides_task(recipe.task):
+    chosen_by_memory = recipe.run.device_batch_size is None
+    divides = method_training(recipe.method).divides_task(recipe.task)
+    if not divides or (chosen_by_memory and measurement.uses_batch_statistics):
         most = batch // processes
     device_batch = _largest_divisor(batch // processes, most, _mixes(recipe))
     workers = recipe.run.workers if recipe.run.workers is not None else _fitting_workers(device)
@@ -238,6 +256,10 @@ def make_plan(recipe: Recipe, data: RunData, measurement: Measurement, processes
 
 def _largest_divisor(number: int, most: int, even: bool) -> int:
     divisors = [size for size in range(1, min(number, most) + 1) if number % size == 0 and not (even and size % 2)]
+    if not divisors and number % 2 == 0:
+        raise RecipeError(
+            f"run.device_batch_size must be at least 2 with mixup and cutmix, which mix pairs of images, got {most}"
+        )
     if not divisors:
         raise RecipeError(f"schedule.batch_size gives {number} images a process: mixup and cutmix need an even number")
     return divisors[-1]

@@ -1,12 +1,13 @@
 """Random numbers of a run: an order of samples that depends on seed and epoch only, and protected generators."""
 
-import random
 from collections.abc import Iterator, Sized
 from contextlib import contextmanager
 
 import numpy as np
 import torch
 from torch.utils.data import Sampler
+
+from hubmodels.data.randomness import preserved_global_generators
 
 
 class EpochSampler(Sampler[int]):
@@ -42,10 +43,5 @@ class EpochSampler(Sampler[int]):
 @contextmanager
 def preserved_random_state() -> Iterator[None]:
     """Leave the generators of Python, numpy and torch after a `with` block as they were before it."""
-    python_state, numpy_state = random.getstate(), np.random.get_state()
-    with torch.random.fork_rng():
-        try:
-            yield
-        finally:
-            random.setstate(python_state)
-            np.random.set_state(numpy_state)
+    with preserved_global_generators(), torch.random.fork_rng():  # the latter knows those of GPUs
+        yield

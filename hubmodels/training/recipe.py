@@ -12,11 +12,12 @@ from typing import Any, Literal
 
 import yaml
 
+from hubmodels.repository import RECIPE_PLACES
+
 Task = Literal["pretrain", "finetune", "partial_finetune", "linear_probe"]
 
 
 NOISE_OPTIONS = ("sym_exclusive", "class_map", "transition")  # of `inject_label_noise`
-PATHS = ("data.source", "data.file_list", "data.noise_file", "init_from")  # or names, of the first and the last
 NOISES = ("noisy_label_column", "noise_file", "noise_mode")  # keys of `data` that make labels wrong
 
 
@@ -185,7 +186,8 @@ class ProbeSection:
 
 @dataclass
 class NoisyLabelsSection:
-    """How SANM trains with wrong labels; with `model.framework: ce` only the warm-up and the history are used.
+    """How SANM trains with wrong labels; with `model.framework: ce` only the warm-up and the history are used, and
+    `p_threshold` for the log.
 
     Args:
         warm_up_epochs: Epochs of training on the given labels first.
@@ -225,15 +227,18 @@ class NoisyLabelsSection:
 
 @dataclass
 class RunSection:
-    """How the run is carried out; the result does not depend on it but for rounding, apart from the seed.
+    """How the run is carried out; the result does not depend on it but for rounding, apart from the seed and from
+    `device_batch_size` where batch normalisation trains.
 
     Args:
         seed: Seed of the weights, the order, the augmentations and the masks.
         precision: "auto" (bf16 on a GPU that has it, else fp32), "fp32", "bf16" or "fp16".
-        device_batch_size: Most images in a forward pass; None fits it to the memory.
+        device_batch_size: Most images in a forward pass; None fits it to the memory, but never divides a batch whose
+            images are normalised by its own statistics (linear probes of MAE, fine-tuning of SimCLR). Pre-training
+            that compares images, and SANM, never divide one.
         workers: Processes that load images; None fits it to the machine.
-        checkpoints: Checkpoints over the run.
-        keep_checkpoints: Newest checkpoints to keep.
+        checkpoints: Checkpoints over the run; 0 writes none.
+        keep_checkpoints: Newest checkpoints to keep; 0 keeps all.
         tensorboard: Write TensorBoard events.
     """
 
@@ -307,6 +312,11 @@ class Recipe:
         for key in ("epochs", "batch_size"):
             if getattr(self.schedule, key) < 1:
                 raise RecipeError(f"schedule.{key} must be at least 1, got {getattr(self.schedule, key)}")
+        if self.run.device_batch_size is not None and self.run.device_batch_size < 1:
+            raise RecipeError(f"run.device_batch_size must be at least 1, got {self.run.device_batch_size}")
+        for key in ("checkpoints", "keep_checkpoints"):
+            if getattr(self.run, key) < 0:
+                raise RecipeError(f"run.{key} must be at least 0, got {getattr(self.run, key)}")
         if not 0 <= self.schedule.warmup_epochs <= self.schedule.epochs:
             raise RecipeError(
                 f"schedule.warmup_epochs must be in [0, schedule.epochs = {self.schedule.epochs}], "
@@ -401,7 +411,7 @@ class Recipe:
         """
         first, second = _flat(self.to_dict()), _flat(other.to_dict())
         for values in (first, second):
-            values |= {key: local_path(values[key]) for key in PATHS}
+            values |= {key: local_path(values[key]) for key in RECIPE_PLACES}
         keys = [key for key in first | second if not key.startswith("run.") or key in ("run.seed", "run.precision")]
         return {key: (first.get(key), second.get(key)) for key in keys if first.get(key) != second.get(key)}
 

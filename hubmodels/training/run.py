@@ -48,7 +48,7 @@ from hubmodels.training.planning import (
     with_fitting_batch,
 )
 from hubmodels.training.recipe import Recipe, RecipeError
-from hubmodels.training.run_folder import check_place, has_started, holds_finished_run, write_start
+from hubmodels.training.run_folder import check_place, holds_finished_run, write_start
 
 SHEET_IMAGES = 8
 
@@ -107,8 +107,7 @@ def train(
     console = Console(highlight=False, quiet=not state.is_main_process)
     recipe, title = _resolve_recipe(method, data, backbone, recipe, overrides)
     output = Path(output).expanduser() if output is not None else Path("runs", title.replace("/", "-"))
-    if not has_started(output):  # a run of an earlier version, which did not check them, can go on
-        method_training(recipe.method).check_settings(recipe)
+    method_training(recipe.method).check_settings(recipe)
     run_data = load_data(recipe)
     check_place(output, recipe, run_data)
     model = build_model(recipe, run_data.class_names)
@@ -144,21 +143,30 @@ def train(
     if state.is_main_process:  # after all checks of the settings: a recipe that fails them leaves nothing
         write_start(output, recipe, run_data)
     state.wait_for_everyone()
-    trainer.train(resume_from_checkpoint=trainer.can_resume())
+    resumes = trainer.can_resume()
+    trainer.train(resume_from_checkpoint=resumes)
     metrics = _last_metrics(trainer.state.log_history)
-    try:
-        method_parts.finish(recipe, trainer, evaluation, output)
-    finally:  # a report that fails costs no trained model
+    if resumes:  # the mean over the steps since then, of which there may be none
+        metrics.pop("train_loss", None)
+
+    def save() -> None:
+        """Last: with the model in its place the run counts as complete."""
         if state.is_main_process:
-            with trainer.averaged_weights():
-                facts = CardFacts.of_descendant(recipe.init_from, _data_names(recipe))
-                _save(trainer.model, method_parts.processor(recipe, model.config, evaluation), facts, output)
-    if state.is_main_process:
-        if recipe.task == "pretrain":
-            with trainer.averaged_weights():
+            facts = CardFacts.of_descendant(recipe.init_from, _data_names(recipe))
+            _save(trainer.model, method_parts.processor(recipe, model.config, evaluation), facts, output)
+
+    with trainer.averaged_weights():
+        try:
+            method_parts.finish(recipe, trainer, evaluation, output)
+            if state.is_main_process and recipe.task == "pretrain":
                 pictures = first_samples(RunData(run_data.test or run_data.train, None, 0, ""), SHEET_IMAGES)
                 sheet = output / method_parts.sheet_file
                 method_parts.draw(trainer.model, collators[1], pictures, evaluation, sheet)
+        except Exception:  # a report or a picture that fails costs no trained model
+            save()
+            raise
+        save()
+    if state.is_main_process:
         for name, value in metrics.items():
             console.print(f"{name}: {value:.4g}", markup=False)
         closing = f"model: {output}\nnext: {next_command(recipe, run_data, output)}"

@@ -2,11 +2,12 @@
 
 import hashlib
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
 from hubmodels.data.image_folder import split_folders
-from hubmodels.files import write_text
+from hubmodels.files import PARTIAL, write_text
 from hubmodels.training.assembly import RunData
 from hubmodels.training.recipe import Recipe, RecipeError
 
@@ -21,9 +22,10 @@ def has_started(output: Path) -> bool:
         output: The folder; it may be missing.
 
     Returns:
-        False also for the folder of a start that failed, as with an unknown option of the optimiser.
+        False also for the folder of a start that failed, as with an unknown option of the optimiser, or was killed.
     """
     names = {path.name for path in output.iterdir()} if output.is_dir() else set()
+    names = {name for name in names if not name.startswith(PARTIAL)}
     # A recipe alone may be the user's own.
     return bool(names) and not {DATA_FILE} <= names <= {RECIPE_FILE, DATA_FILE}
 
@@ -86,14 +88,15 @@ def write_start(output: Path, recipe: Recipe, data: RunData) -> None:
         data: Its data.
     """
     output.mkdir(parents=True, exist_ok=True)
-    if not has_started(output):  # a run of an earlier version has no record, and its data may have changed since
-        write_text(output / DATA_FILE, json.dumps(_identity(recipe, data), ensure_ascii=False) + "\n")
+    for leftover in output.glob(f"{PARTIAL}*"):  # of a process that was killed while it wrote
+        shutil.rmtree(leftover)
+    write_text(output / DATA_FILE, json.dumps(_identity(recipe, data), ensure_ascii=True) + "\n")
     write_text(output / RECIPE_FILE, recipe.to_yaml())
 
 
 def _check_data(output: Path, recipe: Recipe, data: RunData) -> None:
     """Refuse to go on with other images: the class numbers of the first part would mean other classes."""
-    if not (output / DATA_FILE).is_file():
+    if not (output / DATA_FILE).is_file():  # a recipe of the user's own, nothing else
         return
     there, here = json.loads((output / DATA_FILE).read_text(encoding="utf-8")), _identity(recipe, data)
     described = {"classes": "the classes were {} and are {}", "images": "there were {} training images and are {}"}

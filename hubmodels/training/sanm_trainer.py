@@ -14,10 +14,10 @@ from transformers.trainer_utils import TrainOutput
 from transformers.utils import logging
 
 from hubmodels.data.collators import ImageCollator
+from hubmodels.evaluation.label_quality import LabelQualityEstimator
 from hubmodels.evaluation.sample_predictions import predict_samples
 from hubmodels.modeling.sanm import (
     AdversarialNoisyMasking,
-    LabelQualityEstimator,
     SANMEnsembleForImageClassification,
     SANMForImageClassification,
 )
@@ -40,7 +40,7 @@ from hubmodels.training.cotraining_step import (
     co_training_loss,
     warm_up_loss,
 )
-from hubmodels.training.label_quality import labelled_mask, quality_metrics
+from hubmodels.training.labelled_split import labelled_mask, quality_metrics
 from hubmodels.training.trainer import HubTrainer
 
 DECAY_FACTOR = 0.1
@@ -174,6 +174,10 @@ class SANMTrainer(HubTrainer):
     def networks(self) -> tuple[SANMForImageClassification, SANMForImageClassification]:
         """Both networks."""
         return self.model.net1, self.model.net2
+
+    @property
+    def writes_checkpoints(self) -> bool:
+        return bool(self.save_every)
 
     def set_epoch(self, epoch: int) -> None:
         """Nothing to announce: views and order are made for each epoch when it begins."""
@@ -363,11 +367,9 @@ class SANMTrainer(HubTrainer):
 
     def _log_quality(self, qualities: list[np.ndarray], masks: list[np.ndarray]) -> None:
         """Figures of the splits that the networks are trained on."""
-        clean = getattr(self.train_dataset, "clean_labels", None)
-        right = None if clean is None else (clean == self.train_dataset.labels).numpy()
         metrics: dict[str, float] = {}
         for number, (quality, mask) in enumerate(zip(qualities, masks, strict=True), start=1):
-            figures = quality_metrics(quality, mask, right)
+            figures = quality_metrics(quality, mask, self.train_dataset)
             metrics |= {f"{name}_net{number}": value for name, value in figures.items()}
         self.log(metrics)
 

@@ -3,7 +3,7 @@
 import atexit
 from collections import defaultdict
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,7 @@ from transformers import PreTrainedModel, Trainer, TrainerCallback, set_seed
 from transformers.integrations import TensorBoardCallback
 from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_callback import ExportableState
-from transformers.trainer_utils import TrainOutput, has_length, suppress_progress_bars
+from transformers.trainer_utils import SaveStrategy, TrainOutput, has_length, suppress_progress_bars
 
 from hubmodels.modeling.mae.onednn_mae import float32_products_in_onednn
 from hubmodels.optimization.schedules import simclr_scheduler, timm_cosine_scheduler, warmup_cosine_scheduler
@@ -32,6 +32,7 @@ from hubmodels.training.checkpoints import (
     checkpoint_defect,
     clean_leftovers,
     commit_checkpoint,
+    complete_checkpoints,
     defective_checkpoints,
     last_complete_checkpoint,
     rotate_checkpoints,
@@ -139,13 +140,18 @@ class HubTrainer(Trainer):
             `transformers.trainer_utils.TrainOutput`.
 
         Raises:
-            ValueError: If there is no complete checkpoint to resume from; the message says what is wrong with each.
+            ValueError: If there is no complete checkpoint to resume from; the message says what is wrong with each. Or
+                if `output_dir` holds complete checkpoints of later steps than the one to begin at: they would pass for
+                the newest of this run, which would keep and resume them in place of its own.
         """
         if self.args.should_save:
             clean_leftovers(self.args.run_folder)
         self._wait_for_everyone()
+        continues = resume_from_checkpoint is True
         if resume_from_checkpoint:
             resume_from_checkpoint = str(self._checkpoint_to_resume(resume_from_checkpoint))
+        if not continues and trial is None and self.writes_checkpoints:
+            self._refuse_later_checkpoints(resume_from_checkpoint or None)
         with float32_products_in_onednn():
             return super().train(resume_from_checkpoint or None, trial, ignore_keys_for_eval)
 
@@ -335,17 +341,34 @@ class HubTrainer(Trainer):
         with preserved_random_state(), self.averaged_weights():
             return super().evaluate(*args, **kwargs)
 
+    def predict(self, *args, **kwargs):
+        with preserved_random_state(), self.averaged_weights():
+            return super().predict(*args, **kwargs)
+
     @contextmanager
     def averaged_weights(self) -> Iterator[None]:
         """Give the model its moving average for the length of a `with` block; does nothing without `ema_decay`."""
-        averages = [callback for callback in self.hub_callbacks if isinstance(callback, ExponentialMovingAverage)]
-        if not averages:
+        average = self._moving_average()
+        if average is None:
             yield
             return
-        with averages[0].applied(self.model):
+        with average.applied(self.model):
             yield
 
+    def _moving_average(self) -> ExponentialMovingAverage | None:
+        averages = [callback for callback in self.hub_callbacks if isinstance(callback, ExponentialMovingAverage)]
+        return averages[0] if averages else None
+
     # Checkpoints
+
+    def save_model(self, output_dir=None, _internal_call=False):
+        """As in transformers, the moving average if there is one; checkpoints hold the weights that are trained."""
+        with nullcontext() if _internal_call else self.averaged_weights():
+            super().save_model(output_dir, _internal_call)
+
+    def push_to_hub(self, *args, **kwargs):
+        with self.averaged_weights():
+            return super().push_to_hub(*args, **kwargs)
 
     def _save_checkpoint(self, model, trial):
         if trial is None:
@@ -399,6 +422,23 @@ class HubTrainer(Trainer):
             raise ValueError(f"no complete checkpoint in {self.args.run_folder} to resume from ({found})")
         return checkpoint
 
+    @property
+    def writes_checkpoints(self) -> bool:
+        """Whether training writes checkpoints."""
+        return self.args.save_strategy != SaveStrategy.NO
+
+    def _refuse_later_checkpoints(self, start: str | None) -> None:
+        folder = self.args.run_folder
+        later = [path for path in complete_checkpoints(folder) if checkpoint_defect(path) is None]
+        places = [path.resolve() for path in later]
+        if start is not None and Path(start).resolve() in places:
+            later = later[places.index(Path(start).resolve()) + 1 :]
+        if later:
+            raise ValueError(
+                f"output_dir {folder} holds checkpoints of an earlier training ({', '.join(p.name for p in later)}): "
+                "continue it with resume_from_checkpoint=True, give another output_dir, or move them away"
+            )
+
     def _load_from_checkpoint(self, resume_from_checkpoint, model=None):
         model = self.model if model is None else model
         if not isinstance(model, PreTrainedModel) or self.is_fsdp_enabled or self.is_deepspeed_enabled:
@@ -416,12 +456,21 @@ class HubTrainer(Trainer):
             raise ValueError(f"cannot resume from {resume_from_checkpoint}: it lacks the weights {absent}")
         model.load_state_dict(restored.state_dict())
 
+    def _load_best_model(self):
+        if isinstance(self.model, PreTrainedModel) and not (self.is_fsdp_enabled or self.is_deepspeed_enabled):
+            self._load_from_checkpoint(self.state.best_model_checkpoint)
+        else:
+            super()._load_best_model()
+        average = self._moving_average()
+        if average is not None:
+            states = _callback_states(Path(str(self.state.best_model_checkpoint)))
+            average.load_state_dict(states[self.hub_callbacks.index(average)])
+
     def _load_optimizer_and_scheduler(self, checkpoint):
         super()._load_optimizer_and_scheduler(checkpoint)
-        path = Path(checkpoint, CALLBACK_STATES_NAME) if checkpoint is not None else None
-        if path is None or not path.exists():
+        if checkpoint is None or not Path(checkpoint, CALLBACK_STATES_NAME).exists():
             return
-        states = torch.load(path, map_location="cpu", weights_only=True)  # torch knows no "cpu:0" of several processes
+        states = _callback_states(Path(checkpoint))
         if len(states) != len(self.hub_callbacks):
             raise ValueError(
                 f"cannot resume from {checkpoint}: it was written with {len(states)} callbacks, this run has "
@@ -444,6 +493,11 @@ class _RunDriver(HubCallback):
 
     def on_epoch_begin(self, args, state, control, **kwargs):
         self.trainer.set_epoch(state.global_step // self.trainer.steps_per_epoch)
+
+
+def _callback_states(checkpoint: Path) -> list[dict[str, Any]]:
+    # On the CPU, as torch knows no "cpu:0" of several processes.
+    return torch.load(checkpoint / CALLBACK_STATES_NAME, map_location="cpu", weights_only=True)
 
 
 def _standard_callbacks(args: HubTrainingArguments) -> list[TrainerCallback]:

@@ -10,7 +10,6 @@ if TYPE_CHECKING:
     from .configuration_sanm import *
     from .encoders_sanm import *
     from .image_processing_sanm import *
-    from .label_quality_sanm import *
     from .losses_sanm import *
     from .masking_sanm import *
     from .modeling_sanm import *

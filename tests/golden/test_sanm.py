@@ -6,7 +6,6 @@ import torch
 from hubmodels.conversion import convert, to_official
 from hubmodels.modeling.sanm import (
     AdversarialNoisyMasking,
-    LabelQualityEstimator,
     SANMForImageClassification,
     activation_maps,
     extreme_positions,
@@ -20,6 +19,7 @@ from hubmodels.modeling.sanm import (
 from torch.nn import functional
 
 from hubmodels.data import inject_label_noise
+from hubmodels.evaluation import LabelQualityEstimator
 from hubmodels.training.cotraining_step import CoTrainingSettings, StepRandomness, co_training_loss, warm_up_loss
 from tests.golden.harness import load_case
 

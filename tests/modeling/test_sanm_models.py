@@ -35,7 +35,7 @@ from transformers import (
 
 import hubmodels
 from hubmodels.training.cotraining_step import CoTrainingSettings
-from hubmodels.training.label_quality import labelled_mask
+from hubmodels.training.labelled_split import labelled_mask
 
 TINY = {"widths": [4, 8], "depths": [1, 1], "image_size": 16, "num_labels": 3}
 TRANSFORMER = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "image_size": 32, "patch_size": 8}

@@ -126,8 +126,9 @@ def test_rotation_keeps_the_newest_and_the_best(tmp_path):
         write_checkpoint(tmp_path, step)
     rotate_checkpoints(tmp_path, limit=2, keep=tmp_path / "checkpoint-1")
     assert [path.name for path in complete_checkpoints(tmp_path)] == ["checkpoint-1", "checkpoint-4", "checkpoint-5"]
-    rotate_checkpoints(tmp_path, limit=None)
-    assert len(complete_checkpoints(tmp_path)) == 3
+    for keeps_all in (None, 0, -1):
+        rotate_checkpoints(tmp_path, limit=keeps_all)
+        assert len(complete_checkpoints(tmp_path)) == 3
 
 
 def test_a_kill_during_rotation_leaves_no_half_checkpoint(tmp_path, monkeypatch):

@@ -150,6 +150,8 @@ def test_overrides_are_typed():
         ("schedule.epochs=many", "schedule.epochs must be a whole number, got 'many'"),
         ("schedule.epochs=2.5", "schedule.epochs must be a whole number, got 2.5"),
         ("schedule.epochs=0", "schedule.epochs must be at least 1, got 0"),
+        ("run.device_batch_size=0", "run.device_batch_size must be at least 1, got 0"),
+        ("run.keep_checkpoints=-1", "run.keep_checkpoints must be at least 0, got -1"),
         ("schedule.warmup_epochs=51", r"schedule.warmup_epochs must be in \[0, schedule.epochs = 50\], got 51"),
         ("optimizer=lars", "optimizer is a section with keys of its own, got 'lars'"),
         ("schedule.epochs.n=3", "epochs is a value, not a section"),

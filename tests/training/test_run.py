@@ -1,8 +1,10 @@
 """`train`: from pictures to a loadable folder."""
 
 import json
+import os
 import shlex
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import datasets
@@ -14,8 +16,9 @@ from stopping import assert_same_bits, stopped_at_step_5, weights
 from transformers import AutoImageProcessor, AutoModelForImageClassification, AutoModelForPreTraining
 
 import hubmodels
+from hubmodels.files import PARTIAL
 from hubmodels.repository import prepare_repository
-from hubmodels.training import Recipe, RecipeError, read_jsonl, train
+from hubmodels.training import HubTrainer, OnlineProbe, Recipe, RecipeError, read_jsonl, train
 from hubmodels.training import run as run_module
 from hubmodels.training.assembly import (
     RepeatedStream,
@@ -26,11 +29,13 @@ from hubmodels.training.assembly import (
     load_data,
 )
 from hubmodels.training.methods import method_training
+from hubmodels.training.methods.mae import MAETraining
 from hubmodels.training.planning import (
     Measurement,
     choose_recipe,
     finetuning_recipe,
     make_plan,
+    measure,
     readable_time,
     with_fitting_batch,
 )
@@ -61,10 +66,17 @@ TINY_PRETRAIN = [
 ]
 
 
+@pytest.mark.parametrize(
+    ("name", "section", "more"),
+    [
+        ("mae/small_pretrain", "model", []),
+        ("positional_label/small_pretrain", "model.backbone_config", ["model.position_dropout=0.0"]),
+    ],
+)
 @pytest.mark.parametrize("sampling", ["random", "block", "grid"])
-def test_recipes_mask_as_the_model_samples(sampling):
+def test_recipes_mask_as_the_model_samples(name, section, more, sampling):
     """Each image by its own draws, which its place in a batch, the worker and a resumed run do not change."""
-    recipe = Recipe.load("small_pretrain", [f"model.mask_sampling={sampling}"])
+    recipe = Recipe.load(name, [f"{section}.mask_sampling={sampling}", *more])
     model = build_model(recipe, [])
     items = [{"image": torch.zeros(3, 32, 32, dtype=torch.uint8), "index": index} for index in range(4)]
     for collator in build_collators(recipe, model.config):
@@ -138,6 +150,89 @@ def test_a_start_that_fails_leaves_the_folder_to_the_corrected_command(wrong, pi
     assert (train(**arguments, overrides=short).folder / "config.json").is_file()
 
 
+@pytest.mark.parametrize("place", [0, 1, 2, 3])
+def test_a_run_that_is_killed_while_its_folder_is_begun_can_be_started_again(place, pictures, tmp_path, monkeypatch):
+    arguments = {"data": pictures, "output": tmp_path / "run", "recipe": "small_pretrain"}
+    arguments["overrides"] = [*TINY_PRETRAIN, "schedule.epochs=1", "probe.every_epochs=0"]
+
+    def killed(*paths):
+        if place % 2:
+            replace_file(*paths)
+        calls.append(paths)
+        if len(calls) > place // 2:
+            raise KeyboardInterrupt
+
+    calls, replace_file = [], os.replace
+    with monkeypatch.context() as patch:
+        patch.setattr("hubmodels.files.os.replace", killed)
+        with pytest.raises(KeyboardInterrupt):
+            train(**arguments)
+    leftover = tmp_path / "run" / f"{PARTIAL}x"  # which the interrupt removes, but not the end of the process
+    leftover.mkdir()
+    (leftover / "recipe.yaml").touch()
+    assert (train(**arguments).folder / "config.json").is_file()
+    assert not list((tmp_path / "run").glob(".*"))
+
+
+def test_a_run_that_is_killed_in_its_picture_is_not_complete(pictures, tmp_path, monkeypatch):
+    arguments = {"data": pictures, "output": tmp_path / "run", "recipe": "small_pretrain"}
+    arguments["overrides"] = [*TINY_PRETRAIN, "schedule.epochs=1", "probe.every_epochs=0"]
+
+    def killed(*parts):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(MAETraining, "draw", killed)
+        with pytest.raises(KeyboardInterrupt):
+            train(**arguments)
+    assert not (tmp_path / "run" / "config.json").exists()
+    result = train(**arguments)
+    assert (result.folder / "reconstructions.png").is_file()
+    assert result.metrics["eval_loss"] > 0
+    assert "train_loss" not in result.metrics  # no step was left to take the mean of
+
+
+@pytest.mark.parametrize("moment", ["measured", "saved"])
+def test_a_run_that_is_killed_in_its_last_epoch_has_every_measurement_once(moment, pictures, tmp_path, monkeypatch):
+    arguments = {"data": pictures, "output": tmp_path / "run", "recipe": "small_pretrain"}
+    arguments["overrides"] = TINY_PRETRAIN
+    measure, calls = OnlineProbe.measure, []
+
+    def killed_while_measuring(probe, model):
+        calls.append(model)
+        if len(calls) == 3:
+            raise KeyboardInterrupt
+        return measure(probe, model)
+
+    def killed_after_saving(trainer, *parts):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        if moment == "measured":
+            patch.setattr(OnlineProbe, "measure", killed_while_measuring)
+        else:
+            patch.setattr(HubTrainer, "_finalize_training", killed_after_saving)
+        with pytest.raises(KeyboardInterrupt):
+            train(**arguments)
+    result = train(**arguments)
+    log = read_jsonl(result.folder / "log.jsonl")
+    assert [line["step"] for line in log if "knn_accuracy" in line] == [3, 6, 9]
+    assert "linear_accuracy" in result.metrics
+
+
+def test_pre_training_is_evaluated_on_every_test_image(pictures, tmp_path):
+    few = shutil.copytree(pictures, tmp_path / "data")
+    for path in sorted((few / "test").rglob("*.png"))[1::2]:
+        path.unlink()
+    result = train(
+        data=few,
+        output=tmp_path / "run",
+        recipe="small_pretrain",
+        overrides=[*TINY_PRETRAIN, "schedule.epochs=1", "probe.every_epochs=0"],
+    )
+    assert result.metrics["eval_loss"] > 0  # of 6 images, fewer than a batch
+
+
 def test_a_recipe_of_the_user_is_not_overwritten(pictures, tmp_path):
     (tmp_path / "run").mkdir()
     own = tmp_path / "run" / "recipe.yaml"
@@ -175,8 +270,6 @@ def test_a_run_does_not_go_on_with_other_classes_or_images(pictures, tmp_path, m
     (data / "train" / "light" / "first.png").unlink()
     with pytest.raises(RecipeError, match="there were 24 training images and are 23"):
         train(**arguments)
-    (tmp_path / "run" / "data.jsonl").unlink()  # as in folders of earlier versions
-    assert train(**arguments).folder == tmp_path / "run"
 
 
 def test_a_stopped_run_continues_to_the_same_weights(pretrained, pictures, tmp_path, monkeypatch):
@@ -292,15 +385,41 @@ def test_the_batch_is_divided_among_processes_and_passes(monkeypatch):
     assert plan.device_batch_size == 32  # (6 GB / 2 - 1 GB) / 64 MB
     assert plan.seconds == pytest.approx(10 * 10_240 / 2 * 0.011)
     assert plan.memory_bytes == 2**30 + 32 * 2**26
+    whole = replace(cost, uses_batch_statistics=True)
+    assert make_plan(recipe, data, whole, 2, torch.device("cpu")).device_batch_size == 512
     recipe.run.device_batch_size = 100
+    assert make_plan(recipe, data, whole, 2, torch.device("cpu")).device_batch_size == 64
     assert make_plan(recipe, data, cost, 2, torch.device("cpu")).device_batch_size == 64
     with pytest.raises(RecipeError, match="cannot be divided among 3 processes"):
         make_plan(recipe, data, cost, 3, torch.device("cpu"))
     with pytest.raises(RecipeError, match=r"set schedule\.batch_size to at most 500"):
         make_plan(recipe, RunData([], None, 500, ""), cost, 1, torch.device("cpu"))
+    recipe.run.device_batch_size = 1
+    with pytest.raises(RecipeError, match=r"device_batch_size must be at least 2 with .* got 1"):
+        make_plan(recipe, data, cost, 2, torch.device("cpu"))
     recipe.schedule.batch_size = 6
     with pytest.raises(RecipeError, match="gives 3 images a process: mixup and cutmix need an even number"):
         make_plan(recipe, data, cost, 2, torch.device("cpu"))
+
+
+@pytest.mark.parametrize(
+    ("recipe", "start", "depends"),
+    [
+        ("mae/small_finetune", "mae-small-32", False),
+        ("mae/small_linear_probe", "mae-small-32", True),
+        ("simclr/small_finetune", "simclr-small-32", True),
+        ("simclr/small_linear_probe", "simclr-small-32", False),
+    ],
+)
+def test_batches_that_are_normalised_by_their_own_statistics_are_noticed(recipe, start, depends):
+    recipe = Recipe.load(recipe)
+    recipe.init_from = str(hubmodels.packaged_path(start))
+    kept = set(recipe.model) - set(method_training(recipe.method).shape_keys)
+    recipe.model = {key: recipe.model[key] for key in kept}
+    model = build_model(recipe, ["dark", "light"])
+    batch = {"pixel_values": torch.rand(4, 3, 32, 32), "labels": torch.tensor([0, 1, 0, 1])}
+    cost = measure(model, lambda samples: batch, [None] * 4, torch.device("cpu"), "fp32")
+    assert cost.uses_batch_statistics == depends
 
 
 def test_durations_read_well():

@@ -214,6 +214,16 @@ def test_grey_images_stay_grey(tmp_path):
     assert len(report) == 20
 
 
+def test_the_light_mode_logs_the_split_at_the_threshold_of_the_recipe(pictures, tmp_path):
+    run = train(**arguments("small_light", pictures, tmp_path / "run", "noisy_labels.p_threshold=1.0e-25"))
+    last = max(run.folder.glob("checkpoint-*"), key=lambda path: int(path.name.split("-")[1]))
+    states = torch.load(last / "callbacks.pt", weights_only=True)
+    trusted = next(state["clean_prob"] for state in states if "clean_prob" in state)
+    share = [line["labelled_share"] for line in read_jsonl(run.folder / "log.jsonl") if "labelled_share" in line][-1]
+    assert share == pytest.approx((trusted > 1e-25).double().mean().item())
+    assert share != (trusted > 0.5).double().mean().item()
+
+
 def test_networks_start_from_one_encoder_with_heads_of_their_own(pictures, tmp_path):
     encoder = SANMForImageClassification(SANMConfig(widths=[2, 4], depths=[1, 1], image_size=18, layer_type="basic"))
     encoder.save_pretrained(tmp_path / "encoder")

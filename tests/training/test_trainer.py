@@ -177,6 +177,11 @@ def test_lars_and_stock_schedules_train(tmp_path):
         ({"optimizer": "adamm"}, "unknown optimizer 'adamm'"),
         ({"mixup": 0.8, "per_device_train_batch_size": 7}, "must be even with mixup or cutmix"),
         ({"cutmix": 1.0, "dataloader_drop_last": False}, "dataloader_drop_last must be True"),
+        ({"train_sampling_strategy": "sequential"}, "train_sampling_strategy must be 'random'.* got 'sequential'"),
+        (
+            {"base_learning_rate": 1e-3, "auto_find_batch_size": True},
+            "auto_find_batch_size must be False with base_learning_rate, .* got True",
+        ),
     ],
 )
 def test_arguments_name_what_is_wrong(tmp_path, values, message):
@@ -420,6 +425,28 @@ def test_resume_without_a_complete_checkpoint_says_why(tmp_path):
     assert not trainer(tmp_path).can_resume()
 
 
+def test_a_new_training_does_not_begin_among_the_checkpoints_of_another(tmp_path):
+    """They would pass for its newest ones: rotation would keep them, and a resumed run go on with them."""
+    saving = {"save_strategy": "steps", "save_steps": 4, "save_total_limit": 2}
+    trainer(tmp_path, **saving).train()
+    before = sorted(path.name for path in tmp_path.iterdir())
+    for anew in (None, False):
+        with pytest.raises(
+            ValueError, match=r"holds checkpoints of an earlier .* \(checkpoint-8, checkpoint-12\): cont"
+        ):
+            trainer(tmp_path, **saving).train(resume_from_checkpoint=anew)
+    with pytest.raises(ValueError, match=r"\(checkpoint-12\)"):
+        trainer(tmp_path, **saving).train(resume_from_checkpoint=str(tmp_path / "checkpoint-8"))
+    assert sorted(path.name for path in tmp_path.iterdir()) == before
+    trainer(tmp_path).train()  # writes none
+    trainer(tmp_path, **saving).train(resume_from_checkpoint=True)
+    shutil.copytree(tmp_path / "checkpoint-12", tmp_path / "elsewhere" / "checkpoint-12")
+    (tmp_path / "checkpoint-12" / "model.safetensors").write_bytes(b"")
+    run = trainer(tmp_path, **saving)
+    run.train(resume_from_checkpoint=str(tmp_path / "checkpoint-8"))  # what is damaged is no checkpoint
+    assert last_complete_checkpoint(tmp_path) == tmp_path / "checkpoint-12"
+
+
 def test_rotation_best_model_and_leftovers(tmp_path):
     leftover = tmp_path / ".checkpoint-99.partial"
     leftover.mkdir()
@@ -458,39 +485,48 @@ def test_states_of_stock_callbacks_are_resumed(tmp_path):
     assert stopper.early_stopping_patience_counter == evaluations - 1
 
 
-def test_a_model_with_converted_names_resumes_whole(tmp_path):
-    """The stock model writes its decoder under other names than its own: the stock trainer resumes it half."""
-
-    def model():
-        torch.manual_seed(0)
-        return ViTMAEForPreTraining(
-            ViTMAEConfig(
-                image_size=16,
-                patch_size=4,
-                hidden_size=16,
-                num_hidden_layers=1,
-                num_attention_heads=2,
-                intermediate_size=32,
-                decoder_hidden_size=16,
-                decoder_num_hidden_layers=1,
-                decoder_num_attention_heads=2,
-                decoder_intermediate_size=32,
-            )
+def stock_model():
+    """A model that writes its decoder under other names than its own."""
+    torch.manual_seed(0)
+    return ViTMAEForPreTraining(
+        ViTMAEConfig(
+            image_size=16,
+            patch_size=4,
+            hidden_size=16,
+            num_hidden_layers=1,
+            num_attention_heads=2,
+            intermediate_size=32,
+            decoder_hidden_size=16,
+            decoder_num_hidden_layers=1,
+            decoder_num_attention_heads=2,
+            decoder_intermediate_size=32,
         )
+    )
 
-    whole = trainer(tmp_path / "whole", model())
+
+def test_a_model_with_converted_names_resumes_whole(tmp_path):
+    """The stock trainer resumes it half."""
+    whole = trainer(tmp_path / "whole", stock_model())
     whole.train()
-    trainer(tmp_path / "parts", model(), callbacks=[StopAt(5)]).train()
+    trainer(tmp_path / "parts", stock_model(), callbacks=[StopAt(5)]).train()
     shutil.copytree(tmp_path / "parts", tmp_path / "stock")
-    resumed = trainer(tmp_path / "parts", model())
+    resumed = trainer(tmp_path / "parts", stock_model())
     resumed.train(resume_from_checkpoint=True)
     assert_same_bits(weights(whole.model), weights(resumed.model))
-    stock = trainer(tmp_path / "stock", model())
+    stock = trainer(tmp_path / "stock", stock_model())
     Trainer._load_from_checkpoint(stock, str(last_complete_checkpoint(tmp_path / "stock")))
     assert not torch.equal(
         stock.model.state_dict()["decoder.decoder_layers.0.mlp.fc1.weight"],
         load_like(resumed, tmp_path / "stock")["decoder.decoder_layers.0.mlp.fc1.weight"],
     )
+
+
+def test_the_best_model_with_converted_names_is_loaded_whole(tmp_path):
+    run = trainer(tmp_path, stock_model(), save_strategy="steps", save_steps=4)
+    run.train()
+    run.state.best_model_checkpoint = str(tmp_path / "checkpoint-4")
+    run._load_best_model()
+    assert_same_bits(weights(ViTMAEForPreTraining.from_pretrained(tmp_path / "checkpoint-4")), weights(run.model))
 
 
 def load_like(run, folder):

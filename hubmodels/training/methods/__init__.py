@@ -1,16 +1,17 @@
 """What training must know of each method."""
 
 from hubmodels.training.methods.base import Collator, MethodTraining, method_class
-from hubmodels.training.methods.contrastive import ContrastiveTraining
+from hubmodels.training.methods.densecl import DenseCLTraining
 from hubmodels.training.methods.mae import MAETraining
 from hubmodels.training.methods.positional_label import PositionalLabelTraining
 from hubmodels.training.methods.sanm import SANMTraining
+from hubmodels.training.methods.simclr import SimCLRTraining
 from hubmodels.training.recipe import RecipeError, nearest
 
 _KINDS: dict[str, type[MethodTraining]] = {
     "mae": MAETraining,
-    "simclr": ContrastiveTraining,
-    "densecl": ContrastiveTraining,
+    "simclr": SimCLRTraining,
+    "densecl": DenseCLTraining,
     "positional_label": PositionalLabelTraining,
     "sanm": SANMTraining,
 }

@@ -9,7 +9,14 @@ from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.image_utils import PILImageResampling
 
 from hubmodels.catalog import get_method
-from hubmodels.data import EvalTransform, FinetuneTransform, ImageCollator, ImageTransform, LinearProbeTransform
+from hubmodels.data import (
+    EvalTransform,
+    FinetuneTransform,
+    ImageCollator,
+    ImageTransform,
+    LinearProbeTransform,
+    PretrainTransform,
+)
 from hubmodels.training.recipe import Recipe, RecipeError, nearest
 from hubmodels.training.trainer import HubTrainer
 
@@ -205,6 +212,21 @@ class MethodTraining:
         """
         return None
 
+    def network_inside(self, config: PreTrainedConfig, source: str) -> PreTrainedModel | None:
+        """The network that a saved model of this method wraps, from which runs of other methods start.
+
+        Args:
+            config: Config of the saved model.
+            source: Its folder or Hub id.
+
+        Returns:
+            The network; None for a model that is itself what others start from.
+
+        Raises:
+            RecipeError: If no other method knows it.
+        """
+        return None
+
     def resize(self, model: PreTrainedModel, image_size: int | tuple[int, int]) -> None:
         """Make a loaded model take images of another size.
 
@@ -348,6 +370,27 @@ def labelled_transform(recipe: Recipe, evaluation: EvalTransform) -> ImageTransf
         crop_padding=section.crop_padding,
         resize=None if section.crop_padding is None else evaluation.short_side,
         **common,
+    )
+
+
+def pretrain_transform(recipe: Recipe, config: PreTrainedConfig) -> PretrainTransform:
+    """The augmentation of masked pre-training: crops and flips.
+
+    Args:
+        recipe: The recipe.
+        config: Config of the model.
+
+    Returns:
+        The transform.
+    """
+    section = recipe.transform
+    return PretrainTransform(
+        config.image_size,
+        scale=section.crop_scale,
+        flip=section.flip,
+        num_channels=config.num_channels,
+        mean=section.mean,
+        std=section.std,
     )
 
 

@@ -7,10 +7,10 @@ import timm
 import torch
 from transformers import PreTrainedConfig
 
-from hubmodels.data import ImageCollator, ImageTransform, PretrainTransform
+from hubmodels.data import ImageCollator, ImageTransform
 from hubmodels.data.randomness import random_bits
 from hubmodels.modeling.mae.masking_mae import sample_mask
-from hubmodels.training.methods.base import MethodTraining, method_class
+from hubmodels.training.methods.base import MethodTraining, method_class, pretrain_transform
 from hubmodels.training.recipe import RecipeError
 
 DECODER_KEYS = (
@@ -82,16 +82,7 @@ class MAETraining(MethodTraining):
 
     def pretrain_collators(self, recipe, config, evaluation):
         """Crops and flips, with the masking noise of every image."""
-        section = recipe.transform
-        train = PretrainTransform(
-            config.image_size,
-            scale=section.crop_scale,
-            flip=section.flip,
-            num_channels=config.num_channels,
-            mean=section.mean,
-            std=section.std,
-        )
-        seed = recipe.run.seed
+        train, seed = pretrain_transform(recipe, config), recipe.run.seed
         return MAECollator(train, seed, True, config), MAECollator(evaluation, seed, False, config)
 
     def processor(self, recipe, config, evaluation):

@@ -1,10 +1,10 @@
 """Training of Positional Label: classifiers around any backbone, and masked autoencoders with positions."""
 
 import torch
-from transformers import PreTrainedConfig, PreTrainedModel
 
-from hubmodels.data import ImageCollator, PretrainTransform
-from hubmodels.training.methods.base import MethodTraining
+from hubmodels.data import ImageCollator
+from hubmodels.training.methods.base import MethodTraining, pretrain_transform
+from hubmodels.training.methods.mae import MAECollator
 from hubmodels.training.recipe import RecipeError
 
 
@@ -34,19 +34,13 @@ class PositionalLabelTraining(MethodTraining):
         """Crops and flips, with the masking noise of every image."""
         from hubmodels.modeling.positional_label.backbones_positional_label import patch_grid
 
-        section = recipe.transform
-        train = PretrainTransform(
-            config.image_size,
-            scale=section.crop_scale,
-            flip=section.flip,
-            num_channels=config.num_channels,
-            mean=section.mean,
-            std=section.std,
-        )
-        rows, columns = patch_grid(config.backbone_config, *config.image_height_width)
+        train, seed, inner = pretrain_transform(recipe, config), recipe.run.seed, config.backbone_config
+        if hasattr(inner, "mask_sampling"):
+            return MAECollator(train, seed, True, inner), MAECollator(evaluation, seed, False, inner)
+        rows, columns = patch_grid(inner, *config.image_height_width)
         return (
-            ImageCollator(train, recipe.run.seed, train=True, noise_length=rows * columns),
-            ImageCollator(evaluation, recipe.run.seed, train=False, noise_length=rows * columns),
+            ImageCollator(train, seed, train=True, noise_length=rows * columns),
+            ImageCollator(evaluation, seed, train=False, noise_length=rows * columns),
         )
 
     def processor(self, recipe, config, evaluation):
@@ -96,28 +90,20 @@ class PositionalLabelTraining(MethodTraining):
         if recipe.model.get("num_anchors"):
             recipe.model["num_anchors"] = min(recipe.model["num_anchors"], rows * columns)
 
+    def network_inside(self, config, source):
+        """The autoencoder of a pre-trained model, the backbone of a classifier; without the position heads.
 
-def network_inside(config: PreTrainedConfig, source: str) -> PreTrainedModel:
-    """The network that a saved Positional Label model wraps, without the position heads.
+        Raises:
+            RecipeError: For the authors' own networks, which no other method knows.
+        """
+        from hubmodels.modeling.positional_label import PositionalLabelForPreTraining, PositionalLabelModel
+        from hubmodels.modeling.positional_label.configuration_positional_label import AUTOENCODERS
 
-    Args:
-        config: Config of the saved model.
-        source: Its folder or Hub id.
-
-    Returns:
-        The autoencoder of a pre-trained model, the backbone of a classifier.
-
-    Raises:
-        RecipeError: For the authors' own networks, which no other method knows.
-    """
-    from hubmodels.modeling.positional_label import PositionalLabelForPreTraining, PositionalLabelModel
-    from hubmodels.modeling.positional_label.configuration_positional_label import AUTOENCODERS
-
-    if config.backbone_variant == "authors":
-        raise RecipeError(
-            f"init_from = {source} holds the authors' {config.backbone_config.model_type}, which only positional_label "
-            "can train; other methods take stock networks"
-        )
-    if config.backbone_config.model_type in AUTOENCODERS:
-        return PositionalLabelForPreTraining.from_pretrained(source).mae
-    return PositionalLabelModel.from_pretrained(source).backbone
+        if config.backbone_variant == "authors":
+            raise RecipeError(
+                f"init_from = {source} holds the authors' {config.backbone_config.model_type}, which only "
+                "positional_label can train; other methods take stock networks"
+            )
+        if config.backbone_config.model_type in AUTOENCODERS:
+            return PositionalLabelForPreTraining.from_pretrained(source).mae
+        return PositionalLabelModel.from_pretrained(source).backbone

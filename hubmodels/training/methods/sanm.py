@@ -1,5 +1,6 @@
 """Training of SANM: two co-trained networks, or the light mode of a single one, and the report of suspicious labels."""
 
+from dataclasses import fields
 from typing import Any
 
 from transformers import AutoConfig
@@ -7,6 +8,7 @@ from transformers.image_utils import PILImageResampling
 
 from hubmodels.data.collators import ImageCollator
 from hubmodels.data.noisy_label_views import PlainView, WeakView
+from hubmodels.evaluation.label_quality import LabelQualityEstimator
 from hubmodels.training.cotraining_data import WARM_UP_FACTOR, CoTrainingViews
 from hubmodels.training.cotraining_step import CoTrainingSettings
 from hubmodels.training.label_quality_callback import LabelQualityCallback, QualityCollator
@@ -147,7 +149,12 @@ class SANMTraining(MethodTraining):
         settings = co_training_settings(recipe, model.config.num_labels)
         if is_light(recipe):
             quality = LabelQualityCallback(
-                parts["train_dataset"], evaluation, parts["data_collator"], settings.warm_up_epochs, settings.history
+                parts["train_dataset"],
+                evaluation,
+                parts["data_collator"],
+                settings.warm_up_epochs,
+                settings.history,
+                settings.p_threshold,
             )
             parts["callbacks"] = [*parts.get("callbacks", []), quality]
             if not model.config.recon_weight:  # parameters without a gradient stop several processes
@@ -252,23 +259,14 @@ def co_training_settings(recipe: Recipe, num_classes: int) -> CoTrainingSettings
     Returns:
         The settings.
     """
-    from hubmodels.modeling.sanm import LabelQualityEstimator
-
     section, data = recipe.noisy_labels, recipe.data
     kind = section.kind or ("asym" if data.noise_mode == "asym" else "sym")
     rate = data.noise_rate if section.rate is None else section.rate
-    weight = section.lambda_u
-    return CoTrainingSettings(
-        warm_up_epochs=section.warm_up_epochs,
-        lambda_u=preset_lambda_u(num_classes, kind, rate) if weight is None else weight,
-        alpha=section.alpha,
-        mixing=section.mixing,
-        negative_entropy=kind == "asym" if section.warm_up_penalty is None else section.warm_up_penalty,
-        warm_up_clip=section.warm_up_clip,
-        p_threshold=section.p_threshold,
-        min_labelled=section.min_labelled,
-        history=LabelQualityEstimator.for_noise_rate(rate).history,
-        co_guess=section.co_guess,
-        co_refine=section.co_refine,
-        guess_in_train_mode=section.guess_in_train_mode,
-    )
+    weight, penalty = section.lambda_u, section.warm_up_penalty
+    given: dict[str, Any] = {entry.name: getattr(section, entry.name, None) for entry in fields(CoTrainingSettings)}
+    chosen: dict[str, Any] = {
+        "lambda_u": preset_lambda_u(num_classes, kind, rate) if weight is None else weight,
+        "negative_entropy": kind == "asym" if penalty is None else penalty,
+        "history": LabelQualityEstimator.for_noise_rate(rate).history,
+    }
+    return CoTrainingSettings(**given | chosen)

@@ -1,11 +1,15 @@
-"""Estimates from the losses of an epoch how probably each label is right (a mixture of two normal distributions)."""
+"""Which labels of a data set are probably right, by the losses of a network."""
 
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
+from sklearn.cluster import KMeans
+from sklearn.exceptions import ConvergenceWarning
+from sklearn.mixture import GaussianMixture
 from transformers.utils import logging
 
 logger = logging.get_logger(__name__)
@@ -58,7 +62,7 @@ class LabelQualityEstimator:
 
     ```python
     >>> import torch
-    >>> from hubmodels.modeling.sanm import LabelQualityEstimator
+    >>> from hubmodels import LabelQualityEstimator
 
     >>> losses = torch.cat([torch.rand(90) * 0.1, 2 + torch.rand(10)])
     >>> (LabelQualityEstimator()(losses).clean_prob > 0.5).sum()
@@ -109,7 +113,7 @@ class LabelQualityEstimator:
         if low == high:
             return _all_right(np.zeros_like(values), f"losses are {low:.4g}")
         self.past = [*self.past, (values - low) / (high - low)][-self.history :]
-        scaled = np.mean(self.past, axis=0, dtype=np.float32)
+        scaled = np.stack(self.past).mean(axis=0, dtype=np.float32)
         if scaled.min() == scaled.max():
             return _all_right(scaled, f"losses have the same mean over {len(self.past)} calls")
         return self._fit(scaled)
@@ -146,52 +150,36 @@ class LabelQualityEstimator:
         return values
 
     def _fit(self, scaled: np.ndarray) -> LabelQuality:
-        """Expectation maximisation in float64; the stop is checked after the second half of an iteration."""
-        x = scaled.astype(np.float64)
-        parameters = self._maximise(x, _two_means(x))
-        likelihood, iterations, converged = -np.inf, 0, False
-        while iterations < self.max_iter and not converged:
-            iterations += 1
-            responsibilities, new_likelihood = _expect(x, parameters)
-            parameters = self._maximise(x, responsibilities)
-            converged = abs(new_likelihood - likelihood) < self.tol
-            likelihood = new_likelihood
-        posterior, _ = _expect(x, parameters)
-        order = np.argsort(parameters[0], kind="stable")
-        means, variances, weights = (values[order] for values in parameters)
-        return LabelQuality(posterior[order[0]], scaled, means, weights, variances, iterations, bool(converged))
-
-    def _maximise(self, x: np.ndarray, responsibilities: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Means, variances and weights `[2]` of responsibilities `[2, N]`."""
-        counts = responsibilities.sum(axis=1) + 10 * np.finfo(np.float64).eps
-        means = responsibilities @ x / counts
-        variances = (responsibilities * (x - means[:, None]) ** 2).sum(axis=1) / counts + self.reg_covar
-        return means, variances, counts / len(x)
+        """Expectation maximisation in float64, from 2-means clusters that start from the extremes."""
+        x = scaled.astype(np.float64)[:, None]
+        is_second = KMeans(2, init=[x.min(axis=0), x.max(axis=0)], n_init=1, tol=0.0).fit(x).labels_ == 1
+        groups = [x[~is_second], x[is_second]]
+        mixture = GaussianMixture(
+            2,
+            max_iter=self.max_iter,
+            tol=self.tol,
+            reg_covar=self.reg_covar,
+            weights_init=[len(group) / len(x) for group in groups],
+            means_init=[group.mean(axis=0) for group in groups],
+            precisions_init=[[[1 / (group.var() + self.reg_covar)]] for group in groups],
+        )
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", ConvergenceWarning)  # the result says it
+            mixture.fit(x)
+        means, variances = mixture.means_.flatten(), mixture.covariances_.flatten()
+        order = np.argsort(means, kind="stable")
+        return LabelQuality(
+            mixture.predict_proba(x)[:, order[0]],
+            scaled,
+            means[order],
+            mixture.weights_[order],
+            variances[order],
+            mixture.n_iter_,
+            bool(mixture.converged_),
+        )
 
 
 def _all_right(scaled: np.ndarray, what: str) -> LabelQuality:
     logger.warning(f"all {len(scaled)} {what}: nothing tells labels apart, all count as right")
     nothing = np.empty(0)
     return LabelQuality(np.ones(len(scaled)), scaled, nothing, nothing, nothing, 0, True)
-
-
-def _two_means(x: np.ndarray) -> np.ndarray:
-    """Hard responsibilities `[2, N]` of Lloyd's algorithm, started at the extremes."""
-    centres = np.array([x.min(), x.max()])
-    while True:
-        second = np.abs(x - centres[1]) < np.abs(x - centres[0])
-        moved = np.array([x[~second].mean(), x[second].mean()])
-        if np.array_equal(moved, centres):
-            return np.stack([~second, second]).astype(np.float64)
-        centres = moved
-
-
-def _expect(x: np.ndarray, parameters: tuple[np.ndarray, np.ndarray, np.ndarray]) -> tuple[np.ndarray, float]:
-    """Posterior `[2, N]` and the mean log-likelihood."""
-    means, variances, weights = (values[:, None] for values in parameters)
-    logs = np.log(weights) - 0.5 * (np.log(2 * np.pi) + np.log(variances) + (x - means) ** 2 / variances)
-    total = np.logaddexp(logs[0], logs[1])
-    return np.exp(logs - total), float(total.mean())
-
-
-__all__ = ["LabelQuality", "LabelQualityEstimator"]

@@ -1,4 +1,6 @@
-"""Which labels of a data set are trusted, and figures about the choice."""
+"""Which labels of an epoch are trusted, and figures about the choice."""
+
+from typing import Any
 
 import numpy as np
 from sklearn.metrics import roc_auc_score
@@ -40,20 +42,24 @@ def labelled_mask(clean_prob: np.ndarray, settings: CoTrainingSettings, epoch: i
     return trusted
 
 
-def quality_metrics(clean_prob: np.ndarray, is_labelled: np.ndarray, is_right: np.ndarray | None) -> dict[str, float]:
+def quality_metrics(clean_prob: np.ndarray, is_labelled: np.ndarray, dataset: Any) -> dict[str, float]:
     """Figures of a split for the log.
 
     Args:
         clean_prob: [N].
         is_labelled: bool [N].
-        is_right: bool [N], whether each label is right, where that is known.
+        dataset: The images, with `labels`, and `clean_labels` where it is known which of them are right.
 
     Returns:
         "labelled_share"; where it is known what is right, "labelled_purity" (share of right labels among the trusted)
         and "quality_auc" (area under the ROC curve of `clean_prob`).
     """
     metrics = {"labelled_share": float(is_labelled.mean())}
-    if is_right is not None and 0 < is_right.sum() < len(is_right):
+    clean = getattr(dataset, "clean_labels", None)
+    if clean is None:
+        return metrics
+    is_right = (clean == dataset.labels).numpy()
+    if 0 < is_right.sum() < len(is_right):
         metrics["labelled_purity"] = float(is_right[is_labelled].mean()) if is_labelled.any() else 0.0
         metrics["quality_auc"] = float(roc_auc_score(is_right, clean_prob))
     return metrics
