@@ -45,15 +45,11 @@ def _official(name: str, folder: str, parameters: int, notes: str, **extra) -> C
     return Checkpoint(name=name, method="mae", parameters=parameters, source=source, notes=notes, **fields)
 
 
-def _evaluate_command(checkpoint: str, protocol: str) -> str:
-    return (
-        f"hubmodels convert mae {checkpoint}.pth {checkpoint} && "
-        f"hubmodels evaluate {checkpoint} --data ILSVRC/imagenet-1k --protocol {protocol}"
-    )
-
-
 def _finetuned_metrics(checkpoint: str, size: _Size) -> tuple[Metric, ...]:
-    command = _evaluate_command(checkpoint, "finetuned")
+    command = (
+        f"hubmodels convert mae {checkpoint}.pth {checkpoint} && "
+        f"hubmodels evaluate {checkpoint} --data ILSVRC/imagenet-1k --split validation --protocol finetuned"
+    )
     corruption, *others = size.robustness
     return (
         Metric("accuracy", size.finetuned, "imagenet-1k validation", command, _AUTHORS),
@@ -73,7 +69,8 @@ def _files_of(size: _Size) -> tuple[Checkpoint, ...]:
         "linear probe accuracy",
         size.linear_probe,
         "imagenet-1k validation",
-        _evaluate_command(pretrain, "linear"),
+        f"hubmodels convert mae {pretrain}.pth {pretrain} && "
+        f"hubmodels train mae/paper_linear_probe_{size.name} --backbone {pretrain} --data ILSVRC/imagenet-1k",
         _AUTHORS,
     )
     return (

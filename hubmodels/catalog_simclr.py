@@ -98,7 +98,7 @@ def _checkpoint(
                 accuracy,
                 _VALIDATION,
                 f"hubmodels convert simclr {path} OUT && "
-                "hubmodels evaluate OUT --data ILSVRC/imagenet-1k --protocol finetuned",
+                "hubmodels evaluate OUT --data ILSVRC/imagenet-1k --split validation --protocol finetuned",
                 source,
             ),
         ),

@@ -247,8 +247,13 @@ def evaluate(
     protocol: Annotated[
         str, typer.Option(help="finetuned: the model's own classifier; knn, linear: its frozen features.")
     ] = "finetuned",
-    split: Annotated[str | None, typer.Option(help="Split to test on; by default the test split, if any.")] = None,
+    split: Annotated[
+        str | None, typer.Option(help="Split to test on; by default test or validation, the first that has labels.")
+    ] = None,
     label_column: Annotated[str | None, typer.Option(help="Column of the labels.")] = None,
+    pooling: Annotated[
+        str, typer.Option(help="Features of knn and linear: mean of the patch tokens, or cls, the class token.")
+    ] = "mean",
     save: Annotated[Path | None, typer.Option(help="JSON file to write the outcome to.")] = None,
     as_json: JsonOption = False,
 ) -> None:
@@ -260,7 +265,13 @@ def evaluate(
     from hubmodels.evaluation import evaluate as run_evaluation
 
     outcome = run_evaluation(
-        folder, data, protocol=protocol, split=split, label_column=label_column, progress=not as_json
+        folder,
+        data,
+        protocol=protocol,
+        split=split,
+        label_column=label_column,
+        pooling=pooling,
+        progress=not as_json,
     )
     if save is not None:
         outcome.save(save)

@@ -32,6 +32,10 @@ PROTOCOLS = ("finetuned", "knn", "linear")
 HELD_OUT_FRACTION = 0.2
 
 
+class UnlabelledError(ValueError):
+    """Images that are to be evaluated have no labels."""
+
+
 @dataclass(frozen=True)
 class Evaluation:
     """Outcome of [`evaluate`].
@@ -92,8 +96,9 @@ def evaluate(
         data: Labelled data, see [`hubmodels.data.load_image_dataset`].
         protocol: "finetuned": accuracy of the saved classifier. "knn": k nearest neighbours on frozen features.
             "linear": the published linear probe (BatchNorm without affine, LARS) on frozen features.
-        split: The split to test on; None means the test split, else the validation split, else (of data that is not
-            divided) a seeded fifth for "knn" and "linear", and everything for "finetuned".
+        split: The split to test on; None means the test split, or the validation split if that has no labels or is not
+            there, else (of data that is not divided) a seeded fifth for "knn" and "linear", and everything for
+            "finetuned".
         train_split: The split that "knn" and "linear" learn from.
         label_column: Column of the labels, where its name does not tell.
         transform: Evaluation transform; None means the model's own image processor.
@@ -240,12 +245,18 @@ def _processor_transform(folder: str, model: nn.Module, trust_remote_code: bool)
 
 def _test_data(load: Callable[[str], ImageDataset], split: str | None) -> tuple[ImageDataset | None, str | None]:
     """The split to test on, and its name; None for data that is not divided into splits."""
-    for name in (split,) if split is not None else ("test", "validation"):
+    if split is not None:
+        return load(split), split
+    unlabelled = None
+    for name in ("test", "validation"):
         try:
             return load(name), name
         except MissingSplitError:
-            if split is not None:
-                raise
+            pass
+        except UnlabelledError as error:  # as of the test split of ImageNet, whose labels are withheld
+            unlabelled = unlabelled or error
+    if unlabelled is not None:
+        raise unlabelled
     return None, None
 
 
@@ -254,7 +265,7 @@ def _labelled(data: Any, split: str | None, label_column: str | None = None) -> 
     dataset = load_image_dataset(data, split, label_column=label_column)
     if not isinstance(dataset, ImageDataset) or not dataset.class_names:
         reason = getattr(dataset, "unlabelled_reason", "") or "evaluation needs one folder per class, or a label column"
-        raise ValueError(f"{data} has no labels: {reason}")
+        raise UnlabelledError(f"{data} has no labels: {reason}")
     return dataset
 
 

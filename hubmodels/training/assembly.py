@@ -182,8 +182,10 @@ def _test_split(recipe: Recipe, columns: dict[str, Any], class_names: list[str])
             if asked is not None:
                 raise
             continue
-        if not test.class_names:
-            return None
+        if not test.class_names:  # as the test split of ImageNet, whose labels are withheld
+            if asked is None or recipe.task == "pretrain":
+                continue
+            raise RecipeError(f"data.test_split: {split!r} of {recipe.data.source} has no labels")
         if not class_names:
             return test
         try:

@@ -32,7 +32,7 @@ class DataSection:
     Args:
         source: Image folder, local data set, Hub data set id or packaged data set; see `load_image_dataset`.
         train_split: Split to train on; None takes "train", or the only one.
-        test_split: Labelled split to measure on; None takes "test" or "validation" if there is one.
+        test_split: Labelled split to measure on; None takes "test" or "validation", the first that has labels.
         size: A part of the training split: a fraction (0.1) or a number of images (500); None takes all.
         fraction: A part with as many images of every class, see `subset_indices`; labelled data only.
         file_list: Text file with the names of the training images to take, one a line, in place of `fraction`.

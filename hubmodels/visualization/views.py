@@ -14,6 +14,7 @@ from matplotlib.collections import LineCollection
 from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
+from PIL.Image import Image
 from torch import nn
 from transformers.image_utils import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 
@@ -50,7 +51,7 @@ def view_pairs(
     mean: ChannelValues = IMAGENET_DEFAULT_MEAN,
     std: ChannelValues = IMAGENET_DEFAULT_STD,
     *,
-    images: Sequence[torch.Tensor] | None = None,
+    images: Sequence[torch.Tensor | Image] | None = None,
     crop_boxes: torch.Tensor | None = None,
 ) -> Figure:
     """Draw the augmented views that a contrastive method learns from, one row per image.
@@ -60,7 +61,7 @@ def view_pairs(
         path: file to write, complete or absent. None: nothing is written.
         mean: mean of the normalisation, one value or one per channel.
         std: deviation of the normalisation, likewise.
-        images: uint8 `[C, H, W]`, what the views were made of: drawn in front of them.
+        images: PIL images or uint8 `[C, H, W]`, what the views were made of: drawn in front of them.
         crop_boxes: `[B, V, 4]` (top, left, height, width) of the crops in pixels, drawn into `images`.
 
     Returns:
@@ -83,11 +84,17 @@ def view_pairs(
         for axis, picture in zip(axis_row[-count:], pictures[row * count :], strict=False):
             draw_picture(axis, picture)
         if images is not None:
-            draw_picture(axis_row[0], to_pictures(images[row][None] / 255, mean=0.0, std=1.0)[0])
+            draw_picture(axis_row[0], to_pictures(_pixels(images[row])[None] / 255, mean=0.0, std=1.0)[0])
             _draw_boxes(axis_row[0], [] if crop_boxes is None else crop_boxes[row].tolist())
     if path is not None:
         save_figure(figure, path)
     return figure
+
+
+def _pixels(image: torch.Tensor | Image) -> torch.Tensor:
+    if isinstance(image, torch.Tensor):
+        return image
+    return torch.from_numpy(np.array(image.convert("RGB"))).permute(2, 0, 1)
 
 
 def correspondences(

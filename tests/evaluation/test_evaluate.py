@@ -5,6 +5,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import datasets
 import numpy as np
 import pytest
 import torch
@@ -98,6 +99,29 @@ def test_without_a_test_split_a_fifth_is_held_out(pretrained, photos):
     assert outcome.report.images == 12 and outcome.settings["train_images"] == 48
     assert outcome.split == "20% of train held out, seed 0"
     assert [result.images for result in outcome.report.classes] == [4, 4, 4]
+
+
+def withheld_test_labels(photos):
+    train = load_image_dataset(photos, split="train")
+    features = datasets.Features({"image": datasets.Image(), "label": datasets.ClassLabel(names=list(COLOURS))})
+    images = [Image.fromarray(train[i]["image"].permute(1, 2, 0).numpy()) for i in range(60)]
+    labels = train.labels.tolist()
+    return datasets.DatasetDict(
+        {
+            "train": datasets.Dataset.from_dict({"image": images, "label": labels}, features),
+            "validation": datasets.Dataset.from_dict({"image": images[::4], "label": labels[::4]}, features),
+            "test": datasets.Dataset.from_dict({"image": images[:6], "label": [-1] * 6}, features),
+        }
+    )
+
+
+def test_where_test_labels_are_withheld_the_validation_split_is_measured(pretrained, photos):
+    data = withheld_test_labels(photos)
+    outcome = evaluate(pretrained, data, protocol="knn", k=5, progress=False)
+    assert (outcome.split, outcome.report.images) == ("validation", 15)
+    for given in ({"data": data, "split": "test"}, {"data": datasets.DatasetDict({"test": data["test"]})}):
+        with pytest.raises(ValueError, match="6 of the 6 labels in its column 'label' are missing"):
+            evaluate(pretrained, protocol="knn", progress=False, **given)
 
 
 @pytest.mark.parametrize("names", [("blue", "green", "red"), ("red", "green", "blue")])

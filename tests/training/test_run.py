@@ -467,6 +467,23 @@ def test_labelled_data_without_a_test_split_holds_some_out(pictures):
     assert data.note == "20% of the training images, held out"
 
 
+def test_where_test_labels_are_withheld_the_validation_split_is_measured(tmp_path):
+    picture = Image.new("RGB", (16, 16))
+    features = datasets.Features({"image": datasets.Image(), "label": datasets.ClassLabel(names=["cat", "dog"])})
+    splits = {"train": [0, 1] * 6, "validation": [1, 0], "test": [-1, -1]}
+    datasets.DatasetDict(
+        {
+            split: datasets.Dataset.from_dict({"image": [picture] * len(labels), "label": labels}, features)
+            for split, labels in splits.items()
+        }
+    ).save_to_disk(tmp_path / "data")
+    given = [f"data.source={tmp_path / 'data'}"]
+    data = load_data(Recipe.load("small_finetune", given))
+    assert (len(data.train), data.test.labels.tolist(), data.note) == (12, [1, 0], "test split")
+    with pytest.raises(RecipeError, match=r"data.test_split: 'test' of .*data has no labels"):
+        load_data(Recipe.load("small_finetune", [*given, "data.test_split=test"]))
+
+
 def test_the_processor_does_what_evaluation_does(pictures):
     recipe = Recipe.load("photos_96_finetune", [f"data.source={pictures}", "model.image_size=16"])
     config = type("Config", (), {"image_size": 16, "num_channels": 3})()

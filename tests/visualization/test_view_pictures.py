@@ -62,6 +62,13 @@ def test_view_pairs_draws_the_crops_into_the_images(pairs):
     assert outlines == [(1.5, 0.5, 30, 20), (5.5, 4.5, 12, 10)]
 
 
+def test_view_pairs_takes_pil_images(pairs):
+    images = [Image.new(mode, (32, 20), color) for mode, color in (("RGB", (255, 0, 0)), ("L", 51), ("RGB", 0))]
+    figure = view_pairs(pairs, images=images)
+    assert pixels_of(figure.axes[0])[0][0, 0].tolist() == [1.0, 0.0, 0.0]
+    np.testing.assert_allclose(pixels_of(figure.axes[3])[0][0, 0], 0.2)
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
