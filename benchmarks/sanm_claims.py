@@ -213,18 +213,22 @@ def write_table(results: SeededResults, name: str, seeds: list[int]) -> None:
         for setting, arm in itertools.product(experiment.settings, ARMS)
         if (done := [seed for seed in seeds if f"{name}/{setting}/{arm}/{seed}/accuracy" in results.values])
     ]
+    runs = [f"{name}/{setting}/{arm}/{seed}" for setting, arm, done in rows for seed in done]
+    columns = {  # the figures that every run has
+        figure: title for figure, title in COLUMNS.items() if all(f"{run}/{figure}" in results.values for run in runs)
+    }
     lines = [
         "PreAct ResNet of widths 16 to 128 with one block a stage, "
         f"{experiment.epochs} epochs, {WARM_UP_EPOCHS} of them warm-up,",
         f"{COUNT:,} training images; per cent: mean (lowest to highest) of the seeds that were run. Wrong labels are",
         "found by the report of the trained model; their share is the average precision of a list in random order.",
         "",
-        f"| noise | wrong labels | arm | seeds | {' | '.join(COLUMNS.values())} |",
-        "| --- " * (4 + len(COLUMNS)) + "|",
+        f"| noise | wrong labels | arm | seeds | {' | '.join(columns.values())} |",
+        "| --- " * (4 + len(columns)) + "|",
     ]
     for setting, arm, done in rows:
         wrong, *cells = (
-            results.cell(f"{name}/{setting}/{arm}/{{seed}}/{figure}", done) for figure in ("wrong", *COLUMNS)
+            results.cell(f"{name}/{setting}/{arm}/{{seed}}/{figure}", done) for figure in ("wrong", *columns)
         )
         lines.append(f"| {setting} | {wrong} | {arm} | {len(done)} | {' | '.join(cells)} |")
     command = f"python -m benchmarks.sanm_claims OUT {name}" + ("" if experiment.source else " --images CIFAR10")

@@ -1,12 +1,14 @@
 """The main claims of the SimCLR paper at small scale, on real images, three seeds each.
 
-python -m benchmarks.simclr_claims OUT --images CIFAR10 [views] [head] [length] [longer] [wider]
+python -m benchmarks.simclr_claims OUT --images CIFAR10 [views] [head] [length] [longer] [wider] [stronger]
 
 views:  random crops and colour distortion together against either alone (section 3.1, figure 5).
 head:   no projection head, a linear and a nonlinear one, probed before the head (section 4.2, figure 8).
 length: fewer epochs, and smaller batches (section 5.3, figure 9).
 longer: the heads again, and a smaller batch, with three times the epochs.
 wider:  a linear and a nonlinear head on a network of twice the width (256 features in place of 128).
+stronger: a linear and a nonlinear head with colour distortion of twice the strength, that of ImageNet, which leaves more
+        to be forgotten (table 3).
 
 Every network is pre-trained from scratch on 5,000 unlabelled training images of CIFAR10 (a local copy of the data set
 with a train and a test split), then frozen; a linear probe and k-NN learn from 5,000 labelled training images and are
@@ -31,6 +33,7 @@ RECIPE = "simclr/small_pretrain"
 EPOCHS = 8
 LONG_EPOCHS = 24
 WIDE_STEM = 32
+STRENGTH = 1.0
 BUDGET = (
     "data.size=5000",
     "schedule.batch_size=128",
@@ -67,6 +70,10 @@ EXPERIMENTS = {
         f"{setting}, stem width {WIDE_STEM}": (*overrides, f"model.stem_width={WIDE_STEM}")
         for setting, overrides in {"linear head": LINEAR_HEAD, "nonlinear head": ()}.items()
     },
+    "stronger": {
+        f"{setting}, strength {STRENGTH}": (*overrides, f"transform.options.strength={STRENGTH}")
+        for setting, overrides in {"linear head": LINEAR_HEAD, "nonlinear head": ()}.items()
+    },
 }
 TITLES = {
     "views": "SimCLR claim: crops and colours",
@@ -74,6 +81,7 @@ TITLES = {
     "length": "SimCLR claim: epochs and batch",
     "longer": "SimCLR claim: projection head and batch with more epochs",
     "wider": "SimCLR claim: projection head of a wider network",
+    "stronger": "SimCLR claim: projection head with stronger colour distortion",
 }
 
 

@@ -393,7 +393,9 @@ def publish(
 
 @app.command()
 def quickstart(
-    output: Annotated[Path, typer.Option(help="Folder for the results.")] = Path("quickstart-output"),
+    output: Annotated[Path, typer.Option("--out", "--output", help="Folder for the results.")] = Path(
+        "quickstart-output"
+    ),
     seed: Annotated[list[int] | None, typer.Option(help="Seed to run; may be repeated.")] = None,
 ) -> None:
     """Show the whole way on a small real data set: load, fine-tune, compare, draw, publish locally, load back."""
@@ -409,13 +411,13 @@ def demo(
     model: Annotated[
         str | None, typer.Option(help="Folder, Hub id or packaged checkpoint; by default the first packaged one.")
     ] = None,
-    output: Annotated[Path, typer.Option(help="Picture to write.")] = Path("reconstruction.png"),
+    output: Annotated[Path, typer.Option("--out", "--output", help="Picture to write.")] = Path("reconstruction.png"),
     mask_ratio: Annotated[float | None, typer.Option(help="Share to hide; by default as in training.")] = None,
     seed: Annotated[int, typer.Option(help="Seed of the mask.")] = 0,
 ) -> None:
     """Draw what a model reconstructs of a picture of which it sees only a part."""
     if output.exists():
-        raise FileExistsError(f"{output} exists; give another place with --output")
+        raise FileExistsError(f"{output} exists; give another place with --out")
     source = _default_demo_model() if model is None else catalog.model_source(model)
 
     import torch

@@ -75,7 +75,7 @@ def main(output: str | os.PathLike[str] = "quickstart-output", seeds: Sequence[i
     """
     output = Path(output)
     if output.exists():
-        raise FileExistsError(f"{output} exists; remove it or choose another folder with --output")
+        raise FileExistsError(f"{output} exists; remove it or choose another folder with --out")
     console, start = Console(), time.perf_counter()
     output.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=output.parent.resolve(), prefix=f".{output.name}-") as temporary:
