@@ -6,7 +6,8 @@ import pytest
 from hub_server import card_problems
 from huggingface_hub import ModelCard
 
-from hubmodels.catalog import CHECKPOINTS, METHODS, Metric, get_checkpoint, get_method
+from hubmodels.catalog import CHECKPOINTS, METHODS, get_checkpoint, get_method
+from hubmodels.catalog_records import Metric
 from hubmodels.model_card import CardFacts, build_card, complete_card
 
 CLASSIFIER = {"architectures": ["MAEForImageClassification"], "model_type": "mae"}
