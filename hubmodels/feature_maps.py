@@ -1,5 +1,7 @@
 """Feature maps in one layout."""
 
+from collections.abc import Sequence
+
 import torch
 
 
@@ -13,5 +15,19 @@ def channels_first(feature_map: torch.Tensor, channels: int) -> torch.Tensor:
     Returns:
         The map, channels first.
     """
-    turned = feature_map.shape[1] != channels and feature_map.shape[-1] == channels
-    return feature_map.permute(0, 3, 1, 2) if turned else feature_map
+    return all_channels_first([feature_map], channels)[0]
+
+
+def all_channels_first(feature_maps: Sequence[torch.Tensor], channels: int) -> tuple[torch.Tensor, ...]:
+    """Maps of a network [B, D, h, w] of ones that may be [B, h, w, D]; the last, whose sides are smallest, tells.
+
+    Args:
+        feature_maps: The maps, the last one last.
+        channels: Channels of the last.
+
+    Returns:
+        The maps, channels first.
+    """
+    shape = feature_maps[-1].shape
+    turned = shape[1] != channels and shape[-1] == channels
+    return tuple(each.permute(0, 3, 1, 2) if turned else each for each in feature_maps)

@@ -17,7 +17,7 @@ from torchvision.ops import FeaturePyramidNetwork
 from torchvision.ops.feature_pyramid_network import ExtraFPNBlock, LastLevelMaxPool
 from transformers import PreTrainedModel
 
-from hubmodels.feature_maps import channels_first
+from hubmodels.feature_maps import all_channels_first
 
 
 class BackboneBody(nn.Module):
@@ -54,8 +54,8 @@ class BackboneBody(nn.Module):
 
     def forward(self, pixel_values: torch.Tensor) -> dict[str, torch.Tensor]:
         """Feature maps `[B, channels, h, w]` by name, of images `[B, C, H, W]`."""
-        maps = zip(self.backbone(pixel_values).feature_maps, self.channels, strict=True)
-        return OrderedDict(zip(self.names, (channels_first(*each) for each in maps), strict=True))
+        feature_maps = self.backbone(pixel_values).feature_maps
+        return OrderedDict(zip(self.names, all_channels_first(feature_maps, self.channels[-1]), strict=True))
 
 
 class FeaturePyramid(nn.Module):

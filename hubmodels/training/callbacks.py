@@ -219,7 +219,7 @@ class OnlineProbe(HubCallback):
         return {"measured_step": self.measured_step}
 
     def load_state_dict(self, state):
-        self.measured_step = state["measured_step"]
+        self.measured_step = state.get("measured_step", 0)
 
     def on_train_begin(self, args, state, control, **kwargs):
         if state.global_step == 0:

@@ -224,6 +224,7 @@ def _resolve_recipe(
         title = choose_recipe(min(pictures.typical_size()), torch.cuda.is_available())
         title = method_training(method).recipe_for(title, labelled=bool(pictures.class_names))
         chosen = with_fitting_batch(Recipe.load(title, method=method), len(pictures))
+        chosen = Recipe.from_dict(chosen.to_dict(), overrides)  # what is fitted depends on them, and does not undo them
         method_training(method).fit_to(chosen, len(pictures))
     elif isinstance(recipe, Recipe):
         chosen, title = recipe, f"{recipe.method}_{recipe.task}"

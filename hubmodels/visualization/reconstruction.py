@@ -88,6 +88,14 @@ def check_decoder(model: MAEForPreTraining) -> None:
 
     Raises:
         ValueError: `model` has no decoder (an encoder, classifier or backbone).
+        ValueError: its decoder is as a new model's, because the weights it was loaded from hold an encoder only.
     """
     if not hasattr(model, "reconstruct"):
         raise ValueError(f"model must have a decoder to reconstruct (MAEForPreTraining), got {type(model).__name__}")
+    # Training moves every bias away from its initial value at the first step.
+    biases = [parameter for name, parameter in model.decoder.named_parameters() if name.endswith("bias")]
+    if not any(bias.any() for bias in biases):
+        raise ValueError(
+            "the decoder of model is untrained (all its biases are zero), its pictures would be noise; load weights "
+            "that include the decoder, like mae_visualize_vit_base; mae_pretrain_vit_base holds an encoder only"
+        )

@@ -152,7 +152,9 @@ class DenseCLEncoder(nn.Module):
         if timm_states := self.backbone.backbone_type == BackboneType.TIMM and kwargs.get("output_hidden_states"):
             kwargs["output_hidden_states"] = False  # transformers knows them with all stages chosen only
         outputs = self.backbone.forward_with_filtered_kwargs(pixel_values, **kwargs)
-        outputs.feature_maps = tuple(map(channels_first, outputs.feature_maps, self.backbone.channels))
+        maps = tuple(outputs.feature_maps)
+        is_turned = channels_first(maps[-1], self.backbone.channels[-1]) is not maps[-1]
+        outputs.feature_maps = tuple(each.permute(0, 3, 1, 2) for each in maps) if is_turned else maps
         outputs.hidden_states = outputs.feature_maps if timm_states else outputs.hidden_states
         return outputs
 

@@ -2,6 +2,7 @@
 
 import torch
 from torch._C._functorch import is_functorch_wrapped_tensor
+from torch._subclasses.fake_tensor import is_fake
 
 IGNORED = -100  # marks images that do not count, as in torch's cross entropy
 
@@ -39,7 +40,9 @@ def class_targets(labels: torch.Tensor, logits: torch.Tensor) -> torch.Tensor:
     if labels.is_floating_point() or labels.dtype == torch.bool:
         raise ValueError(f"labels of shape [B] must be integers (classes), got {labels.dtype}")
     labels, count = labels.long(), logits.shape[1]
-    if labels.device.type == "cpu" and not torch.compiler.is_compiling() and not is_functorch_wrapped_tensor(labels):
+    if labels.device.type == "cpu" and not (
+        torch.compiler.is_compiling() or is_functorch_wrapped_tensor(labels) or is_fake(labels)
+    ):
         outside = ((labels < 0) & (labels != IGNORED)) | (labels >= count)
         if outside.any():
             index = int(outside.nonzero()[0])

@@ -149,7 +149,7 @@ class SANMForImageClassification(SANMPreTrainedModel):
         if not torch.compiler.is_compiling() and classes.device.type == "cpu" and (classes == IGNORED).any():
             raise ValueError(
                 f"labels of a training in the light mode (framework 'ce') must not be {IGNORED}, as it refines "
-                "of every image; give any class and clean_prob 0 where it is unknown"
+                "the label of every image; give any class and clean_prob 0 where it is unknown"
             )
         return nn.functional.one_hot(classes, self.num_labels).float()
 

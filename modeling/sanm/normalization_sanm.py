@@ -28,11 +28,14 @@ class SANMBatchNorm2d(nn.BatchNorm2d):
 
     @torch.no_grad()
     def _move_averages(self, mean: torch.Tensor, var: torch.Tensor) -> None:
+        if not self.track_running_stats:
+            return
         self.num_batches_tracked.add_(1)
+        momentum = 1 / self.num_batches_tracked.item() if self.momentum is None else self.momentum  # None: plain means
         # As torch's kernel does, without a new version of the tensors: a smaller batch whose backward is to come saved
         # them too, and does not read them.
-        self.running_mean.data.lerp_(mean, self.momentum)
-        self.running_var.data.lerp_(var, self.momentum)
+        self.running_mean.data.lerp_(mean, momentum)
+        self.running_var.data.lerp_(var, momentum)
 
 
 __all__ = ["SANMBatchNorm2d"]

@@ -1,7 +1,7 @@
 """Batch statistics that torch's channels_last kernel would compute with too few digits on a CPU."""
 
 import torch
-from torch.autograd.function import once_differentiable
+from torch.autograd import forward_ad
 from torch.nn import functional
 
 # Values per channel above which the statistics of channels_last maps are computed in parts, and numbers that are added
@@ -19,6 +19,7 @@ def sums_lose_digits(input: torch.Tensor) -> bool:
     """Whether torch would add up very many numbers of a channel one after the other, in float32."""
     return (
         not torch.compiler.is_compiling()
+        and forward_ad._current_level < 0  # torch's kernel of parts has no derivative forwards
         and input.device.type == "cpu"
         and input.dtype == torch.float32
         and input.numel() > VALUES_OF_A_SUM * input.shape[1]
@@ -55,7 +56,6 @@ class BatchNormOfStatistics(torch.autograd.Function):
         return functional.batch_norm(input, mean, var, weight, bias, training=False, eps=eps)
 
     @staticmethod
-    @once_differentiable
     def backward(ctx, grad_output):
         input, weight, mean, inverse_std = ctx.saved_tensors
         gradients = torch.ops.aten.native_batch_norm_backward(

@@ -107,8 +107,9 @@ class SimCLRBatchNorm(nn.modules.batchnorm._BatchNorm):
     @torch.no_grad()
     def _move_averages(self, mean: torch.Tensor, var: torch.Tensor) -> None:
         self.num_batches_tracked.add_(1)
-        self.running_mean.lerp_(mean, self.momentum)
-        self.running_var.lerp_(var, self.momentum)
+        momentum = 1 / self.num_batches_tracked.item() if self.momentum is None else self.momentum  # None: plain means
+        self.running_mean.lerp_(mean, momentum)
+        self.running_var.lerp_(var, momentum)
 
     def extra_repr(self) -> str:
         """Adds the two options to torch's description."""

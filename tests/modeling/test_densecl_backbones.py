@@ -89,6 +89,14 @@ def test_maps_with_the_channels_last_are_turned():
     assert torch.equal(model(torch.zeros(2, 3, 24, 32)).last_hidden_state, feature_map.permute(0, 3, 1, 2))
 
 
+def test_the_last_map_tells_whether_all_have_their_channels_last():
+    model = DenseCLModel(config_on("vit")[0])
+    maps = torch.rand(2, 8, 8, 8), torch.rand(2, 4, 4, 16)  # of the first every order fits
+    model.encoder.backbone.forward = lambda pixel_values, **kwargs: BackboneOutput(feature_maps=maps)
+    first, last = model.encoder.feature_maps(torch.zeros(2, 3, 32, 32))
+    assert torch.equal(first, maps[0].permute(0, 3, 1, 2)) and torch.equal(last, maps[1].permute(0, 3, 1, 2))
+
+
 @pytest.mark.parametrize("shape", [(4, 17, 16), (4, 4, 4, 8)], ids=["tokens", "other channels"])
 def test_a_backbone_without_a_map_is_refused(shape):
     model = DenseCLModel(config_on("vit")[0])

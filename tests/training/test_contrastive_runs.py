@@ -357,6 +357,17 @@ def test_convolutional_models_need_a_size(pictures, tmp_path):
         train("densecl", pictures, tmp_path, recipe="densecl/small_pretrain", overrides=["model.image_size=64"])
 
 
+def test_queues_fit_a_batch_that_is_asked_for(pictures):
+    asked = ["schedule.batch_size=5"]
+    recipe, _ = run_module._resolve_recipe("densecl", str(pictures / "train"), None, None, asked)
+    assert (recipe.schedule.batch_size, recipe.model["queue_length"]) == (5, 10)
+    recipe, _ = run_module._resolve_recipe(
+        "densecl", str(pictures / "train"), None, None, [*asked, "model.queue_length=12"]
+    )
+    with pytest.raises(RecipeError, match=r"queue_length must be a multiple of schedule.batch_size \(5\), got 12"):
+        method_training("densecl").check_settings(recipe)
+
+
 def test_queues_fit_the_number_of_images(pictures):
     recipe, _ = run_module._resolve_recipe("densecl", pictures, None, None, [])
     assert (recipe.schedule.batch_size, recipe.model["queue_length"]) == (4, 12)

@@ -4,6 +4,7 @@ from typing import Any
 
 from hubmodels.training.methods.contrastive import ContrastiveTraining
 from hubmodels.training.methods.encoders import model_around
+from hubmodels.training.recipe import RecipeError
 
 DEFAULT_QUEUE_LENGTH = 65536  # of DenseCLConfig
 
@@ -25,8 +26,19 @@ class DenseCLTraining(ContrastiveTraining):
     def fit_to(self, recipe, images):
         """The queues hold at most about half as many keys as there are images, in whole batches."""
         batch, length = recipe.schedule.batch_size, recipe.model.get("queue_length")
-        if length is not None and length > images // 2:
-            recipe.model["queue_length"] = max(1, images // 2 // batch) * batch
+        if length is not None and (length > images // 2 or length % batch):
+            recipe.model["queue_length"] = max(1, min(length, images // 2) // batch) * batch
+
+    def check_settings(self, recipe):
+        """See the base class; whole batches must fill the queues."""
+        super().check_settings(recipe)
+        batch, partial = recipe.schedule.batch_size, recipe.model.get("queue_partial", "error")
+        length = recipe.model.get("queue_length", None if recipe.init_from else DEFAULT_QUEUE_LENGTH)
+        if recipe.task == "pretrain" and partial == "error" and length is not None and length % batch:
+            raise RecipeError(
+                f"model.queue_length must be a multiple of schedule.batch_size ({batch}), got {length}; or choose "
+                "model.queue_partial"
+            )
 
     def advice(self, recipe, images):
         """About queues that are longer than the data."""
