@@ -14,6 +14,7 @@ from benchmarks import sanm_official
 from benchmarks.contender import serve, start_of_memory
 
 EPOCH = 18
+EPOCHS = 300  # of the whole run: in the last one the trainer would stop
 RATE = 0.02
 
 
@@ -66,7 +67,9 @@ def epoch_step(contender: str, count: int, width: int, batch: int):
 
         def step():
             model.load_state_dict(weights)
-            trainer._train_epoch(EPOCH, EPOCH + 1)
+            trainer._train_epoch(EPOCH, EPOCHS)
+            if trainer.control.should_training_stop:
+                raise RuntimeError("the trainer stopped inside the epoch")
 
         return step
     views, targets = sanm_official.OfficialViews(), torch.from_numpy(labels)
@@ -98,7 +101,7 @@ def our_trainer(model, pixels: np.ndarray, labels: np.ndarray, batch: int):
     source = ArraySource(np.ascontiguousarray(pixels.transpose(0, 3, 1, 2)))
     arguments = HubTrainingArguments(
         tempfile.mkdtemp(),
-        num_train_epochs=EPOCH + 1,
+        num_train_epochs=EPOCHS,
         per_device_train_batch_size=batch,
         learning_rate=RATE,
         optimizer="momentum",
@@ -121,7 +124,7 @@ def our_trainer(model, pixels: np.ndarray, labels: np.ndarray, batch: int):
         train_dataset=ImageDataset(source, labels, [str(number) for number in range(10)]),
     )
     trainer.log = lambda *arguments: None
-    trainer._begin(EPOCH + 1, None, None)
+    trainer._begin(EPOCHS, None, None)
     return trainer
 
 

@@ -7,7 +7,8 @@ head:   no projection head, a linear and a nonlinear one, probed before the head
 length: fewer epochs, and smaller batches (section 5.3, figure 9).
 longer: the heads again, and a smaller batch, with three times the epochs.
 wider:  a linear and a nonlinear head on a network of twice the width (256 features in place of 128).
-stronger: both heads with colour distortion of twice the strength, as on ImageNet, so more to be forgotten (table 3).
+stronger: the heads with colour distortion of twice the strength, as on ImageNet, so more to be forgotten (table 3);
+        also with three times the epochs.
 
 Every network is pre-trained from scratch on 5,000 unlabelled training images of CIFAR10 (a local copy of the data set
 with a train and a test split), then frozen; a linear probe and k-NN learn from 5,000 labelled training images and are
@@ -70,8 +71,9 @@ EXPERIMENTS = {
         for setting, overrides in {"linear head": LINEAR_HEAD, "nonlinear head": ()}.items()
     },
     "stronger": {
-        f"{setting}, strength {STRENGTH}": (*overrides, f"transform.options.strength={STRENGTH}")
-        for setting, overrides in {"linear head": LINEAR_HEAD, "nonlinear head": ()}.items()
+        f"{setting}, strength {STRENGTH}{length}": (*overrides, f"transform.options.strength={STRENGTH}", *epochs)
+        for length, epochs in {"": (), f", {LONG_EPOCHS} epochs": (f"schedule.epochs={LONG_EPOCHS}",)}.items()
+        for setting, overrides in {"no head": NO_HEAD, "linear head": LINEAR_HEAD, "nonlinear head": ()}.items()
     },
 }
 TITLES = {
