@@ -107,6 +107,12 @@ def convert(
     temperature: float | None = None,
     loss_lambda: float | None = None,
     num_grid: int | None = None,
+    frozen_stages: int | None = None,
+    norm_eval: bool | None = None,
+    loss_lambda_warmup_steps: int | None = None,
+    matching: str | None = None,
+    queue_partial: str | None = None,
+    shuffle_bn: bool | None = None,
 ) -> Converted:
     """Convert the content of an official DenseCL checkpoint, or of a ResNet's state dict with torchvision's names.
 
@@ -115,8 +121,9 @@ def convert(
     Args:
         checkpoint: top-level dictionary of the file, with the state dict under `"state_dict"` or as it is.
         source: where it was read from.
-        strides, dilations, style: of the ResNet.
-        momentum, temperature, loss_lambda, num_grid: of the pre-training.
+        strides, dilations, style, frozen_stages, norm_eval: of the ResNet.
+        momentum, temperature, loss_lambda, num_grid, loss_lambda_warmup_steps, matching, queue_partial, shuffle_bn: of
+            the pre-training, for a run that goes on.
 
     Returns:
         The model, its image processor and its card.
@@ -135,6 +142,12 @@ def convert(
         "temperature": temperature,
         "loss_lambda": loss_lambda,
         "num_grid": num_grid,
+        "frozen_stages": frozen_stages,
+        "norm_eval": norm_eval,
+        "loss_lambda_warmup_steps": loss_lambda_warmup_steps,
+        "matching": matching,
+        "queue_partial": queue_partial,
+        "shuffle_bn": shuffle_bn,
     }
     given = {name: value for name, value in options.items() if value is not None}
     config = build_config(DenseCLConfig, _config_fields(official) | given)

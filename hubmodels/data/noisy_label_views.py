@@ -14,7 +14,7 @@ from PIL import Image, ImageDraw, ImageEnhance, ImageOps
 from torchvision.transforms import v2
 
 from hubmodels.data.randomness import preserved_global_generators, seed_global_generators
-from hubmodels.data.resampling import resized_bilinearly
+from hubmodels.data.resampling import resize
 from hubmodels.data.transforms import FinetuneTransform, Images
 
 FILL = 128  # grey of AutoAugment's empty pixels
@@ -135,7 +135,8 @@ def _resized(image: torch.Tensor, short_side: int) -> torch.Tensor:
     if min(height, width) == short_side:
         return image
     scale = short_side / min(height, width)
-    return resized_bilinearly(image, (max(short_side, int(height * scale)), max(short_side, int(width * scale))))
+    size = max(short_side, int(height * scale)), max(short_side, int(width * scale))
+    return resize(image, size, Image.Resampling.BILINEAR)
 
 
 def _strongly_augmented(picture: Image.Image, draws: np.ndarray) -> Image.Image:

@@ -17,7 +17,7 @@ from timm.data.random_erasing import RandomErasing
 
 from hubmodels.data import crops
 from hubmodels.data.randomness import preserved_global_generators, seed_global_generators
-from hubmodels.data.resampling import resized_bilinearly, resized_crop
+from hubmodels.data.resampling import resize, resized_crop
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
@@ -295,14 +295,10 @@ class EvalTransform(ImageTransform):
 
     def _resize_and_crop(self, images: torch.Tensor) -> torch.Tensor:
         """Resize a batch of one size and cut out the centre, uint8 [B, C, height, width]."""
-        batch, _, height, width = images.shape
-        resized_height, resized_width = self.resized_size(height, width)
-        size = resized_height, resized_width
-        if size != (height, width) and self.resample == Image.Resampling.BILINEAR:
-            images = torch.stack([resized_bilinearly(image, size) for image in images])
-        elif size != (height, width):
-            images = resized_crop(images, np.tile([0, 0, height, width], (batch, 1)), size)
-        top, left = round((resized_height - self.size[0]) / 2), round((resized_width - self.size[1]) / 2)
+        size = self.resized_size(*images.shape[2:])
+        if size != images.shape[2:]:
+            images = torch.stack([resize(image, size, self.resample) for image in images])
+        top, left = round((size[0] - self.size[0]) / 2), round((size[1] - self.size[1]) / 2)
         return images[:, :, top : top + self.size[0], left : left + self.size[1]]
 
 

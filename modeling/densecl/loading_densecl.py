@@ -8,7 +8,7 @@ import torch
 from transformers.modeling_utils import load_state_dict
 
 from .configuration_densecl import MAX_STAGES, DenseCLConfig
-from .loaded_shapes_densecl import listed
+from .loaded_shapes_densecl import listed, shapes_of
 from .queue_densecl import QUEUES
 
 BACKBONE = "encoder.backbone."
@@ -50,6 +50,23 @@ def stored_tensors(state_dict: Mapping[str, Any] | None, files: Collection[str] 
     return {name: t for file in files or () for name, t in load_state_dict(file, map_location="meta").items()}
 
 
+def check_queue_shapes(mismatched: Collection[tuple[str, Any, Any]], source: str | PathLike | None) -> None:
+    """
+    Args:
+        mismatched: names of weights with their shapes in the file and in the model, where these differ.
+        source (`str`): where the weights come from.
+
+    Raises:
+        ValueError: if a queue or a pointer is among them.
+    """
+    queues = [entry for entry in mismatched if entry[0].removesuffix("_ptr") in QUEUES]
+    if queues:
+        raise ValueError(
+            f"{source} holds other queues than projection_size and queue_length say: {shapes_of(queues)}; "
+            "ignore_mismatched_sizes=True starts these anew"
+        )
+
+
 def check_queue_types(state: Mapping[str, torch.Tensor]) -> None:
     """
     Args:
@@ -81,4 +98,4 @@ def check_queue_pointers(state: Mapping[str, torch.Tensor], length: int) -> None
             raise ValueError(f"{name}_ptr must be a column of the queue, in [0, {length}), got {column}")
 
 
-__all__ = ["check_backbone", "check_queue_pointers", "check_queue_types", "stored_tensors"]
+__all__ = ["check_backbone", "check_queue_pointers", "check_queue_shapes", "check_queue_types", "stored_tensors"]

@@ -18,7 +18,7 @@ from .configuration_densecl import DenseCLConfig
 from .encoder_densecl import DenseCLEncoder, DenseCLEncoding, build_backbone, pool_to_grid
 from .inputs_densecl import check_images
 from .loaded_shapes_densecl import check_shapes
-from .loading_densecl import check_backbone, check_queue_pointers
+from .loading_densecl import check_backbone, check_queue_pointers, check_queue_shapes
 from .losses_densecl import info_nce
 from .matching_densecl import (
     check_boxes,
@@ -74,12 +74,13 @@ class DenseCLPreTrainedModel(PreTrainedModel):
             RuntimeError: for weights of other shapes than the configuration says, as in transformers;
                 `ignore_mismatched_sizes=True` starts these anew.
             ValueError: for a file without weights of the ResNet or with a ResNet of another depth, and for queues and
-                pointers of another type or pointers outside of their queue.
+                pointers of another shape or type or pointers outside of their queue.
         """
         model, info = super().from_pretrained(
             pretrained_model_name_or_path, *model_args, output_loading_info=True, ignore_mismatched_sizes=True, **kwargs
         )
         if not ignore_mismatched_sizes:
+            check_queue_shapes(info["mismatched_keys"], pretrained_model_name_or_path)
             check_shapes(info["mismatched_keys"], pretrained_model_name_or_path)
         if pretrained_model_name_or_path is not None and model.config.backbone_config is None:
             check_backbone(model.config, info, pretrained_model_name_or_path)

@@ -43,7 +43,7 @@ def augment_exactly(images: Sequence[torch.Tensor], parameters: ViewParameters, 
 
 def _view(picture: Image.Image, drawn: ViewParameters, index: int, size: tuple[int, int]) -> Image.Image:
     top, left, height, width = drawn.crop[index].tolist()
-    view = _resize(picture.crop((left, top, left + width, top + height)), size)
+    view = tvF.resized_crop(picture, top, left, height, width, list(size), tvF.InterpolationMode.BILINEAR)
     if drawn.jitter[index]:
         for number in drawn.order[index]:
             operation, field = _COLOR_OPERATIONS[number]
@@ -53,13 +53,6 @@ def _view(picture: Image.Image, drawn: ViewParameters, index: int, size: tuple[i
     if drawn.blur[index]:
         view = view.filter(ImageFilter.GaussianBlur(radius=float(drawn.sigma[index])))
     return tvF.horizontal_flip(view) if drawn.flip[index] else view
-
-
-def _resize(picture: Image.Image, size: tuple[int, int]) -> Image.Image:
-    """Resize along the rows first: from release 13 on Pillow itself begins with the other axis for some sizes."""
-    height, width = size
-    rows = picture.resize((width, picture.height), Image.Resampling.BILINEAR)
-    return rows.resize((width, height), Image.Resampling.BILINEAR)
 
 
 __all__ = ["augment_exactly"]

@@ -19,9 +19,14 @@ def check_images(pixel_values: torch.Tensor | None, num_channels: int | None = N
     if not pixel_values.is_floating_point():
         raise ValueError(f"pixel_values must be floats, as the image processor makes them, got {pixel_values.dtype}")
     shape = tuple(pixel_values.shape)
-    expected, between = ("[B, C, H, W]", ()) if views is None else (f"[B, {views}, C, H, W]", (views,))
+    expected, between, words = "[B, C, H, W]", (), "batch"
+    if views is not None:
+        expected, between, words = f"[B, {views}, C, H, W]", (views,), f"batch, {views} views"
     if len(shape) != 4 + len(between) or shape[1:-3] != between:
-        raise ValueError(f"pixel_values must have shape {expected}, got {shape}")
+        raise ValueError(
+            f"pixel_values must have shape {expected}: expected {4 + len(between)} dimensions ({words}, channels, "
+            f"height, width), got {shape}"
+        )
     if 0 in shape:
         raise ValueError(f"pixel_values must not be empty, got shape {shape}")
     if num_channels is not None and shape[-3] != num_channels:

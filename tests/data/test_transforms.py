@@ -87,7 +87,7 @@ def test_flip_is_the_last_draw():
     assert torch.equal(PretrainTransform(24, flip=0.0)(images(), flipped), transform(images(), kept))
 
 
-@pytest.mark.parametrize("size", [(60, 84), (84, 60), (50, 50), (20, 30)])
+@pytest.mark.parametrize("size", [(60, 84), (84, 60), (50, 50), (20, 30), (109, 37), (32, 33), (31, 20)])
 def test_evaluation_agrees_with_torchvision(size):
     image = images(1, size=size)[0]
     reference = tv.Compose(

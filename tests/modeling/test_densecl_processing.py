@@ -113,6 +113,21 @@ def test_generators_repeat_and_stored_parameters_give_the_same_views(processor, 
 # Views
 
 
+def test_the_pillow_engine_crops_as_torchvision(processor):
+    images = [picture(90, 40), picture(41, 90), picture(64, 64)]
+    draws = {name: torch.zeros(3, 1, dtype=torch.int64) for name in ("jitter", "gray", "blur", "flip")}
+    draws |= {name: torch.ones(3, 1) for name in ("brightness", "contrast", "saturation", "sigma")}
+    draws |= {"hue": torch.zeros(3, 1)}
+    boxes = [[5, 1, 80, 39], [0, 7, 41, 81], [0, 0, 64, 64]]
+    draws |= {"crop": torch.tensor(boxes)[:, None], "order": torch.arange(4).expand(3, 1, 4)}
+    output = processor(
+        images, mode="pretrain", views=1, params=draws, engine="pil", do_rescale=False, do_normalize=False
+    )
+    for image, box, view in zip(images, boxes, output.pixel_values[:, 0], strict=True):
+        expected = tvF.resized_crop(tvF.to_pil_image(image), *box, [24, 32], tvF.InterpolationMode.BILINEAR)
+        assert torch.equal(view, tvF.pil_to_tensor(expected))
+
+
 @pytest.mark.parametrize("kind", ["small", "mixed"])
 def test_engines_agree(kind, processor, small_images, mixed_images):
     """Matrix products for small images, torch's resizing for others; both near Pillow."""

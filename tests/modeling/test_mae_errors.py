@@ -95,7 +95,7 @@ def test_other_sizes_need_the_flag(model_class):
 @pytest.mark.parametrize("shape", [(3, 16, 16), (16, 16), (1, 2, 3, 16, 16)])
 @pytest.mark.parametrize("model_class", ALL_MODELS)
 def test_pixel_values_that_are_no_batch_of_images(model_class, shape):
-    with refuses(f"pixel_values must have shape [B, C, H, W], got {shape}"):
+    with refuses(f"expected 4 dimensions (batch, channels, height, width), got {shape}"):
         model_class(tiny_config())(torch.zeros(shape))
 
 
