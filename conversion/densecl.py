@@ -109,7 +109,6 @@ def convert(
     num_grid: int | None = None,
     frozen_stages: int | None = None,
     norm_eval: bool | None = None,
-    loss_lambda_warmup_steps: int | None = None,
     matching: str | None = None,
     queue_partial: str | None = None,
     shuffle_bn: bool | None = None,
@@ -122,8 +121,8 @@ def convert(
         checkpoint: top-level dictionary of the file, with the state dict under `"state_dict"` or as it is.
         source: where it was read from.
         strides, dilations, style, frozen_stages, norm_eval: of the ResNet.
-        momentum, temperature, loss_lambda, num_grid, loss_lambda_warmup_steps, matching, queue_partial, shuffle_bn: of
-            the pre-training, for a run that goes on.
+        momentum, temperature, loss_lambda, num_grid, matching, queue_partial, shuffle_bn: of the pre-training, for a
+            run that goes on.
 
     Returns:
         The model, its image processor and its card.
@@ -144,7 +143,6 @@ def convert(
         "num_grid": num_grid,
         "frozen_stages": frozen_stages,
         "norm_eval": norm_eval,
-        "loss_lambda_warmup_steps": loss_lambda_warmup_steps,
         "matching": matching,
         "queue_partial": queue_partial,
         "shuffle_bn": shuffle_bn,

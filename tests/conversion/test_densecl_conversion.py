@@ -210,7 +210,7 @@ def test_options_fill_in_what_no_tensor_shows(tmp_path):
     out = convert("densecl", FULL, tmp_path / "out", momentum=0.99, temperature=0.1, loss_lambda=1.0, num_grid=3)
     config = DenseCLConfig.from_pretrained(out)
     assert (config.momentum, config.temperature, config.loss_lambda, config.num_grid) == (0.99, 0.1, 1.0, 3)
-    run = {"frozen_stages": 1, "norm_eval": True, "loss_lambda_warmup_steps": 9, "matching": "projection"}
+    run = {"frozen_stages": 1, "norm_eval": True, "matching": "projection"}
     run |= {"queue_partial": "wrap", "shuffle_bn": False}
     config = DenseCLConfig.from_pretrained(convert("densecl", FULL, tmp_path / "going on", **run))
     assert {name: getattr(config, name) for name in run} == run
