@@ -93,8 +93,8 @@ def inject_label_noise(
         The noisy labels, which are wrong, and a report.
 
     Raises:
-        ValueError: An unknown mode or generator, a rate outside [0, 1], labels out of range, or missing or malformed arguments of a
-            mode.
+        ValueError: An unknown mode or generator, a rate outside [0, 1], labels out of range, or missing or malformed
+            arguments of a mode.
 
     Example:
 
@@ -321,8 +321,8 @@ def load_cifar_n_labels(
     """Read human labels of CIFAR-10N or CIFAR-100N (Wei et al., ICLR 2022) from the published file, or a table of them.
 
     Args:
-        path: `CIFAR-10_human.pt` or `CIFAR-100_human.pt`, or the same arrays in `.npz`, or as columns of `.csv`. Nothing
-            in it is executed.
+        path: `CIFAR-10_human.pt` or `CIFAR-100_human.pt`, or the same arrays in `.npz`, or as columns of `.csv`.
+            Nothing in it is executed.
         name: Such as "aggre_label", "random_label1", "worse_label" (CIFAR-10N) or "noisy_label" (CIFAR-100N).
         clean_labels: True labels of the training images in their order, to check that the file has the same.
 
