@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 from hubmodels.modeling.sanm import SANMConfig, SANMEnsembleForImageClassification, SANMImageProcessor
+from matplotlib import rcParams
 from PIL import Image
 from rich.console import Console
 from typer.testing import CliRunner
@@ -22,7 +23,7 @@ from hubmodels.data.images import ImageDataset
 from hubmodels.data.sources import ArraySource
 from hubmodels.evaluation import NoisyLabelReport
 from hubmodels.evaluation.sample_predictions import predict_samples
-from hubmodels.visualization import noisy_label_sheet
+from hubmodels.visualization import figures, noisy_label_sheet
 
 NAMES = ["cat", "dog <b>", "emu"]
 
@@ -216,3 +217,22 @@ def test_grey_pictures_keep_their_brightness():
     images = ImageDataset(ArraySource(pixels), np.array([0, 1]), ["a", "b"])
     figure = noisy_label_sheet(NoisyLabelReport(images, np.array([0.2, 0.9]), np.full((2, 2), 0.5)))
     assert figure.axes[0].images[0].get_clim() == (0, 255)
+
+
+def test_names_of_other_scripts_are_drawn_where_a_font_has_them(tmp_path, monkeypatch, messages, recwarn):
+    """matplotlib comes with a font that has the first of these letters, and with none that has the cats and dogs."""
+    monkeypatch.setattr(figures, "FALLBACK_FONTS", ("No Such Font", "STIXGeneral"))
+    images = ImageDataset(ArraySource(np.zeros((2, 1, 8, 8), np.uint8)), np.array([0, 1]), ["\u1d84 $a", "猫 犬 猫"])
+    report = NoisyLabelReport(images, np.array([0.2, 0.9]), np.full((2, 2), 0.5))
+    figure = noisy_label_sheet(report, tmp_path / "sheet.png")
+    title = figure.axes[0].title
+    assert title.get_text() == "\u1d84 \\$a\n→ □ □ □\nright: 20%"
+    assert title.get_fontfamily() == [*rcParams["font.family"], "STIXGeneral"]
+    assert not [warning for warning in recwarn if "Glyph" in str(warning.message)]
+    assert messages.text.count("no installed font can draw") == 1
+    assert "can draw 犬 猫: boxes stand for them in the picture; noisy_labels.html shows them" in messages.text
+    monkeypatch.setattr(figures, "FALLBACK_FONTS", ())
+    assert figures.drawable(["\u1d84"]) == (["□"], rcParams["font.family"])
+    assert "can draw \u1d84: boxes stand for them in the picture\n" in messages.text
+    figures.drawable(["".join(map(chr, range(0x4E00, 0x4E00 + 30)))])
+    assert "and 10 more: boxes" in messages.text
