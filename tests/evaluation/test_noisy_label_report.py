@@ -8,13 +8,20 @@ import os
 import re
 from pathlib import Path
 
+import datasets
 import numpy as np
 import pytest
 import torch
-from hubmodels.modeling.sanm import SANMConfig, SANMEnsembleForImageClassification, SANMImageProcessor
+from hubmodels.modeling.sanm import (
+    SANMConfig,
+    SANMEnsembleForImageClassification,
+    SANMForImageClassification,
+    SANMImageProcessor,
+)
 from matplotlib import rcParams
 from PIL import Image
 from rich.console import Console
+from transformers import Trainer, TrainingArguments
 from typer.testing import CliRunner
 
 from hubmodels.cli import app
@@ -49,6 +56,24 @@ def test_the_order_is_by_probability_then_by_what_the_model_gives(report):
     assert report.num_wrong == 3
     assert report.estimated_noise == pytest.approx(1 - np.mean([0.9, 0.1, 0.95, 0.1, 0.9, 0.3]))
     assert report.confusions() == [("dog <b>", "cat", 1), ("emu", "cat", 1), ("emu", "dog <b>", 1)]
+
+
+def test_the_light_mode_learns_by_the_probabilities_as_a_column(report, tmp_path, monkeypatch):
+    pixels = [np.full((3, 16, 16), number / 6, np.float32) for number in range(6)]
+    table = datasets.Dataset.from_dict({"pixel_values": pixels, "labels": report.labels})
+    table = table.add_column("clean_prob", report.clean_prob)
+    config = SANMConfig(widths=[4], depths=[1], image_size=16, num_labels=3, framework="ce")
+    model, seen = SANMForImageClassification(config), {}
+    trained = model._with_masked_views
+
+    def recorded(outputs, pixel_values, targets, clean_prob, *others):
+        seen.update(zip((pixel_values[:, 0, 0, 0] * 6).round().int().tolist(), clean_prob.tolist(), strict=True))
+        return trained(outputs, pixel_values, targets, clean_prob, *others)
+
+    monkeypatch.setattr(model, "_with_masked_views", recorded)
+    arguments = {"per_device_train_batch_size": 3, "num_train_epochs": 1, "use_cpu": True, "save_strategy": "no"}
+    Trainer(model, TrainingArguments(str(tmp_path), report_to=[], **arguments), train_dataset=table).train()
+    assert [seen[number] for number in range(6)] == pytest.approx(report.clean_prob.tolist())
 
 
 def test_detection_quality(report, dataset):
