@@ -31,6 +31,7 @@ _EXPORTS = {
     "NoisyLabelReport": "hubmodels.evaluation",
     "SANMTrainer": "hubmodels.training",
     "AdversarialNoisyMasking": "hubmodels.modeling.sanm",
+    "mask_labels": "hubmodels.modeling.sanm",
     "LabelQualityEstimator": "hubmodels.evaluation",
     **{name: method.module for method in METHODS for name in method.auto_classes.values()},
     **{name: method.module for method in METHODS for names in method.further_classes.values() for name in names},

@@ -106,6 +106,7 @@ def test_method_folder_is_self_contained(folder):
         "computed_gradients",
         "inputs",
         "loaded_shapes",
+        "model_types",
         "onednn",
         "precision",
         "token_backbone",

@@ -136,6 +136,44 @@ def read_image_table(path: Path, image_column: str | None = None) -> tuple[Any, 
     """
     import datasets
 
+    texts = read_csv_columns(path)
+    names = list(texts)
+    if image_column is None:
+        image_column = next((name for name in FILE_COLUMNS if name in names), FILE_COLUMN)
+    if image_column not in names:
+        raise ValueError(
+            f"{path} has no column {image_column!r} of image files; its columns are {', '.join(names)}"
+            f" (found by name: {', '.join(FILE_COLUMNS)})"
+        )
+    columns = {name: numbers_if_all(values) for name, values in texts.items()}
+    files = columns[image_column] = [str(path.parent / str(file)) for file in texts[image_column]]
+    lacking = [file for file in files if not os.path.isfile(file)]
+    if lacking:
+        raise FileNotFoundError(f"{len(lacking)} of the {len(files)} images of {path} are not there: {lacking[0]} ...")
+    table = datasets.Dataset.from_dict(columns)
+    if SPLIT_COLUMN not in names:
+        return table, image_column
+    places: dict[str, list[int]] = {}
+    for place, split in enumerate(texts[SPLIT_COLUMN]):
+        places.setdefault(str(split or "").strip(), []).append(place)
+    unknown = sorted(split for split in places if split.lower() not in SPLIT_NAMES)
+    if unknown:
+        raise ValueError(f"{path}: splits must be among {', '.join(sorted(SPLIT_NAMES))}, got {unknown[0]!r}")
+    return datasets.DatasetDict({split: table.select(chosen) for split, chosen in places.items()}), image_column
+
+
+def read_csv_columns(path: Path) -> dict[str, list[str | None]]:
+    """Read a CSV file, separated by commas, semicolons or tabs.
+
+    Args:
+        path: The file; its first line names the columns.
+
+    Returns:
+        The text of each column that has a name, None where a line is too short.
+
+    Raises:
+        ValueError: No lines, or bytes that are no UTF-8.
+    """
     try:
         lines = path.read_text(encoding="utf-8-sig").splitlines()
     except UnicodeDecodeError as error:
@@ -144,33 +182,15 @@ def read_image_table(path: Path, image_column: str | None = None) -> tuple[Any, 
     rows = list(csv.DictReader(lines, delimiter=max(DELIMITERS, key=header.count), skipinitialspace=True))
     if not rows:
         raise ValueError(f"{path} lists no images")
-    names = [name for name in rows[0] if name]
-    if image_column is None:
-        image_column = next((name for name in FILE_COLUMNS if name in names), FILE_COLUMN)
-    if image_column not in names:
-        raise ValueError(
-            f"{path} has no column {image_column!r} of image files; its columns are {', '.join(names)}"
-            f" (found by name: {', '.join(FILE_COLUMNS)})"
-        )
-    columns = {name: _numbers_if_all([row[name] for row in rows]) for name in names}
-    columns[image_column] = [str(path.parent / str(row[image_column])) for row in rows]
-    lacking = [file for file in columns[image_column] if not os.path.isfile(file)]
-    if lacking:
-        raise FileNotFoundError(f"{len(lacking)} of the {len(rows)} images of {path} are not there: {lacking[0]} ...")
-    table = datasets.Dataset.from_dict(columns)
-    if SPLIT_COLUMN not in names:
-        return table, image_column
-    places: dict[str, list[int]] = {}
-    for place, row in enumerate(rows):
-        places.setdefault(str(row[SPLIT_COLUMN] or "").strip(), []).append(place)
-    unknown = sorted(split for split in places if split.lower() not in SPLIT_NAMES)
-    if unknown:
-        raise ValueError(f"{path}: splits must be among {', '.join(sorted(SPLIT_NAMES))}, got {unknown[0]!r}")
-    return datasets.DatasetDict({split: table.select(chosen) for split, chosen in places.items()}), image_column
+    return {name: [row[name] for row in rows] for name in rows[0] if name}
 
 
-def _numbers_if_all(values: list[str | None]) -> list[Any]:
-    """Whole numbers, None for missing ones; or the words as they are, also numbers with zeros in front."""
+def numbers_if_all(values: list[str | None]) -> list[Any]:
+    """Whole numbers, None for missing ones; or the words as they are, also numbers with zeros in front.
+
+    Args:
+        values: The text of a column.
+    """
     if any(values) and all(not value or _NUMBER.fullmatch(value) for value in values):
         return [int(value) if value else None for value in values]
     return values

@@ -16,7 +16,7 @@ def read_image_list(
     Args:
         path: The list, such as `noisy_train_key_list.txt` of Clothing1M or `train_filelist_google.txt` of WebVision.
         labels: A list of the same form with the class numbers, joined by path (`noisy_label_kv.txt`); it may hold more
-            images, in any order.
+            images, in any order. A relative path that is no file is looked for beside the list.
         root: Folder that the paths are relative to; by default that of the list.
         split: Name of the split that is asked for; a list is all of its data, so only "train" or None.
 
@@ -25,7 +25,8 @@ def read_image_list(
 
     Raises:
         MissingSplitError: Another split.
-        ValueError: No images, some with and some without a number, a number that is none, or an image without a label.
+        ValueError: No images, some with and some without a number, a number that is none, no file of labels, or an
+            image without a label.
         FileNotFoundError: The first image does not exist.
     """
     path = Path(path)
@@ -33,7 +34,7 @@ def read_image_list(
         raise MissingSplitError(f"{path} is a list of images and has no split {split!r}")
     names, numbers = _read(path)
     if labels is not None:
-        of_names = dict(zip(*_labelled(Path(labels)), strict=True))
+        of_names = dict(zip(*_labelled(_label_file(Path(labels), path)), strict=True))
         missing = [name for name in names if name not in of_names]
         if missing:
             raise ValueError(f"{labels} has no label of {len(missing)} images of {path}, such as {missing[0]}")
@@ -43,6 +44,16 @@ def read_image_list(
     if not paths[0].is_file():
         raise FileNotFoundError(f"the first image of {path} is not there: {paths[0]}")
     return paths, None if numbers is None else np.array(numbers, dtype=np.int64)
+
+
+def _label_file(labels: Path, path: Path) -> Path:
+    """The list of labels: as it is given, or beside the list of images."""
+    beside = path.parent / labels
+    if not labels.is_file() and not beside.is_file():
+        raise ValueError(
+            f"label_column of a list of images must be a second list, there is no {labels} and no {beside}"
+        )
+    return labels if labels.is_file() else beside
 
 
 def _labelled(path: Path) -> tuple[list[str], Sequence[int]]:

@@ -2,14 +2,17 @@
 
 import json
 import random
+import zipfile
+import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import torch
 
+from hubmodels.data.columns import numbers_if_all, read_csv_columns
 from hubmodels.files import write_text
 
 MODES = ("sym", "asym", "transition", "instance")
@@ -61,7 +64,8 @@ def inject_label_noise(
     features: np.ndarray | torch.Tensor | None = None,
     transition: np.ndarray | Sequence[Sequence[float]] | None = None,
     sym_exclusive: bool = False,
-    class_map: Mapping[int, int] | None = None,
+    class_map: Mapping[int, int] | Mapping[str, int] | None = None,
+    rng: Literal["python"] = "python",
 ) -> NoisyLabels:
     """Replace some labels by wrong ones. The same seed gives the same labels everywhere.
 
@@ -81,14 +85,16 @@ def inject_label_noise(
         transition: [K, K] for "transition"; rows sum to 1.
         sym_exclusive: Let "sym" never draw the true class.
         class_map: Wrong class by true class for "asym"; by default that of CIFAR-10 for 10 classes, and for 100
-            classes the next class inside of the superclass of CIFAR-100.
+            classes the next class inside of the superclass of CIFAR-100. Digits, as the keys of JSON are, count as
+            numbers.
+        rng: Generator of "sym" and "asym": "python", that of the official code.
 
     Returns:
         The noisy labels, which are wrong, and a report.
 
     Raises:
-        ValueError: An unknown mode, a rate outside [0, 1], labels out of range, or missing or malformed arguments of a
-            mode.
+        ValueError: An unknown mode or generator, a rate outside [0, 1], labels out of range, or missing or malformed
+            arguments of a mode.
 
     Example:
 
@@ -98,6 +104,8 @@ def inject_label_noise(
     """
     if mode not in MODES:
         raise ValueError(f"mode must be one of {MODES}, got {mode!r}")
+    if rng != "python":
+        raise ValueError(f"rng must be 'python', got {rng!r}")
     true = _checked_labels(labels, num_classes)
     if mode == "transition":
         noisy = _by_transition(true, _checked_transition(transition, num_classes), seed)
@@ -135,8 +143,14 @@ def _checked_transition(transition: Any, num_classes: int) -> np.ndarray:
     matrix = np.asarray(transition, dtype=np.float64)
     if matrix.shape != (num_classes, num_classes):
         raise ValueError(f"transition must have shape {(num_classes, num_classes)}, got {matrix.shape}")
+    bad = np.argwhere(~(matrix >= 0))
+    if len(bad):
+        row, column = bad[0]
+        raise ValueError(
+            f"transition must be probabilities, got {matrix[row, column]:.6g} in row {row}, column {column}"
+        )
     sums = matrix.sum(axis=1)
-    if (matrix < 0).any() or not np.allclose(sums, 1, atol=1e-6):
+    if not np.allclose(sums, 1, atol=1e-6):
         row = int(np.argmax(np.abs(sums - 1)))
         raise ValueError(f"transition must be probabilities whose rows sum to 1, row {row} sums to {sums[row]:.6g}")
     return matrix
@@ -154,7 +168,7 @@ def _checked_features(features: Any, count: int) -> np.ndarray:
     return array
 
 
-def _checked_map(class_map: Mapping[int, int] | None, num_classes: int) -> Mapping[int, int]:
+def _checked_map(class_map: Mapping[Any, Any] | None, num_classes: int) -> Mapping[int, int]:
     if class_map is None:
         if num_classes == 10:
             return CIFAR10_MAP
@@ -164,10 +178,15 @@ def _checked_map(class_map: Mapping[int, int] | None, num_classes: int) -> Mappi
             f"mode 'asym' has maps for CIFAR-10 and CIFAR-100; for {num_classes} classes give class_map, the wrong "
             "class by true class"
         )
-    outside = [entry for pair in class_map.items() for entry in pair if not 0 <= entry < num_classes]
-    if outside:
-        raise ValueError(f"class_map must hold classes in 0..{num_classes - 1}, got {outside[0]}")
-    return class_map
+    return {_class(true, num_classes): _class(wrong, num_classes) for true, wrong in class_map.items()}
+
+
+def _class(entry: Any, num_classes: int) -> int:
+    """An entry of a class map; the keys of JSON are text."""
+    number = int(entry) if isinstance(entry, str) and entry.isdecimal() else entry
+    if not isinstance(number, int | np.integer) or not 0 <= number < num_classes:
+        raise ValueError(f"class_map must hold classes in 0..{num_classes - 1}, got {entry!r}")
+    return int(number)
 
 
 def cifar100_map() -> dict[int, int]:
@@ -299,10 +318,11 @@ def load_noisy_labels(
 def load_cifar_n_labels(
     path: str | Path, name: str, clean_labels: Sequence[int] | np.ndarray | torch.Tensor | None = None
 ) -> np.ndarray:
-    """Read human labels of CIFAR-10N or CIFAR-100N (Wei et al., ICLR 2022) from the published file.
+    """Read human labels of CIFAR-10N or CIFAR-100N (Wei et al., ICLR 2022) from the published file, or a table of them.
 
     Args:
-        path: `CIFAR-10_human.pt` or `CIFAR-100_human.pt`. Nothing in it is executed.
+        path: `CIFAR-10_human.pt` or `CIFAR-100_human.pt`, or the same arrays in `.npz`, or as columns of `.csv`.
+            Nothing in it is executed.
         name: Such as "aggre_label", "random_label1", "worse_label" (CIFAR-10N) or "noisy_label" (CIFAR-100N).
         clean_labels: True labels of the training images in their order, to check that the file has the same.
 
@@ -311,12 +331,10 @@ def load_cifar_n_labels(
 
     Raises:
         ConversionError: The file cannot be read safely.
-        ValueError: No such labels in the file, another length, or another order than that of `clean_labels`.
+        ValueError: Another kind of file, no such labels in the file, another length, or another order than that of
+            `clean_labels`.
     """
-    from hubmodels.conversion.checkpoint_reading import read_checkpoint
-
-    content = read_checkpoint(path)
-    arrays = {str(key): np.asarray(value) for key, value in content.items()}
+    arrays = _label_arrays(Path(path))
     if name not in arrays:
         raise ValueError(f"{path} has no labels {name!r}; it has {', '.join(arrays)}")
     expected = CIFAR_N_LENGTH if clean_labels is None else len(clean_labels)
@@ -326,7 +344,8 @@ def load_cifar_n_labels(
             f"{name} of {path} must be {expected} whole numbers, one per image, got {labels.dtype} of shape "
             f"{list(labels.shape)}"
         )
-    classes = int(arrays.get("clean_label", labels).max(initial=0)) + 1
+    true = arrays.get("clean_label", labels)
+    classes = int((true if true.dtype.kind in "iu" else labels).max(initial=0)) + 1
     outside = np.flatnonzero((labels < 0) | (labels >= classes))
     if len(outside):
         raise ValueError(
@@ -342,6 +361,24 @@ def load_cifar_n_labels(
                 "its clean_label; the order is that of the training batches of the python version"
             )
     return labels.astype(np.int64)
+
+
+def _label_arrays(path: Path) -> dict[str, np.ndarray]:
+    """The arrays of a file of labels, by name."""
+    suffix = path.suffix.lower()
+    if suffix == ".csv":
+        return {name: np.asarray(numbers_if_all(values)) for name, values in read_csv_columns(path).items()}
+    if suffix == ".npz":
+        try:
+            with np.load(path, allow_pickle=False) as arrays:
+                return dict(arrays)
+        except (ValueError, TypeError, EOFError, zipfile.BadZipFile, zlib.error) as error:
+            raise ValueError(f"{path} must be an .npz file of arrays of numbers: {error}") from error
+    if suffix not in (".pt", ".pth"):
+        raise ValueError(f"path must be the published .pt file, or its arrays in .npz or .csv, got {str(path)!r}")
+    from hubmodels.conversion.checkpoint_reading import read_checkpoint
+
+    return {str(key): np.asarray(value) for key, value in read_checkpoint(path).items()}
 
 
 __all__ = [

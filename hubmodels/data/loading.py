@@ -77,7 +77,7 @@ def load_image_dataset(
         streaming: Read one image after the other (Parquet files and the Hub).
         image_column: Column of the images; found by its type or name otherwise.
         label_column: Column of the labels, integers or names; found by its type or name otherwise. Of a text file: a
-            second one that has the class numbers.
+            second one, in the current folder or beside it, that has the class numbers.
         decode_size: Decode JPEG files at a reduced resolution with sides of at least this many pixels.
         config: Configuration of a Hub data set that has several.
 

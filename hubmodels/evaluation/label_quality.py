@@ -25,7 +25,8 @@ class LabelQuality:
 
     Attributes:
         clean_prob (`np.ndarray`): float64 `[N]`, probability that each label is right.
-        scaled_losses (`np.ndarray`): float32 `[N]`, the losses in [0, 1] that the mixture was fitted to.
+        scaled_losses (`np.ndarray`): `[N]`, the losses in [0, 1] that the mixture was fitted to; float64 if the losses
+            are, else float32.
         means, weights, variances (`np.ndarray`): float64 `[2]`, of the components, smaller mean first; empty if all
             losses are equal.
         iterations (`int`): of expectation maximisation.
@@ -113,7 +114,7 @@ class LabelQualityEstimator:
         if low == high:
             return _all_right(np.zeros_like(values), f"losses are {low:.4g}")
         self.past = [*self.past, (values - low) / (high - low)][-self.history :]
-        scaled = np.stack(self.past).mean(axis=0, dtype=np.float32)
+        scaled = np.stack(self.past).mean(axis=0)
         if scaled.min() == scaled.max():
             return _all_right(scaled, f"losses have the same mean over {len(self.past)} calls")
         return self._fit(scaled)
@@ -133,8 +134,10 @@ class LabelQualityEstimator:
 
     def _checked(self, losses: Any) -> np.ndarray:
         if isinstance(losses, torch.Tensor):
-            losses = losses.detach().to("cpu", torch.float32).numpy()
-        values = np.asarray(losses, dtype=np.float32)
+            losses = losses.detach().cpu()
+            losses = losses.float().numpy() if losses.dtype.itemsize < 8 else losses.numpy()
+        values = np.asarray(losses)
+        values = values.astype(np.float32 if values.dtype.itemsize < 8 else np.float64)
         if values.ndim != 1 or not len(values):
             raise ValueError(f"losses must have shape [N] with at least 1 sample, got {list(values.shape)}")
         bad = ~np.isfinite(values) | (values < 0)

@@ -75,6 +75,8 @@ class DetectionQuality:
 class NoisyLabelReport:
     """The labels of a data set, most suspicious first.
 
+    `clean_prob` is in the order of the images; as a column of a `datasets` table, SANM's light mode learns by it.
+
     Args:
         dataset: Labelled images.
         clean_prob: Probability that each label is right [N].
@@ -87,6 +89,7 @@ class NoisyLabelReport:
 
         >>> report = NoisyLabelReport.from_model("run/", "labelled/")  # doctest: +SKIP
         >>> report.save("report/")  # doctest: +SKIP
+        >>> table = table.add_column("clean_prob", report.clean_prob)  # doctest: +SKIP
     """
 
     def __init__(self, dataset: ImageDataset, clean_prob: np.ndarray, probabilities: np.ndarray | torch.Tensor):

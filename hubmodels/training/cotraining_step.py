@@ -19,6 +19,7 @@ from hubmodels.modeling.sanm import (
     soft_cross_entropy,
     unlabelled_loss,
 )
+from hubmodels.modeling.sanm.class_labels_sanm import IGNORED, class_targets
 from hubmodels.modeling.sanm.decoder_sanm import check_decoded_size
 from hubmodels.modeling.sanm.precision_sanm import at_least_float32
 
@@ -158,14 +159,18 @@ def warm_up_loss(
     Args:
         network: The network, in training mode.
         pixel_values: [B, C, H, W].
-        labels: [B].
+        labels: [B], classes, or [B, K], distributions.
         settings: The settings.
 
     Returns:
         Scalar.
+
+    Raises:
+        ValueError: Labels of another shape or type, or out of range.
     """
     scores = network.encode(pixel_values).logits
-    loss = torch.nn.functional.cross_entropy(at_least_float32(scores), labels)
+    precise = at_least_float32(scores)
+    loss = torch.nn.functional.cross_entropy(precise, class_targets(labels, precise))
     return loss + negative_entropy(scores) if settings.negative_entropy else loss
 
 
@@ -184,7 +189,8 @@ def co_training_loss(
     Args:
         network: The network that learns, in training mode. `config.recon_weight` and `config.temperature` are used.
         peer: The other network, in evaluation mode.
-        labelled: The `VIEWS` (for mixing "weak" the last two), each [B, C, H, W]; "labels" [B]; "clean_prob" [B].
+        labelled: The `VIEWS` (for mixing "weak" the last two), each [B, C, H, W]; "labels" [B], classes, or
+            [B, K], distributions; "clean_prob" [B].
         unlabelled: The same without labels.
         masking: The masking; with masks "none" and unmasked labels no masked views are learned from.
         settings: The settings.
@@ -193,6 +199,9 @@ def co_training_loss(
 
     Returns:
         Loss and parts; nothing has been differentiated yet.
+
+    Raises:
+        ValueError: Labels of another shape or type, or out of range.
     """
     config = network.config
     if not settings.guess_in_train_mode:
@@ -253,7 +262,10 @@ def _refine(network, batch, temperature, co_refine):
     """Labels of labelled images: given label and prediction, weighed by the probability that the label is right."""
     first, second = network.encode(batch["guess1"]), network.encode(batch["guess2"])
     mean = sum(at_least_float32(output.logits).softmax(dim=1) for output in (first, second)) / 2
-    given = torch.nn.functional.one_hot(batch["labels"], first.logits.shape[1]).to(mean)
+    labels = class_targets(batch["labels"], mean)
+    if labels.device.type == "cpu" and (labels == IGNORED).any():
+        raise ValueError(f"labels of labelled images must not be {IGNORED}")
+    given = labels if labels.ndim == 2 else torch.nn.functional.one_hot(labels, mean.shape[1]).to(mean)
     if not co_refine:
         return given, first.last_hidden_state
     trust = batch["clean_prob"].to(mean)[:, None]

@@ -12,7 +12,7 @@ from matplotlib.offsetbox import AnnotationBbox, OffsetImage
 from sklearn.decomposition import PCA
 from transformers.image_utils import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 
-from .figures import ChannelValues, literal, save_figure, to_pictures
+from .figures import ChannelValues, drawable, save_figure, to_pictures
 
 _SIDE_INCHES = 5.0
 _THUMBNAIL_INCHES = 0.3
@@ -91,7 +91,7 @@ def embedding_map(
     dots: list[Any] = []
     for number in np.unique(classes):
         chosen = points[classes == number]
-        names.append(str(number) if class_names is None else literal(str(class_names[number])))
+        names.append(str(number) if class_names is None else str(class_names[number]))
         dots.append(axis.scatter(chosen[:, 0], chosen[:, 1], s=8, color=colours(number % colours.N), linewidths=0))
     if thumbnails is not None:
         for point, number, picture in zip(points, classes, to_pictures(thumbnails, mean, std), strict=True):
@@ -100,7 +100,8 @@ def embedding_map(
             frame = {"edgecolor": colours(number % colours.N), "linewidth": 1.2}
             axis.add_artist(AnnotationBbox(image, tuple(point), pad=0.05, bboxprops=frame))
     if labels is not None and len(names) <= _LISTED_CLASSES:
-        axis.legend(dots, names, fontsize=7, markerscale=2, frameon=False)
+        names, family = drawable(names)
+        axis.legend(dots, names, prop={"size": 7, "family": family}, markerscale=2, frameon=False)
     axis.set_xlabel(f"first principal component ({explained[0]:.0%} of the variance)", fontsize=8)
     axis.set_ylabel(f"second ({explained[1]:.0%})", fontsize=8)
     axis.tick_params(labelsize=6)

@@ -6,16 +6,32 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from matplotlib import font_manager, rcParams
 from matplotlib.axes import Axes
 from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
 from torch import nn
 from transformers.image_utils import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
+from transformers.utils import logging
 
 from hubmodels.files import printable, replacing
 
+logger = logging.get_logger(__name__)
+
 PANEL_INCHES = 1.8
 HEAT_COLOURS = "inferno"
+
+# Fonts of Linux, macOS and Windows with scripts that matplotlib's own lacks.
+FALLBACK_FONTS = (
+    *("Noto Sans CJK JP", "Noto Sans CJK SC", "Noto Sans CJK TC", "Noto Sans CJK KR", "Noto Sans JP", "Noto Sans SC"),
+    *("Source Han Sans", "WenQuanYi Zen Hei", "WenQuanYi Micro Hei", "Droid Sans Fallback", "IPAGothic", "NanumGothic"),
+    *("Hiragino Sans", "Hiragino Sans GB", "PingFang SC", "Apple SD Gothic Neo", "Arial Unicode MS"),
+    *("Microsoft YaHei", "SimHei", "Yu Gothic", "MS Gothic", "Malgun Gothic", "Nirmala UI", "Leelawadee UI", "Tahoma"),
+    *("Noto Sans Arabic", "Noto Naskh Arabic", "Noto Sans Hebrew", "Noto Sans Devanagari", "Lohit Devanagari"),
+    *("Noto Sans Bengali", "Noto Sans Tamil", "Noto Sans Thai", "Loma", "Garuda", "Thonburi", "Kohinoor Devanagari"),
+)
+BOX = "\N{WHITE SQUARE}"
+NAMED_CHARACTERS = 20  # of those that no font has, how many a warning names
 
 # Normalisation of a channel: one value for all, or one per channel.
 ChannelValues = float | Sequence[float]
@@ -95,9 +111,31 @@ def draw_overlay(axis: Axes, picture: np.ndarray, heat: np.ndarray, scale: Norma
     axis.imshow(heat, cmap=HEAT_COLOURS, norm=scale, alpha=0.65, interpolation="nearest")
 
 
-def literal(text: str) -> str:
-    """Text that matplotlib draws as it is: without formulas between dollar signs, and of characters that exist."""
-    return printable(text).replace("$", r"\$")
+def drawable(names: Sequence[str], elsewhere: str = "") -> tuple[list[str], list[str]]:
+    """Names of any script as matplotlib can draw them: without formulas between dollar signs, in fonts that have them.
+
+    Where no installed font has a character, a box stands for it; one warning says which.
+
+    Args:
+        names: The names.
+        elsewhere: Ends the warning: where such names can be read.
+
+    Returns:
+        The names to draw, and the families of the fonts to draw them in.
+    """
+    installed = set(font_manager.get_font_names())
+    families = [*rcParams["font.family"], *(family for family in FALLBACK_FONTS if family in installed)]
+    files = [font_manager.findfont(font_manager.FontProperties(family=[family])) for family in families]
+    fonts = [font_manager.get_font(file) for file in files]
+    texts = [printable(name).replace("$", r"\$") for name in names]
+    characters = sorted(set("".join(texts)) - {"\n"})
+    lacking = [one for one in characters if not any(font.get_char_index(ord(one)) for font in fonts)]
+    if lacking:
+        more = f" and {len(lacking) - NAMED_CHARACTERS} more" if len(lacking) > NAMED_CHARACTERS else ""
+        named = " ".join(lacking[:NAMED_CHARACTERS])
+        logger.warning(f"no installed font can draw {named}{more}: boxes stand for them in the picture{elsewhere}")
+    boxes = str.maketrans(dict.fromkeys(lacking, BOX))
+    return [text.translate(boxes) for text in texts], families
 
 
 def save_figure(figure: Figure, path: str | os.PathLike[str]) -> Path:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from matplotlib.figure import Figure
 
-from .figures import literal, new_sheet, save_figure
+from .figures import drawable, new_sheet, save_figure
 
 if TYPE_CHECKING:
     from hubmodels.evaluation import NoisyLabelReport
@@ -35,10 +35,11 @@ def noisy_label_sheet(report: NoisyLabelReport, path: str | os.PathLike[str] | N
     columns = min(COLUMNS, len(entries))
     rows = -(-len(entries) // columns)
     figure, axes = new_sheet(rows, [""] * columns, aspect=1.3)
-    for entry, axis in zip(entries, axes.flat, strict=False):
+    texts = [f"{entry.given}\n→ {entry.suggested}\nright: {entry.clean_probability:.0%}" for entry in entries]
+    titles, family = drawable(texts, "; noisy_labels.html shows them")
+    for entry, title, axis in zip(entries, titles, axes.flat, strict=False):
         axis.imshow(report.picture(entry.rank), cmap="gray", vmin=0, vmax=255, interpolation="nearest")
-        text = f"{entry.given}\n→ {entry.suggested}\nright: {entry.clean_probability:.0%}"
-        axis.set_title(literal(text), fontsize=6)
+        axis.set_title(title, fontsize=6, family=family)
     if path is not None:
         save_figure(figure, path)
     return figure

@@ -21,7 +21,7 @@ from .figures import (
     ChannelValues,
     draw_overlay,
     draw_picture,
-    literal,
+    drawable,
     new_sheet,
     save_figure,
     to_pictures,
@@ -208,7 +208,8 @@ def position_probe_curves(accuracies: dict[str, Sequence[float]], path: str | os
     axis.set_ylim(0, 1.02)
     axis.tick_params(labelsize=7)
     # A label of a line that starts with "_" would be left out.
-    axis.legend(lines, [literal(name) for name in accuracies], fontsize=7)
+    names, family = drawable(list(accuracies))
+    axis.legend(lines, names, prop={"size": 7, "family": family})
     if path is not None:
         save_figure(figure, path)
     return figure

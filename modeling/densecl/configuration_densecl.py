@@ -9,6 +9,7 @@ from transformers.backbone_utils import BackboneConfigMixin
 from transformers.configuration_utils import SubConfigSpec
 
 from .backbone_stages_densecl import take_channels_of_backbone, take_stages_of_backbone
+from .model_types_densecl import check_model_type
 
 MAX_STAGES = 4
 CHOICES = {
@@ -132,6 +133,7 @@ class DenseCLConfig(BackboneConfigMixin, PreTrainedConfig):
         for name in ("depths", "strides", "dilations"):
             setattr(self, name, list(getattr(self, name)))
         self._check()
+        check_model_type(self.backbone_config)
         super().__post_init__(**{"auto_map": dict(AUTO_MAP)} | kwargs)
         take_channels_of_backbone(self)
         if self.backbone_config is None:

@@ -11,6 +11,8 @@ from transformers import AutoConfig, PreTrainedConfig
 from transformers.configuration_utils import SubConfigSpec
 from transformers.utils import logging
 
+from .model_types_positional_label import check_model_type
+
 logger = logging.get_logger(__name__)
 
 CHOICES = {
@@ -152,6 +154,7 @@ class PositionalLabelConfig(PreTrainedConfig):
             self.position_dropout = DEFAULT_POSITION_DROPOUT if self.scheme == "droppos" else 0.0
         self._check()
         self._warn_of_unused()
+        check_model_type(self.backbone_config)
         if isinstance(self.backbone_config, dict) and self.backbone_config.get("model_type") == "timm_wrapper":
             # Its configuration wants a number of classes, which a backbone has no use for.
             self.backbone_config = {"num_classes": 2} | self.backbone_config

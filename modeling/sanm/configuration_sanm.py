@@ -10,6 +10,7 @@ from transformers.backbone_utils import BackboneConfigMixin
 from transformers.configuration_utils import SubConfigSpec
 
 from .backbone_stages_sanm import take_channels_of_backbone, take_stages_of_backbone
+from .model_types_sanm import check_model_type
 
 # Blocks per stage of the published networks, by their layers.
 DEPTHS = {"preact": (2, 2, 2, 2), "basic": (2, 2, 2, 2), "bottleneck": (3, 4, 6, 3)}
@@ -155,6 +156,7 @@ class SANMConfig(BackboneConfigMixin, PreTrainedConfig):
             self.decoder_type = self._fitting_decoder()
         out_features, out_indices = kwargs.pop("out_features", None), kwargs.pop("out_indices", None)
         self._check()
+        check_model_type(self.backbone_config)
         super().__post_init__(**{"auto_map": dict(AUTO_MAP)} | kwargs)
         take_channels_of_backbone(self)
         if self.backbone_config is None:

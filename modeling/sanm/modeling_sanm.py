@@ -231,7 +231,7 @@ class SANMEnsembleForImageClassification(SANMPreTrainedModel):
 
         Returns:
             [`SANMOutput`]: the sum of both scores, the mean of both losses, feature maps joined along the channels, the
-            hidden states of the first, then of the second network.
+            hidden states and the attentions of the first, then of the second network.
 
         Raises:
             ValueError: as [`SANMForImageClassification`].
@@ -244,8 +244,7 @@ class SANMEnsembleForImageClassification(SANMPreTrainedModel):
         outputs |= {
             name: sum(pair) / 2 for name, pair in pairs.items() if name.endswith("loss") or name == "reconstruction"
         }
-        if "hidden_states" in pairs:
-            outputs["hidden_states"] = first.hidden_states + second.hidden_states
+        outputs |= {name: first[name] + second[name] for name in ("hidden_states", "attentions") if name in pairs}
         return SANMOutput(logits=first.logits + second.logits, **outputs)
 
 

@@ -9,7 +9,7 @@ from transformers.utils import ModelOutput
 @dataclass
 class SANMOutput(ModelOutput):
     """
-    Output of [`SANMForImageClassification`].
+    Output of [`SANMForImageClassification`] and [`SANMEnsembleForImageClassification`].
 
     Attributes:
         loss (`torch.Tensor`, *optional*): the training loss (scalar); in evaluation the cross entropy.
@@ -22,6 +22,8 @@ class SANMOutput(ModelOutput):
         reconstruction (`torch.Tensor` of shape `[B, num_channels, H, W]`, *optional*): output of the decoder.
         hidden_states (`tuple[torch.Tensor]`, *optional*): feature maps after the stem and every stage.
         attentions (`tuple[torch.Tensor]`, *optional*): of a `backbone_config` that has them.
+
+    `feature_map` and `pooled` are further names of `last_hidden_state` and `pooler_output`.
     """
 
     loss: torch.Tensor | None = None
@@ -34,6 +36,16 @@ class SANMOutput(ModelOutput):
     reconstruction: torch.Tensor | None = None
     hidden_states: tuple[torch.Tensor, ...] | None = None
     attentions: tuple[torch.Tensor, ...] | None = None
+
+    @property
+    def feature_map(self) -> torch.Tensor | None:
+        """Last feature map `[B, C, h, w]`, before pooling: `last_hidden_state`."""
+        return self.last_hidden_state
+
+    @property
+    def pooled(self) -> torch.Tensor | None:
+        """Pooled features `[B, C]`: `pooler_output`."""
+        return self.pooler_output
 
 
 __all__ = ["SANMOutput"]

@@ -10,6 +10,7 @@ from transformers.backbone_utils import BackboneConfigMixin
 from transformers.configuration_utils import SubConfigSpec
 
 from .backbone_stages_simclr import take_channels_of_backbone, take_stages_of_backbone
+from .model_types_simclr import check_model_type
 
 # Blocks per group of the official networks (`resnet_depth`).
 RESNETS = {
@@ -171,6 +172,7 @@ class SimCLRConfig(BackboneConfigMixin, PreTrainedConfig):
         out_features, out_indices = kwargs.pop("out_features", None), kwargs.pop("out_indices", None)
         self._set_resnet()
         self._check()
+        check_model_type(self.backbone_config)
         super().__post_init__(**{"auto_map": dict(AUTO_MAP)} | kwargs)
         take_channels_of_backbone(self)
         if self.backbone_config is None:

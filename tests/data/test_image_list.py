@@ -28,6 +28,13 @@ def test_labels_are_joined_by_path(root):
     assert images.num_classes == 4
 
 
+def test_labels_beside_the_list_are_found(root, tmp_path_factory, monkeypatch):
+    monkeypatch.chdir(tmp_path_factory.mktemp("elsewhere"))
+    assert load_image_dataset(root / "train.txt", label_column="kv.txt").labels.tolist() == [1, 2, 3]
+    with pytest.raises(ValueError, match=r"label_column .* there is no other.txt and no .*/other.txt"):
+        load_image_dataset(root / "train.txt", label_column="other.txt")
+
+
 def test_a_list_with_numbers_and_one_without(root):
     assert load_image_dataset(root / "kv.txt").labels.tolist() == [4, 2, 1, 3]
     assert load_image_dataset(root / "train.txt", "train").labels is None

@@ -48,8 +48,9 @@ def test_asymmetric_noise_follows_the_map():
     moved = {(int(a), int(b)) for a, b in zip(LABELS[noise.flipped], noise.labels[noise.flipped], strict=True)}
     assert moved == {(9, 1), (2, 0), (4, 7), (3, 5), (5, 3)}
     assert noise.report.realised_rate == pytest.approx(0.2, abs=0.02)
-    own = inject_label_noise([0, 1, 2] * 100, "asym", 1.0, 3, seed=0, class_map={0: 2})
-    assert own.labels.tolist() == [2, 1, 2] * 100
+    for class_map in ({0: 2}, {"0": 2}, {"0": "2"}, {np.int64(0): np.int8(2)}):
+        own = inject_label_noise([0, 1, 2] * 100, "asym", 1.0, 3, seed=0, class_map=class_map)
+        assert own.labels.tolist() == [2, 1, 2] * 100
 
 
 def test_cifar100_noise_stays_inside_of_superclasses():
@@ -93,9 +94,17 @@ def test_instance_noise_depends_on_the_image():
         ({"labels": [0.5, 1.0]}, r"labels must be integers of shape \[N\], got float64"),
         ({"mode": "asym", "num_classes": 14}, r"maps for CIFAR-10 and CIFAR-100; for 14 classes give class_map"),
         ({"mode": "asym", "class_map": {0: 10}}, r"class_map must hold classes in 0..9, got 10"),
+        ({"mode": "asym", "class_map": {"cat": 1}}, r"class_map must hold classes in 0..9, got 'cat'"),
+        ({"mode": "asym", "class_map": {0: 1.5}}, r"class_map must hold classes in 0..9, got 1.5"),
+        ({"rng": "numpy"}, r"rng must be 'python', got 'numpy'"),
         ({"mode": "transition"}, r"mode 'transition' needs transition"),
         ({"mode": "transition", "transition": np.eye(3)}, r"shape \(10, 10\), got \(3, 3\)"),
         ({"mode": "transition", "transition": 0.5 * np.eye(10)}, r"rows sum to 1, row 0 sums to 0.5"),
+        (
+            {"mode": "transition", "num_classes": 2, "labels": [0, 1], "transition": [[1.1, -0.1], [0, 1]]},
+            r"transition must be probabilities, got -0.1 in row 0, column 1",
+        ),
+        ({"mode": "transition", "transition": np.full((10, 10), np.nan)}, r"probabilities, got nan in row 0, column 0"),
         ({"mode": "instance"}, r"mode 'instance' needs features"),
         ({"mode": "instance", "features": np.ones((3, 2))}, r"features must have shape \[5000, D\], got \[3, 2\]"),
     ],
@@ -103,6 +112,11 @@ def test_instance_noise_depends_on_the_image():
 def test_errors(arguments, message):
     with pytest.raises(ValueError, match=message):
         inject_label_noise(**{"labels": LABELS, "mode": "sym", "rate": 0.5, "num_classes": 10, "seed": 0} | arguments)
+
+
+def test_the_generator_can_be_named():
+    usual, named = (inject_label_noise(LABELS, "sym", 0.5, 10, 0, **how) for how in ({}, {"rng": "python"}))
+    assert np.array_equal(usual.labels, named.labels)
 
 
 def test_the_official_cache_is_written_and_read(tmp_path):
@@ -148,6 +162,40 @@ def test_human_labels_that_do_not_fit_are_refused(human, tmp_path):
     torch.save({"worse_label": np.zeros(7, np.int64)}, tmp_path / "short.pt")
     with pytest.raises(ValueError, match=r"must be 50000 whole numbers, one per image, got int64 of shape \[7\]"):
         load_cifar_n_labels(tmp_path / "short.pt", "worse_label")
+
+
+@pytest.mark.parametrize("suffix", [".npz", ".csv"])
+def test_human_labels_of_a_table(suffix, human):
+    arrays = {name: load_cifar_n_labels(human, name) for name in ("clean_label", "worse_label")}
+    path = human.with_suffix(suffix)
+    if suffix == ".npz":
+        np.savez(path, **arrays)
+    else:
+        rows = np.stack(list(arrays.values()), axis=1)
+        np.savetxt(path, rows, fmt="%d", delimiter=",", header=",".join(arrays), comments="")
+    labels = load_cifar_n_labels(path, "worse_label", arrays["clean_label"])
+    assert labels.dtype == np.int64 and np.array_equal(labels, arrays["worse_label"])
+    with pytest.raises(ValueError, match="has no labels 'aggre_label'; it has clean_label, worse_label"):
+        load_cifar_n_labels(path, "aggre_label")
+
+
+def test_other_files_of_human_labels_are_refused(tmp_path):
+    np.save(tmp_path / "labels.npy", np.zeros(3, np.int64))
+    with pytest.raises(ValueError, match=r"the published .pt file, or its arrays in .npz or .csv, got '.*labels.npy'"):
+        load_cifar_n_labels(tmp_path / "labels.npy", "worse_label")
+    np.savez(tmp_path / "objects.npz", worse_label=np.array([Exploit()], dtype=object))
+    (tmp_path / "text.npz").write_text("worse_label")
+    (tmp_path / "empty.npz").write_bytes(b"")
+    (tmp_path / "array.npz").write_bytes((tmp_path / "labels.npy").read_bytes())
+    for name in ("objects", "text", "empty", "array"):
+        with pytest.raises(ValueError, match=f"{name}.npz must be an .npz file of arrays of numbers"):
+            load_cifar_n_labels(tmp_path / f"{name}.npz", "worse_label")
+    (tmp_path / "gaps.csv").write_text("clean_label,worse_label\n0,\n1,2\n")
+    with pytest.raises(ValueError, match=r"worse_label of .*gaps.csv must be 2 whole numbers, .* got object"):
+        load_cifar_n_labels(tmp_path / "gaps.csv", "worse_label", [0, 1])
+    (tmp_path / "names.csv").write_text("clean_label,worse_label\ncat,0\ndog,1\n")
+    with pytest.raises(ValueError, match="2 of 2 true labels differ"):
+        load_cifar_n_labels(tmp_path / "names.csv", "worse_label", [0, 1])
 
 
 class Exploit:

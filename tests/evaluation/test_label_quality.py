@@ -33,6 +33,27 @@ def test_history_averages_scaled_losses_and_can_be_saved():
         np.testing.assert_allclose(each(epochs[6]).scaled_losses, expected, atol=1e-6)
 
 
+@pytest.mark.parametrize("width", [1e-6, 1e-8])
+@pytest.mark.parametrize("history", [1, 2])
+def test_losses_in_float64_are_judged_in_float64(width, history):
+    """Shift and scale of the losses make no difference, also where float32 holds few values of the band."""
+    near = [2 + width * two_groups(seed).astype(np.float64) for seed in range(2)]
+    estimator, plain = LabelQualityEstimator(history), LabelQualityEstimator(history)
+    for losses in near:
+        found = estimator(torch.from_numpy(losses))
+        expected = plain((losses - losses.min()) / (losses.max() - losses.min()))
+    assert found.scaled_losses.dtype == np.float64
+    np.testing.assert_allclose(found.clean_prob, expected.clean_prob, rtol=0, atol=1e-9)
+    assert all(past.dtype == torch.float64 for past in estimator.state_dict()["past"])
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_shorter_losses_are_judged_in_float32(dtype):
+    losses = torch.from_numpy(two_groups()).to(dtype)
+    found, expected = LabelQualityEstimator()(losses), LabelQualityEstimator()(losses.float().numpy())
+    assert found.scaled_losses.dtype == np.float32 and np.array_equal(found.clean_prob, expected.clean_prob)
+
+
 def test_equal_losses_count_as_right_with_a_warning(messages):
     quality = LabelQualityEstimator()(np.full(5, 0.7, np.float32))
     assert quality.clean_prob.tolist() == [1.0] * 5

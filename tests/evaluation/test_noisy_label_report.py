@@ -8,12 +8,20 @@ import os
 import re
 from pathlib import Path
 
+import datasets
 import numpy as np
 import pytest
 import torch
-from hubmodels.modeling.sanm import SANMConfig, SANMEnsembleForImageClassification, SANMImageProcessor
+from hubmodels.modeling.sanm import (
+    SANMConfig,
+    SANMEnsembleForImageClassification,
+    SANMForImageClassification,
+    SANMImageProcessor,
+)
+from matplotlib import rcParams
 from PIL import Image
 from rich.console import Console
+from transformers import Trainer, TrainingArguments
 from typer.testing import CliRunner
 
 from hubmodels.cli import app
@@ -22,7 +30,7 @@ from hubmodels.data.images import ImageDataset
 from hubmodels.data.sources import ArraySource
 from hubmodels.evaluation import NoisyLabelReport
 from hubmodels.evaluation.sample_predictions import predict_samples
-from hubmodels.visualization import noisy_label_sheet
+from hubmodels.visualization import figures, noisy_label_sheet
 
 NAMES = ["cat", "dog <b>", "emu"]
 
@@ -48,6 +56,24 @@ def test_the_order_is_by_probability_then_by_what_the_model_gives(report):
     assert report.num_wrong == 3
     assert report.estimated_noise == pytest.approx(1 - np.mean([0.9, 0.1, 0.95, 0.1, 0.9, 0.3]))
     assert report.confusions() == [("dog <b>", "cat", 1), ("emu", "cat", 1), ("emu", "dog <b>", 1)]
+
+
+def test_the_light_mode_learns_by_the_probabilities_as_a_column(report, tmp_path, monkeypatch):
+    pixels = [np.full((3, 16, 16), number / 6, np.float32) for number in range(6)]
+    table = datasets.Dataset.from_dict({"pixel_values": pixels, "labels": report.labels})
+    table = table.add_column("clean_prob", report.clean_prob)
+    config = SANMConfig(widths=[4], depths=[1], image_size=16, num_labels=3, framework="ce")
+    model, seen = SANMForImageClassification(config), {}
+    trained = model._with_masked_views
+
+    def recorded(outputs, pixel_values, targets, clean_prob, *others):
+        seen.update(zip((pixel_values[:, 0, 0, 0] * 6).round().int().tolist(), clean_prob.tolist(), strict=True))
+        return trained(outputs, pixel_values, targets, clean_prob, *others)
+
+    monkeypatch.setattr(model, "_with_masked_views", recorded)
+    arguments = {"per_device_train_batch_size": 3, "num_train_epochs": 1, "use_cpu": True, "save_strategy": "no"}
+    Trainer(model, TrainingArguments(str(tmp_path), report_to=[], **arguments), train_dataset=table).train()
+    assert [seen[number] for number in range(6)] == pytest.approx(report.clean_prob.tolist())
 
 
 def test_detection_quality(report, dataset):
@@ -216,3 +242,22 @@ def test_grey_pictures_keep_their_brightness():
     images = ImageDataset(ArraySource(pixels), np.array([0, 1]), ["a", "b"])
     figure = noisy_label_sheet(NoisyLabelReport(images, np.array([0.2, 0.9]), np.full((2, 2), 0.5)))
     assert figure.axes[0].images[0].get_clim() == (0, 255)
+
+
+def test_names_of_other_scripts_are_drawn_where_a_font_has_them(tmp_path, monkeypatch, messages, recwarn):
+    """matplotlib comes with a font that has the first of these letters, and with none that has the cats and dogs."""
+    monkeypatch.setattr(figures, "FALLBACK_FONTS", ("No Such Font", "STIXGeneral"))
+    images = ImageDataset(ArraySource(np.zeros((2, 1, 8, 8), np.uint8)), np.array([0, 1]), ["\u1d84 $a", "猫 犬 猫"])
+    report = NoisyLabelReport(images, np.array([0.2, 0.9]), np.full((2, 2), 0.5))
+    figure = noisy_label_sheet(report, tmp_path / "sheet.png")
+    title = figure.axes[0].title
+    assert title.get_text() == "\u1d84 \\$a\n→ □ □ □\nright: 20%"
+    assert title.get_fontfamily() == [*rcParams["font.family"], "STIXGeneral"]
+    assert not [warning for warning in recwarn if "Glyph" in str(warning.message)]
+    assert messages.text.count("no installed font can draw") == 1
+    assert "can draw 犬 猫: boxes stand for them in the picture; noisy_labels.html shows them" in messages.text
+    monkeypatch.setattr(figures, "FALLBACK_FONTS", ())
+    assert figures.drawable(["\u1d84"]) == (["□"], rcParams["font.family"])
+    assert "can draw \u1d84: boxes stand for them in the picture\n" in messages.text
+    figures.drawable(["".join(map(chr, range(0x4E00, 0x4E00 + 30)))])
+    assert "and 10 more: boxes" in messages.text

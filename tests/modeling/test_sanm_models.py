@@ -236,6 +236,25 @@ def test_an_ensemble_sums_its_networks_and_is_found_by_the_auto_class(tmp_path):
     assert hubmodels.SANMEnsembleForImageClassification is SANMEnsembleForImageClassification
 
 
+@pytest.mark.parametrize("model_class", [SANMForImageClassification, SANMEnsembleForImageClassification])
+def test_outputs_have_the_names_of_the_paper_too(model_class):
+    outputs = model_class(SANMConfig(**TINY)).eval()(images())
+    assert outputs.feature_map is outputs.last_hidden_state and outputs.pooled is outputs.pooler_output
+    assert list(outputs) == ["logits", "last_hidden_state", "pooler_output"] and len(outputs.to_tuple()) == 3
+
+
+def test_an_ensemble_joins_the_states_and_attentions_of_its_networks():
+    config = SANMConfig(**TINY | {"backbone_config": BACKBONES["vit"], "image_size": 32})
+    ensemble = SANMEnsembleForImageClassification(config).eval()
+    ensemble.set_attn_implementation("eager")
+    asked = {"output_attentions": True, "output_hidden_states": True}
+    outputs, *parts = (model(images(size=32), **asked) for model in (ensemble, ensemble.net1, ensemble.net2))
+    for name in ("hidden_states", "attentions"):
+        expected = [value for part in parts for value in part[name]]
+        assert len(outputs[name]) == len(expected) > 0
+        assert all(torch.equal(found, value) for found, value in zip(outputs[name], expected, strict=True))
+
+
 def test_pipelines_give_grey_pictures_to_networks_of_one_channel(tmp_path, monkeypatch):
     tiny(num_channels=1).eval().save_pretrained(tmp_path)
     processor = SANMImageProcessor(size={"height": 16, "width": 16}, image_mean=[0.286], image_std=[0.353])

@@ -144,6 +144,29 @@ def test_the_trainer_refuses_what_it_does_not_use(arguments, given, message, tmp
         )
 
 
+def test_labels_that_do_not_fit_are_refused():
+    network, peer = (SANMForImageClassification(SANMConfig(**TINY)) for _ in range(2))
+    images = torch.randn(2, 3, 16, 16)
+    with pytest.raises(ValueError, match=r"labels must be in \[0, 3\) .* got 7 at index 1"):
+        warm_up_loss(network, images, torch.tensor([0, 7]), CoTrainingSettings())
+    masking = AdversarialNoisyMasking.from_config(network.config)
+    randomness = StepRandomness.draw([0], 4.0, masking, 4, 3)
+    for labels, message in (([0, 3], r"labels must be in \[0, 3\) .* got 3 at index 1"), ([-100, 0], "not be -100")):
+        labelled = batch(2, 1) | {"labels": torch.tensor(labels)}
+        with pytest.raises(ValueError, match=message):
+            co_training_loss(network, peer, labelled, batch(2, 2), masking, CoTrainingSettings(), 1.0, randomness)
+
+
+def test_labels_may_be_distributions():
+    _, (labelled, _), output = step(co_refine=False)
+    given = torch.nn.functional.one_hot(labelled["labels"], 3).float()
+    network, peer = (SANMForImageClassification(SANMConfig(**TINY)) for _ in range(2))
+    masking = AdversarialNoisyMasking.from_config(network.config)
+    arguments = masking, CoTrainingSettings(co_refine=False), 30.0, StepRandomness.draw([0], 4.0, masking, 7, 3)
+    found = co_training_loss(network, peer, labelled | {"labels": given}, batch(3, 2), *arguments)
+    assert torch.equal(found.targets[:4], output.targets[:4])
+
+
 def test_float64_networks_learn_in_float64():
     network = SANMForImageClassification(SANMConfig(**TINY)).double().train()
     pixels, labels = torch.randn(3, 3, 16, 16, dtype=torch.float64), torch.tensor([0, 1, 2])
