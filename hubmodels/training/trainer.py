@@ -57,7 +57,9 @@ class HubTrainer(Trainer):
         model: The model.
         args: The arguments.
         data_collator: Makes a batch of a list of samples. Its `set_epoch(epoch)`, if any, is called before every epoch
-            (with persistent workers it must reach the workers, as that of `ImageCollator` does).
+            (with persistent workers it must reach the workers, as that of `ImageCollator` does). Its
+            `set_batches(sampler, size)`, if any, is told how the samples are divided: a batch of `size` goes to all
+            processes together.
         eval_data_collator: The same for evaluation; default `data_collator`.
         callbacks: Further callbacks; a `HubCallback` also sees losses and keeps state in the checkpoints.
         **kwargs: Further arguments of `transformers.Trainer`.
@@ -275,6 +277,8 @@ class HubTrainer(Trainer):
                 f"per_device_train_batch_size = {self.args.per_device_train_batch_size} on {self.args.world_size} "
                 f"process(es) is more than the {len(self.train_dataset)} training samples: not one whole batch"
             )
+        if self._train_sampler is not None and hasattr(self.data_collator, "set_batches"):
+            self.data_collator.set_batches(self._train_sampler, self._train_batch_size * self.args.world_size)
         return loader
 
     def get_eval_dataloader(self, eval_dataset=None) -> DataLoader:
