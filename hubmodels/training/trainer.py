@@ -262,7 +262,7 @@ class HubTrainer(Trainer):
             args.base_learning_rate,
             len(self.train_dataset) if counted else num_training_steps * args.effective_batch_size,
             args.effective_batch_size,
-            int(args.num_train_epochs) if counted else 1,
+            args.num_train_epochs if counted else 1,
             args.warmup_epochs,
             args.lr_scaling,
             args.max_steps if counted and args.max_steps > 0 else None,
