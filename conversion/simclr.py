@@ -36,10 +36,11 @@ from hubmodels.modeling.simclr import (
     SimCLRModel,
 )
 from transformers import PreTrainedModel
+from transformers.utils import logging
 
 from .building import build_config, label_fields, shape_of
 from .cards import Origin, converted_card
-from .checkpoint_reading import ConversionError, check_types, read_checkpoint
+from .checkpoint_reading import ConversionError, check_types, read_checkpoint, shorten
 from .converted import Converted
 from .key_mapping import check_keys
 from .output import check_new_file, new_file
@@ -62,6 +63,8 @@ from .tensorflow_checkpoint import (
     object_graph,
     write_checkpoint,
 )
+
+logger = logging.get_logger(__name__)
 
 MODEL_CLASSES: dict[str, type[PreTrainedModel]] = {
     model.__name__: model for model in (SimCLRModel, SimCLRForPreTraining, SimCLRForImageClassification, SimCLRBackbone)
@@ -94,6 +97,7 @@ ORIGIN = Origin(
 _TF1_IGNORED = re.compile(
     r"^(global_step|beta[12]_power)$|/(Momentum|LARSOptimizer|Adam(_1)?)$|^memory(/|$)|^ema_model(/|$)"
 )
+_TF1_NETWORKS = ("base_model/", "head_contrastive/", "head_supervised/")
 _TF2_IGNORED = re.compile(rf"^{OBJECT_GRAPH_KEY}$|/\.OPTIMIZER_SLOT/|^(optimizer/|(global_step|save_counter)(/|$))")
 _EMA = "ema_model/"
 _STANDARD_WIDTH = 64
@@ -135,7 +139,7 @@ def convert(
     ignore_head: bool = False,
     use_ema: bool = False,
     ft_proj_selector: int | None = None,
-    image_size: int | None = None,
+    image_size: int | list[int] | None = None,
     linear_probe: bool | None = None,
 ) -> Converted:
     """Convert the content of an official SimCLR checkpoint.
@@ -151,7 +155,7 @@ def convert(
         ft_proj_selector: activation that the classifier reads: 0 is the representation, j the output of layer j of the
             projection head. Default: 1 for released `finetuned_*` and `distill_*` checkpoints, where its width is
             that of the last layer only that one, else 0.
-        image_size: pixels; default 32 with the stem for small images, else 224.
+        image_size: pixels, one number or (height, width); default 32 with the stem for small images, else 224.
         linear_probe: whether `SimCLRForPreTraining` goes on training the classifier. Default: where the TF2 code wrote
             both heads (except released ones).
 
@@ -159,10 +163,10 @@ def convert(
         The model, its image processor and its card.
 
     Raises:
-        ConversionError: not a SimCLR checkpoint, unknown or missing variables, wrong shapes, or options that
-            contradict it.
+        ConversionError: not a SimCLR checkpoint, unknown variables inside of its networks, missing ones, wrong shapes,
+            or options that contradict it.
     """
-    layout, keys = _official_names(checkpoint, use_ema)
+    layout, keys, others = _official_names(checkpoint, use_ema)
     shapes = {name: _entry(checkpoint, key) for name, key in keys.items()}
     kernels = infer_network(_base_kernels(layout, shapes))
     network = _with_heads(kernels.network, shapes)
@@ -174,7 +178,8 @@ def convert(
     config = build_config(SimCLRConfig, fields)
     model = _build(config, network, names, checkpoint, keys, shapes, ignore_head)
     files = checkpoint.files if isinstance(checkpoint, TensorFlowCheckpoint) else [source]
-    return Converted(model, _image_processors(model.config), _card(model, network, source, files, use_ema))
+    notes = tuple(_notes(model, network, use_ema, others))
+    return Converted(model, _image_processors(model.config), _card(model, source, files, notes))
 
 
 def to_official(model: PreTrainedModel, layout: str = "tf1") -> dict[str, torch.Tensor]:
@@ -229,8 +234,11 @@ def write_official(model: PreTrainedModel, out: str | os.PathLike[str], layout: 
         write_checkpoint(new_index, new_data, tensors)
 
 
-def _official_names(checkpoint: Mapping[str, torch.Tensor], use_ema: bool) -> tuple[str, dict[str, str]]:
-    """Layout, and key in the checkpoint by canonical official name; names that are no variable of SimCLR stay."""
+def _official_names(checkpoint: Mapping[str, torch.Tensor], use_ema: bool) -> tuple[str, dict[str, str], list[str]]:
+    """Layout, key in the checkpoint by canonical official name, and what a TF1 file holds beside the networks.
+
+    Names inside of the networks that are no variable of SimCLR stay.
+    """
     graph = checkpoint.object_graph if isinstance(checkpoint, TensorFlowCheckpoint) else None
     if graph is not None or any(key.endswith(VALUE_SUFFIX) for key in checkpoint):
         layout, ignored = "tf2", _TF2_IGNORED
@@ -251,7 +259,10 @@ def _official_names(checkpoint: Mapping[str, torch.Tensor], use_ema: bool) -> tu
     if not any(name.startswith(base) for name in keys):
         names = describe(dict.fromkeys(checkpoint))
         raise ConversionError(f"not a SimCLR checkpoint: no variables {base}...; {names}")
-    return layout, keys
+    others = [name for name in keys if not name.startswith(_TF1_NETWORKS)] if layout == "tf1" else []
+    if others:
+        logger.warning(f"left out, as they belong to no network: {shorten(others)}")
+    return layout, {name: key for name, key in keys.items() if name not in others}, others
 
 
 def _entry(checkpoint: Mapping[str, torch.Tensor], key: str) -> Any:
@@ -404,7 +415,7 @@ def _image_processors(config: SimCLRConfig) -> tuple[SimCLRImageProcessor, ...]:
     return (SimCLRImageProcessor(size={"height": height, "width": width}),)
 
 
-def _card(model: PreTrainedModel, network: Network, source: Path, files: list[Path], use_ema: bool) -> str:
+def _card(model: PreTrainedModel, source: Path, files: list[Path], notes: tuple[str, ...]) -> str:
     """The model card, saying what the released checkpoints are good for."""
     auto_classes = {
         SimCLRModel: ("AutoModel", "image-feature-extraction"),
@@ -423,7 +434,7 @@ def _card(model: PreTrainedModel, network: Network, source: Path, files: list[Pa
         auto_class=auto_class,
         task=task,
         parameters=sum(tensor.numel() for name, tensor in model.state_dict().items() if not _is_counter(name)),
-        notes=tuple(_notes(model, network, use_ema)),
+        notes=notes,
     )
 
 
@@ -448,7 +459,7 @@ def _description(model: PreTrainedModel) -> str:
     return f"{network} encoder of SimCLR: for features and as initialisation."
 
 
-def _notes(model: PreTrainedModel, network: Network, use_ema: bool) -> Iterator[str]:
+def _notes(model: PreTrainedModel, network: Network, use_ema: bool, others: list[str]) -> Iterator[str]:
     config = model.config
     yield (
         "Images are RGB in [0, 1], **without** subtracting a mean or dividing by a deviation; the image processor does "
@@ -474,3 +485,5 @@ def _notes(model: PreTrainedModel, network: Network, use_ema: bool) -> Iterator[
         )
     if use_ema:
         yield "These are the moving averages of the weights (`ema_model` in the checkpoint)."
+    if others:
+        yield f"These variables of the file belong to no network and were left out: {shorten(others)}."

@@ -157,19 +157,19 @@ def scaled_learning_rate(base_learning_rate: float, batch_size: int, scaling: st
     raise ValueError(f"lr_scaling must be one of {LR_SCALINGS}, got {scaling!r}")
 
 
-def simclr_steps(num_images: int, batch_size: int, epochs: int, warmup_epochs: float) -> tuple[int, int]:
+def simclr_steps(num_images: int, batch_size: int, epochs: float, warmup_epochs: float) -> tuple[int, int]:
     """Warm-up and total optimiser steps as the official SimCLR code counts them, not in whole epochs.
 
     Args:
         num_images: Images in an epoch.
         batch_size: Images in an optimiser step, over all processes.
-        epochs: Passes over the images.
+        epochs: Passes over the images, fractional.
         warmup_epochs: Epochs of warm-up, fractional.
 
     Returns:
         Steps of warm-up and steps in all.
     """
-    return int(warmup_epochs * num_images // batch_size), num_images * epochs // batch_size + 1
+    return int(warmup_epochs * num_images // batch_size), int(num_images * epochs // batch_size) + 1
 
 
 def simclr_learning_rate(step: int, peak: float, warmup_steps: int, train_steps: int) -> float:
@@ -181,17 +181,18 @@ def simclr_learning_rate(step: int, peak: float, warmup_steps: int, train_steps:
     Args:
         step: Optimiser steps done so far.
         peak: Learning rate at the end of the warm-up.
-        warmup_steps: Steps of warm-up.
-        train_steps: Steps in all, at least `warmup_steps`.
+        warmup_steps: Steps of warm-up; a shorter run ends in it.
+        train_steps: Steps in all.
 
     Returns:
         The learning rate.
 
     Raises:
-        ValueError: If the warm-up is negative or longer than the run.
+        ValueError: If a number of steps is negative.
     """
-    if not 0 <= warmup_steps <= train_steps:
-        raise ValueError(f"warmup_steps must be in [0, train_steps = {train_steps}], got {warmup_steps}")
+    for name, steps in (("warmup_steps", warmup_steps), ("train_steps", train_steps)):
+        if steps < 0:
+            raise ValueError(f"{name} must be at least 0, got {steps}")
     if step < warmup_steps:
         return float(np.float32(step) / np.float32(warmup_steps) * np.float32(peak))
     if warmup_steps == train_steps:
@@ -207,7 +208,7 @@ def simclr_scheduler(
     base_learning_rate: float,
     num_images: int,
     batch_size: int,
-    epochs: int,
+    epochs: float,
     warmup_epochs: float,
     scaling: str = "linear",
     train_steps: int | None = None,
@@ -230,7 +231,7 @@ def simclr_scheduler(
         The scheduler, to be stepped once after every optimiser step.
 
     Raises:
-        ValueError: If the learning rate is not greater than 0, the scaling unknown or the warm-up longer than the run.
+        ValueError: If the learning rate is not greater than 0, the scaling unknown or a number of steps negative.
     """
     warmup, total = simclr_steps(num_images, batch_size, epochs, warmup_epochs)
     peak = scaled_learning_rate(base_learning_rate, batch_size, scaling)

@@ -65,17 +65,24 @@ class RepeatedStream(IterableDataset):
     Args:
         stream: A `StreamingImageDataset`.
         seed: Seed of the order.
+        batch_size: Images in an optimiser step, over all processes; the index of the first of them is "first_of_batch"
+            of all.
     """
 
-    def __init__(self, stream: Any, seed: int):
+    def __init__(self, stream: Any, seed: int, batch_size: int = 1):
         self.stream = stream.shuffle(seed)
         self.class_names = stream.class_names
+        self.batch_size = batch_size
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
+        place, first = 0, 0
         for reading in count():
             self.stream.set_epoch(reading)
             for item in self.stream:
-                yield {**item, "index": (reading << 32) + item["index"]}
+                index = (reading << 32) + item["index"]
+                first = index if place % self.batch_size == 0 else first
+                place += 1
+                yield {**item, "index": index, "first_of_batch": first}
 
 
 def load_data(recipe: Recipe) -> RunData:
@@ -105,7 +112,8 @@ def load_data(recipe: Recipe) -> RunData:
     test, note = _test_split(recipe, columns, train.class_names), "test split"
     if data.streaming:
         assert isinstance(data.size, int)  # Recipe has checked it
-        return RunData(RepeatedStream(train, recipe.run.seed), test, data.size, note if test else "none")
+        stream = RepeatedStream(train, recipe.run.seed, recipe.schedule.batch_size)
+        return RunData(stream, test, data.size, note if test else "none")
     if test is None and recipe.task != "pretrain":
         test, train = _held_out(train, recipe.run.seed)
         note = f"{HELD_OUT_FRACTION:.0%} of the training images, held out"

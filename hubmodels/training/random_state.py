@@ -36,8 +36,19 @@ class EpochSampler(Sampler[int]):
     def __len__(self) -> int:
         return len(self.dataset)
 
+    def order(self, epoch: int) -> np.ndarray:
+        """The permutation of an epoch.
+
+        Args:
+            epoch: Epoch from 0.
+
+        Returns:
+            Positions in the data set, int64 [N].
+        """
+        return np.random.default_rng([self.seed, epoch]).permutation(len(self))
+
     def __iter__(self) -> Iterator[int]:
-        yield from np.random.default_rng([self.seed, self.epoch]).permutation(len(self)).tolist()
+        yield from self.order(self.epoch).tolist()
 
 
 @contextmanager

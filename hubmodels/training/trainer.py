@@ -57,7 +57,9 @@ class HubTrainer(Trainer):
         model: The model.
         args: The arguments.
         data_collator: Makes a batch of a list of samples. Its `set_epoch(epoch)`, if any, is called before every epoch
-            (with persistent workers it must reach the workers, as that of `ImageCollator` does).
+            (with persistent workers it must reach the workers, as that of `ImageCollator` does). Its
+            `set_batches(sampler, size)`, if any, is told how the samples are divided: a batch of `size` goes to all
+            processes together.
         eval_data_collator: The same for evaluation; default `data_collator`.
         callbacks: Further callbacks; a `HubCallback` also sees losses and keeps state in the checkpoints.
         **kwargs: Further arguments of `transformers.Trainer`.
@@ -260,7 +262,7 @@ class HubTrainer(Trainer):
             args.base_learning_rate,
             len(self.train_dataset) if counted else num_training_steps * args.effective_batch_size,
             args.effective_batch_size,
-            int(args.num_train_epochs) if counted else 1,
+            args.num_train_epochs if counted else 1,
             args.warmup_epochs,
             args.lr_scaling,
             args.max_steps if counted and args.max_steps > 0 else None,
@@ -275,6 +277,8 @@ class HubTrainer(Trainer):
                 f"per_device_train_batch_size = {self.args.per_device_train_batch_size} on {self.args.world_size} "
                 f"process(es) is more than the {len(self.train_dataset)} training samples: not one whole batch"
             )
+        if self._train_sampler is not None and hasattr(self.data_collator, "set_batches"):
+            self.data_collator.set_batches(self._train_sampler, self._train_batch_size * self.args.world_size)
         return loader
 
     def get_eval_dataloader(self, eval_dataset=None) -> DataLoader:

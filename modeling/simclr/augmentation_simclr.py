@@ -23,6 +23,8 @@ ORDERS = np.array(list(itertools.permutations(range(4))))
 # Columns of the table of uniform numbers after those of the crop.
 _COLUMNS = ("flip", "apply_jitter", "order", "brightness", "contrast", "saturation", "hue", "gray", "blur", "sigma")
 DRAWS = CROP_DRAWS + len(_COLUMNS)
+# Columns that a batch takes from its first sample with `blur_sigma="per_batch"`.
+SHARED_DRAWS = (CROP_DRAWS + _COLUMNS.index("sigma"),)
 # Axes of each parameter after [B, views].
 PARAMETERS = {"crop": (4,), "flip": (), "apply_jitter": (), "order": (4,), "brightness": (), "contrast": ()}
 PARAMETERS |= {"saturation": (), "hue": (), "gray": (), "blur": (), "sigma": ()}

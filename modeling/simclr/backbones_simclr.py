@@ -2,6 +2,7 @@
 
 import torch
 import torch.distributed as dist
+from timm.layers import BatchNormAct2d
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from transformers import AutoBackbone
@@ -11,11 +12,13 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_BACKBONE_MAPPING
 from transformers.utils import logging
 
 from .configuration_simclr import SimCLRConfig
-from .normalization_simclr import SimCLRBatchNorm2d
+from .normalization_simclr import SimCLRBatchNorm2d, SimCLRBatchNormAct2d
 from .resnet_simclr import SimCLRResNet
 from .token_backbone_simclr import TokenBackbone
 
 logger = logging.get_logger(__name__)
+
+GLOBAL_NORMS = {nn.BatchNorm2d: SimCLRBatchNorm2d, BatchNormAct2d: SimCLRBatchNormAct2d}
 
 
 def build_backbone(config: SimCLRConfig) -> nn.Module:
@@ -39,9 +42,8 @@ def build_backbone(config: SimCLRConfig) -> nn.Module:
         raise ValueError("pooling 'cls' needs a backbone with class tokens; timm backbones return feature maps only")
     if config.global_bn:
         use_global_statistics(backbone, config)
-        others = {type(m).__name__ for m in backbone.modules() if isinstance(m, _BatchNorm)} - {
-            SimCLRBatchNorm2d.__name__
-        }
+        norms = {type(m) for m in backbone.modules() if isinstance(m, _BatchNorm)}
+        others = {norm.__name__ for norm in norms.difference(GLOBAL_NORMS.values())}
         if others and dist.is_available() and dist.is_initialized():
             logger.warning_once(f"global_bn: the statistics of {', '.join(sorted(others))} stay those of each process")
     return backbone
@@ -66,16 +68,19 @@ def run_backbone(
 
 
 def use_global_statistics(module: nn.Module, config: SimCLRConfig) -> None:
-    """Replaces every `nn.BatchNorm2d` inside of `module` by one with statistics over all processes."""
+    """Replaces every `nn.BatchNorm2d`, and timm's with activation, inside of `module` by one with global statistics."""
     for name, child in module.named_children():
-        if type(child) is nn.BatchNorm2d and child.affine and child.track_running_stats:
-            norm = SimCLRBatchNorm2d(
+        norm_class = GLOBAL_NORMS.get(type(child))
+        if norm_class is not None and child.affine and child.track_running_stats:
+            norm = norm_class(
                 child.num_features,
                 eps=child.eps,
                 momentum=child.momentum,
                 running_var=config.running_variance,
                 global_stats=True,
             )
+            for part, layer in child.named_children():
+                norm.add_module(part, layer)
             norm.load_state_dict(child.state_dict())
             setattr(module, name, norm)
         else:

@@ -78,7 +78,8 @@ class SimCLRConfig(BackboneConfigMixin, PreTrainedConfig):
         pool_padding (`str`, defaults to `"same_tf"`):
             Padding of the stem's max pool, `"same_tf"` as the official weights need it or `"torch"` (one pixel around).
         global_bn (`bool`, defaults to `True`):
-            Statistics of batch normalisation over the batch of all processes.
+            Statistics of batch normalisation over the batch of all processes; in the network of a `backbone_config`
+            those of `torch.nn.BatchNorm2d` and of timm's `BatchNormAct2d`.
         bn_running_var (`str`, *optional*):
             Variance that the moving averages of the ResNet's layers store, `"biased"` or `"unbiased"`. By default, as
             in the official TF1 code, it is the biased one exactly with `global_bn`; the TF2 code stores the biased one

@@ -10,7 +10,7 @@ from transformers.image_processing_backends import TorchvisionBackend
 from transformers.image_processing_utils import BatchFeature
 from transformers.processing_utils import ImagesKwargs, Unpack
 
-from .augmentation_simclr import DRAWS, PARAMETERS, AugmentationSettings, augment, draw_parameters
+from .augmentation_simclr import DRAWS, PARAMETERS, SHARED_DRAWS, AugmentationSettings, augment, draw_parameters
 from .crops_simclr import central_crop_box
 
 MODES = ("pretrain", "finetune", "eval")
@@ -126,6 +126,11 @@ class SimCLRImageProcessor(TorchvisionBackend):
     def draws(self) -> int:
         """Uniform numbers per view."""
         return DRAWS
+
+    @property
+    def shared_draws(self) -> list[int]:
+        """Columns of the uniform numbers that all samples of a batch take from the first one."""
+        return list(SHARED_DRAWS) if self.do_blur and self.blur_sigma == "per_batch" else []
 
     def preprocess(
         self,

@@ -123,6 +123,18 @@ class SimCLRBatchNorm2d(SimCLRBatchNorm, nn.BatchNorm2d):
     """
 
 
+class SimCLRBatchNormAct2d(SimCLRBatchNorm2d):
+    """[`SimCLRBatchNorm2d`] in place of timm's `BatchNormAct2d`, whose layers `drop` and `act` follow it."""
+
+    def __init__(self, num_features: int, **kwargs):
+        super().__init__(num_features, **kwargs)
+        self.drop, self.act = nn.Identity(), nn.Identity()
+
+    def forward(self, input: torch.Tensor) -> torch.Tensor:
+        """Normalises, drops and activates `input` `[N, C, H, W]`."""
+        return self.act(self.drop(super().forward(input)))
+
+
 def _world_size(group: "dist.ProcessGroup | None") -> int:
     return dist.get_world_size(group) if dist.is_available() and dist.is_initialized() else 1
 
@@ -178,4 +190,4 @@ class _GlobalBatchNorm(torch.autograd.Function):
         return grad_input, grad_weight if needed[1] else None, grad_bias if needed[2] else None, *(None,) * 5
 
 
-__all__ = ["SimCLRBatchNorm", "SimCLRBatchNorm2d"]
+__all__ = ["SimCLRBatchNorm", "SimCLRBatchNorm2d", "SimCLRBatchNormAct2d"]

@@ -237,6 +237,27 @@ def test_what_training_stores_beside_the_weights_is_left_out(tmp_path, written):
     assert_equal(ours(folder), ours(convert("simclr", R50, tmp_path / "plain")))
 
 
+@pytest.mark.parametrize("use_ema", [False, True])
+def test_variables_of_no_network_are_left_out_and_named(use_ema, tmp_path, written):
+    others = {"memory_ptr": torch.tensor(3), "queue/keys": torch.zeros(4, 16)}
+    others |= {f"ema_model/{name}": tensor for name, tensor in others.items()}
+    folder = convert("simclr", written(training_checkpoint() | others), tmp_path / "ours", use_ema=use_ema)
+    plain = convert("simclr", written(training_checkpoint(), "plain"), tmp_path / "plain", use_ema=use_ema)
+    assert_equal(ours(folder), ours(plain))
+    card = (folder / "README.md").read_text()
+    assert "belong to no network and were left out: memory_ptr, queue/keys." in card
+    assert "left out" not in (plain / "README.md").read_text()
+
+
+@pytest.mark.parametrize("size", [(41, 57), [41, 57]])
+def test_images_that_are_not_square(size, tmp_path):
+    folder = convert("simclr", R50, tmp_path / "ours", image_size=size)
+    assert SimCLRConfig.from_pretrained(folder).image_size == (41, 57)
+    assert json.loads((folder / "preprocessor_config.json").read_text())["size"] == {"height": 41, "width": 57}
+    assert "impossible model" in refused(R50, tmp_path / "out", image_size=[41, 57, 3])
+    assert "image_size must be of type int | list[int], got '41'" in refused(R50, tmp_path / "out", image_size="41")
+
+
 def test_moving_average_on_request(tmp_path, written):
     supervised = {
         "head_supervised/linear_layer/dense/kernel": torch.ones(64, 5),

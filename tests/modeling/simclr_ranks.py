@@ -7,7 +7,7 @@ import torch
 import torch.distributed as dist
 from hubmodels.modeling.simclr import SimCLRForImageClassification, SimCLRForPreTraining
 from torch.nn.parallel import DistributedDataParallel
-from transformers import Dinov2Config, ResNetConfig
+from transformers import Dinov2Config, ResNetConfig, TimmBackboneConfig
 
 from tests.modeling.tiny_simclr import images, perturbed, tiny_config
 
@@ -19,6 +19,7 @@ CASES = {
     "selective": {"sk_ratio": 0.0625, "proj_head_mode": "linear"},
     "probe": {"linear_probe": True, "num_labels": 3, "weight_decay": 0.1, "loss_reduction": "mean"},
     "resnet": {"backbone_config": ResNetConfig(embedding_size=8, hidden_sizes=[16, 32], depths=[1, 1])},
+    "timm_with_activations": {"backbone_config": TimmBackboneConfig(backbone="test_efficientnet")},
     "vit_in_chunks": {"backbone_config": VIT, "encoder_chunk_size": 2},
     "finetune": {"num_labels": 3},
     "finetune_selector": {"num_labels": 3, "ft_proj_selector": 1, "fine_tune_after_block": 1},

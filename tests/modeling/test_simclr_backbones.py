@@ -44,6 +44,7 @@ BACKBONES = {
     "swin": SwinConfig(image_size=32, patch_size=4, embed_dim=8, depths=[1, 1], num_heads=[2, 2], window_size=4),
     "resnet": ResNetConfig(embedding_size=8, hidden_sizes=[16, 32], depths=[1, 1]),
     "timm_resnet": TimmBackboneConfig(backbone="test_resnet"),
+    "timm_efficientnet": TimmBackboneConfig(backbone="test_efficientnet"),
     "timm_vit": TimmBackboneConfig(backbone="test_vit"),
     "timm_convnext": TimmBackboneConfig(backbone="test_convnext"),
 }
@@ -207,7 +208,7 @@ def test_maps_with_channels_last(monkeypatch):
     torch.testing.assert_close(actual.last_hidden_state, expected.last_hidden_state)
 
 
-@pytest.mark.parametrize("name", ["resnet", "timm_resnet"])
+@pytest.mark.parametrize("name", ["resnet", "timm_resnet", "timm_efficientnet"])
 def test_statistics_of_other_backbones_are_global_too(name):
     model = SimCLRModel(config_with(name))
     norms = [m for m in model.modules() if isinstance(m, torch.nn.modules.batchnorm._BatchNorm)]
@@ -217,15 +218,18 @@ def test_statistics_of_other_backbones_are_global_too(name):
     assert not any(isinstance(m, SimCLRBatchNorm) for m in local.modules())
     with torch.no_grad():
         outputs = [m.train()(images(4, size=32)).pooler_output for m in (model, local)]
-    torch.testing.assert_close(*outputs)
+        torch.testing.assert_close(*outputs)
+        local.load_state_dict(model.state_dict())
+        outputs = [m.eval()(images(4, size=32)).pooler_output for m in (model, local)]
+        torch.testing.assert_close(*outputs)
 
 
 def test_statistics_that_stay_local_are_named(monkeypatch):
     messages = []
     monkeypatch.setattr("hubmodels.modeling.simclr.backbones_simclr.logger.warning_once", messages.append)
     monkeypatch.setattr(dist, "is_initialized", lambda: True)
-    SimCLRModel(SimCLRConfig(backbone_config=TimmBackboneConfig(backbone="test_efficientnet")))
-    assert messages == ["global_bn: the statistics of BatchNormAct2d stay those of each process"]
+    SimCLRModel(SimCLRConfig(backbone_config=TimmBackboneConfig(backbone="levit_128s")))
+    assert messages == ["global_bn: the statistics of BatchNorm1d stay those of each process"]
 
 
 def test_trained_weights_of_a_backbone_can_be_used():

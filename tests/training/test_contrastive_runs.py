@@ -1,5 +1,8 @@
 """`train` with SimCLR and DenseCL: from pictures to a loadable folder, probed on the way, resumable."""
 
+from itertools import islice
+
+import numpy as np
 import pytest
 import torch
 from hubmodels.modeling.densecl import DenseCLBackbone
@@ -30,10 +33,11 @@ from hubmodels.data.randomness import uniforms
 from hubmodels.evaluation import evaluate
 from hubmodels.training import HubTrainer, HubTrainingArguments, Recipe, RecipeError, read_jsonl, train
 from hubmodels.training import run as run_module
-from hubmodels.training.assembly import build_collators, build_model
+from hubmodels.training.assembly import RepeatedStream, build_collators, build_model
 from hubmodels.training.methods import method_class, method_training
 from hubmodels.training.methods.contrastive import ViewsCollator
 from hubmodels.training.parameter_groups import layer_adaptation_groups, parameter_groups
+from hubmodels.training.random_state import EpochSampler
 from tests.launching import train_in_two_processes
 
 COMMON = [
@@ -108,11 +112,12 @@ def test_a_stopped_run_continues_to_the_same_weights(finished, pictures, tmp_pat
 
 @pytest.mark.parametrize("method", ["simclr", "densecl"])
 def test_two_processes_train_together(method, pictures, tmp_path):
-    """SimCLR's negatives and batch statistics are those of all processes, so that two end as one."""
+    """SimCLR's negatives, batch statistics and width of the blur are those of all processes, so that two end as one."""
     recipe = f"{method}/small_pretrain"
     if method == "simclr":
         overrides = [*TINY["simclr"], "run.checkpoints=0", "optimizer.name=sgd", "optimizer.lr_scaling=linear"]
         overrides += ["optimizer.base_learning_rate=0.01", "optimizer.options={momentum: 0.9}", "schedule.epochs=2"]
+        overrides += ["transform.options.do_blur=true", "transform.options.blur_kernel_size=6"]
     else:  # its mask token has no gradient
         vit = "{model_type: dinov2, image_size: 32, patch_size: 8, hidden_size: 8, num_hidden_layers: 1}"
         vit = vit.replace("}", ", num_attention_heads: 2}")
@@ -168,6 +173,41 @@ def test_views_depend_on_the_sample_and_the_epoch_alone(pictures):
     torch.testing.assert_close(collator(items[3:])["pixel_values"], whole[3:], rtol=0, atol=0)
     collator.set_epoch(1)
     assert not torch.equal(collator(items)["pixel_values"], whole)
+
+
+@pytest.mark.parametrize("epoch", [0, 1])
+def test_parts_of_a_batch_share_the_width_of_the_blur(epoch, pictures):
+    """Also of a part of the images, whose items keep their numbers."""
+    images = load_image_dataset(pictures, "train").select(np.arange(20)[::-1])
+    processor = SimCLRImageProcessor(size=18, blur_kernel_size=6, blur_probability=1.0)
+    collator, alone = (ViewsCollator(processor, seed=0, train=True) for _ in range(2))
+    sampler = EpochSampler(images, seed=3)
+    collator.set_batches(sampler, 8)
+    for part in (sampler, collator, alone):
+        part.set_epoch(epoch)
+    items = [images[place] for place in sampler]
+    for start in (0, 8):
+        whole = alone(items[start : start + 8])["pixel_values"]
+        parts = [collator(items[start + each : start + each + 4])["pixel_values"] for each in (0, 4)]
+        torch.testing.assert_close(torch.cat(parts), whole, rtol=0, atol=0)
+    assert not torch.equal(alone(items[12:16])["pixel_values"], whole[4:])
+
+
+def test_parts_of_a_batch_of_a_stream_share_the_width_of_the_blur():
+    class Stream:
+        class_names = ()
+        shuffle = set_epoch = lambda self, _: self
+
+        def __iter__(self):
+            for index in range(5):
+                yield {"image": torch.full((3, 24, 24), 40 * index, dtype=torch.uint8), "index": index}
+
+    items = list(islice(RepeatedStream(Stream(), seed=0, batch_size=8), 16))
+    collator = ViewsCollator(SimCLRImageProcessor(size=24), seed=0, train=True)
+    for start in (0, 8):
+        whole = collator(items[start : start + 8])["pixel_values"]
+        parts = [collator(items[start + each : start + each + 4])["pixel_values"] for each in (0, 4)]
+        torch.testing.assert_close(torch.cat(parts), whole, rtol=0, atol=0)
 
 
 def test_a_step_is_never_divided(pictures, tmp_path):

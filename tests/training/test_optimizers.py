@@ -203,8 +203,23 @@ def test_simclr_schedule_counts_steps_as_the_official_code():
 def test_simclr_schedule_refuses_what_it_cannot_do():
     with pytest.raises(ValueError, match=r"lr_scaling must be one of .*linear.*sqrt.*got 'log'"):
         scaled_learning_rate(0.1, 256, "log")
-    with pytest.raises(ValueError, match=r"warmup_steps must be in \[0, train_steps = 5\], got 6"):
-        simclr_learning_rate(0, 1.0, 6, 5)
+    with pytest.raises(ValueError, match=r"warmup_steps must be at least 0, got -1"):
+        simclr_learning_rate(0, 1.0, -1, 5)
+    with pytest.raises(ValueError, match=r"train_steps must be at least 0, got -5"):
+        simclr_learning_rate(0, 1.0, 6, -5)
+
+
+def test_simclr_schedule_of_a_run_that_ends_in_its_warm_up():
+    optimizer = torch.optim.SGD([nn.Parameter(torch.ones(1))], lr=1.0)
+    scheduler = simclr_scheduler(optimizer, 4.0, 1000, 64, 10, 20, train_steps=100)
+    rates = [scheduler.lr_lambdas[0](step) for step in (0, 78, 156, 311, 312, 400)]
+    assert rates == pytest.approx([0, 0.25, 0.5, 311 / 312, 0, 0])
+    assert simclr_learning_rate(5, 1.0, 5, 5) == 1.0
+
+
+def test_simclr_schedule_of_a_fraction_of_an_epoch():
+    steps = simclr_steps(1000, 64, 2.5, 0.5)
+    assert steps == (7, 40) and isinstance(steps[1], int)
 
 
 def test_timm_schedule_is_that_of_timm():

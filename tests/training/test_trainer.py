@@ -78,6 +78,14 @@ def test_learning_rates_follow_the_official_simclr_schedule(tmp_path):
     assert logged(run, "learning_rate") == pytest.approx(expected, abs=1e-12)
 
 
+def test_the_simclr_schedule_of_a_fraction_of_an_epoch(tmp_path):
+    sizes = {"per_device_train_batch_size": 8, "num_train_epochs": 2.5, "warmup_epochs": 0.5}
+    run = trainer(tmp_path, lr_schedule="simclr", base_learning_rate=0.1, **sizes)
+    run.train()
+    expected = [simclr_learning_rate(step, 0.1 * 8 / 256, 3, 16) for step in range(15)]
+    assert logged(run, "learning_rate") == pytest.approx(expected, abs=1e-12)
+
+
 def test_the_simclr_schedule_of_a_number_of_steps(tmp_path):
     sizes = {"per_device_train_batch_size": 10, "max_steps": 6, "warmup_epochs": 0.5}
     run = trainer(tmp_path, lr_schedule="simclr", base_learning_rate=0.1, **sizes)

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from transformers import AutoConfig
 
@@ -10,6 +11,7 @@ from hubmodels.data.collators import EpochCollator
 from hubmodels.data.randomness import uniforms
 from hubmodels.training.methods.base import MethodTraining, method_class
 from hubmodels.training.methods.encoders import model_around
+from hubmodels.training.random_state import EpochSampler
 from hubmodels.training.recipe import RecipeError, TransformSection
 
 _AUGMENTATION_STREAM = 0
@@ -31,8 +33,9 @@ HEAD_KEYS = ("num_proj_layers", "projection_hidden_size", "projection_size")
 class ViewsCollator(EpochCollator):
     """Turn items of an image data set into two augmented views each.
 
-    Every draw is a function of (seed, epoch, sample index), as in [`hubmodels.data.ImageCollator`]; a blur whose width
-    the method shares over a batch takes that of the first sample.
+    Every draw is a function of (seed, epoch, sample index), as in [`hubmodels.data.ImageCollator`]. What the method
+    draws once for a batch (SimCLR's width of the blur) is that of the first sample of the batch, which in training is
+    the one of all processes together (`set_batches`).
 
     Args:
         processor: Image processor of the method, with `draws` and the argument `uniforms`.
@@ -49,12 +52,37 @@ class ViewsCollator(EpochCollator):
         self.processor = processor
         self.keys = tuple(keys)
         self.labels = labels
+        self._sampler: EpochSampler | None = None
+        self._batch_size = 0
+        self._order: tuple[int, np.ndarray] | None = None
+
+    def set_batches(self, sampler: EpochSampler, size: int) -> None:
+        """Say how the samples are divided into batches; without it every call is a batch of its own.
+
+        Args:
+            sampler: Order of the samples.
+            size: Samples in a batch of all processes.
+        """
+        self._sampler, self._batch_size, self._order = sampler, size, None
+
+    def _first_of_batch(self, item: dict[str, Any]) -> int:
+        """Index of the first sample of the batch, of all processes, that an item belongs to."""
+        if not self.train or self._sampler is None:
+            return item.get("first_of_batch", item["index"])
+        epoch = self.epoch
+        if self._order is None or self._order[0] != epoch:
+            order, indices = self._sampler.order(epoch), getattr(self._sampler.dataset, "indices", None)
+            self._order = epoch, order if indices is None else np.asarray(indices)[order]
+        order = self._order[1]
+        place = int(np.flatnonzero(order == item["index"])[0])
+        return int(order[place - place % self._batch_size])
 
     def __call__(self, items: Sequence[dict[str, Any]]) -> dict[str, torch.Tensor]:
         """Make a batch.
 
         Args:
-            items: Items with "image" (uint8 [C, H, W]), "index" and, where labels are taken, "label".
+            items: Items with "image" (uint8 [C, H, W]), "index" and, where labels are taken, "label"; those of a stream
+                with "first_of_batch", the index of the first sample of their batch.
 
         Returns:
             "pixel_values" float32 [B, 2, C, S, S], what else `keys` names, and with `labels` "labels" int64 [B].
@@ -62,9 +90,13 @@ class ViewsCollator(EpochCollator):
         indices = [item["index"] for item in items]
         draws = self.processor.draws
         table = uniforms(self.seed, self.epoch, indices, VIEWS * draws, _AUGMENTATION_STREAM)
-        views = self.processor(
-            [item["image"] for item in items], mode="pretrain", uniforms=table.reshape(len(items), VIEWS, draws)
-        )
+        table = table.reshape(len(items), VIEWS, draws)
+        shared = getattr(self.processor, "shared_draws", [])
+        if shared:
+            first = [self._first_of_batch(items[0])]
+            row = uniforms(self.seed, self.epoch, first, VIEWS * draws, _AUGMENTATION_STREAM)
+            table[..., shared] = row.reshape(VIEWS, draws)[:, shared]
+        views = self.processor([item["image"] for item in items], mode="pretrain", uniforms=table)
         batch = {key: views[key] for key in self.keys}
         if self.labels:
             batch["labels"] = torch.tensor([item["label"] for item in items], dtype=torch.int64)
