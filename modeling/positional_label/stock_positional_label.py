@@ -293,9 +293,12 @@ def take_config(kwargs: dict[str, Any]) -> PositionalLabelConfig | None:
     """
     Takes the `config` out of the arguments of `from_pretrained`.
 
-    An automatic class passes the one that it read from the folder; a user may give one for a foreign checkpoint.
+    An automatic class passes the one that it read from the folder; a user may give one for a foreign checkpoint. It
+    is told by its `model_type`: where hubmodels is not installed, transformers imports the configuration's file once
+    for the configuration and once for the model, and the two classes are not the same.
     """
-    return kwargs.pop("config") if isinstance(kwargs.get("config"), PositionalLabelConfig) else None
+    own = getattr(kwargs.get("config"), "model_type", None) == PositionalLabelConfig.model_type
+    return kwargs.pop("config") if own else None
 
 
 def settings_of(config: PositionalLabelConfig) -> dict[str, Any]:
