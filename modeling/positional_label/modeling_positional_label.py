@@ -224,8 +224,9 @@ class PositionalLabelModel(PositionalLabelPreTrainedModel):
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path: str | PathLike, *args, **kwargs):
         """As in transformers; also from a pre-trained autoencoder (`mae`, `vit_mae`) or classifier."""
-        loaded = load_foreign(cls, pretrained_model_name_or_path, *args, **kwargs)
-        return super().from_pretrained(pretrained_model_name_or_path, *args, **kwargs) if loaded is None else loaded
+        load = super().from_pretrained
+        loaded = load_foreign(cls, load, pretrained_model_name_or_path, *args, **kwargs)
+        return load(pretrained_model_name_or_path, *args, **kwargs) if loaded is None else loaded
 
     @classmethod
     def wrap(cls, model: PreTrainedModel, **settings) -> "PositionalLabelModel":
@@ -311,8 +312,9 @@ class PositionalLabelForImageClassification(PositionalLabelPreTrainedModel):
         has two classifiers) or from a pre-trained autoencoder (`mae`, `vit_mae`, or [`PositionalLabelForPreTraining`]).
         Position heads, and the classifier of an encoder, are new. Fields of the configuration are keyword arguments.
         """
-        loaded = load_foreign(cls, pretrained_model_name_or_path, *args, **kwargs)
-        return super().from_pretrained(pretrained_model_name_or_path, *args, **kwargs) if loaded is None else loaded
+        load = super().from_pretrained
+        loaded = load_foreign(cls, load, pretrained_model_name_or_path, *args, **kwargs)
+        return load(pretrained_model_name_or_path, *args, **kwargs) if loaded is None else loaded
 
     @classmethod
     def wrap(cls, model: PreTrainedModel, **settings) -> "PositionalLabelForImageClassification":

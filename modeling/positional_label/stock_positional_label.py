@@ -1,6 +1,7 @@
 """From the classifiers of transformers and timm to Positional Label, and back to the same logits."""
 
 import copy
+from collections.abc import Callable
 from os import PathLike
 from typing import Any
 
@@ -375,7 +376,7 @@ def _kinds_of_heads(position_label: str | None, feature_split: str) -> dict[str,
     return {name: (label, feature_split) for name, label in zip(HEAD_NAMES, labels, strict=False)}
 
 
-def load_foreign(model_class: type, source: str | PathLike, *args, **kwargs) -> Any:
+def load_foreign(model_class: type, load: Callable[..., Any], source: str | PathLike, *args, **kwargs) -> Any:
     """
     Loads a classifier or encoder from a checkpoint that is neither: one of another model type, or a pre-trained one.
 
@@ -384,6 +385,7 @@ def load_foreign(model_class: type, source: str | PathLike, *args, **kwargs) -> 
 
     Args:
         model_class: the class to build, with `wrap`.
+        load: `from_pretrained` of the class that it inherits from.
         source: folder or Hub id.
         args, kwargs: of `from_pretrained`; fields of the configuration are taken out. What a given `config` says holds
             around the checkpoint's network too.
@@ -419,7 +421,7 @@ def load_foreign(model_class: type, source: str | PathLike, *args, **kwargs) -> 
         inner = vit_inside(AutoConfig.for_model(**(nested if pretrained else content)))
         if given is not None and given.backbone_config.model_type not in AUTOENCODERS:
             inner = backbone_of(given, "vit")
-        model, info = _from_autoencoder(model_class, source, inner, settings, args, kwargs)
+        model, info = _from_autoencoder(load, source, inner, settings, args, kwargs)
     else:
         labels = {name: kwargs.pop(name) for name in _LABEL_ARGUMENTS if name in kwargs}
         inner = _inner_config(source, content, given, settings, labels, hub)
@@ -500,7 +502,7 @@ def _renamed(names: Any, prefix: str) -> Any:
     )
 
 
-def _from_autoencoder(model_class, source, inner, settings, args, kwargs) -> tuple[Any, Any]:
+def _from_autoencoder(load, source, inner, settings, args, kwargs) -> tuple[Any, Any]:
     """The encoder of a pre-trained autoencoder; classifier and position heads are new, but for heads that it has."""
     labels = {name: kwargs.pop(name) for name in _LABEL_ARGUMENTS if name in kwargs}
     refuse_authors(settings, "autoencoder")
@@ -510,10 +512,7 @@ def _from_autoencoder(model_class, source, inner, settings, args, kwargs) -> tup
         r"^vit\.": "backbone.",
         r"^(?=(embeddings|layers|layernorm)\.)": "backbone.",
     }
-    # Past the method of `model_class`, which called this.
-    model, info = super(model_class, model_class).from_pretrained(
-        source, *args, config=config, key_mapping=names, output_loading_info=True, **kwargs
-    )
+    model, info = load(source, *args, config=config, key_mapping=names, output_loading_info=True, **kwargs)
     # Otherwise saving would turn the names back into those of the autoencoder.
     model.__dict__.pop("_weight_conversions", None)
     return model, info

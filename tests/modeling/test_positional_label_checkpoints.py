@@ -236,3 +236,13 @@ def test_another_position_label_of_an_autoencoder(kind, tmp_path):
     for model_class in (PositionalLabelForPreTraining, PositionalLabelForImageClassification):
         model, info = model_class.from_pretrained(tmp_path, position_label="relative", output_loading_info=True)
         assert all_new(model, info, "position_head"), model_class
+
+
+def test_a_subclass_loads_from_an_autoencoder(tmp_path):
+    class Own(PositionalLabelForImageClassification):
+        pass
+
+    saved = PositionalLabelForPreTraining(PositionalLabelConfig(backbone_config={"model_type": "mae", **MAE}))
+    saved.save_pretrained(tmp_path)
+    model = Own.from_pretrained(tmp_path, num_labels=3)
+    assert type(model) is Own and same_weights(model.position_head, saved.position_head)
