@@ -135,7 +135,7 @@ def convert(
     ignore_head: bool = False,
     use_ema: bool = False,
     ft_proj_selector: int | None = None,
-    image_size: int | None = None,
+    image_size: int | list[int] | None = None,
     linear_probe: bool | None = None,
 ) -> Converted:
     """Convert the content of an official SimCLR checkpoint.
@@ -151,7 +151,7 @@ def convert(
         ft_proj_selector: activation that the classifier reads: 0 is the representation, j the output of layer j of the
             projection head. Default: 1 for released `finetuned_*` and `distill_*` checkpoints, where its width is
             that of the last layer only that one, else 0.
-        image_size: pixels; default 32 with the stem for small images, else 224.
+        image_size: pixels, one number or (height, width); default 32 with the stem for small images, else 224.
         linear_probe: whether `SimCLRForPreTraining` goes on training the classifier. Default: where the TF2 code wrote
             both heads (except released ones).
 
