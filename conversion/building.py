@@ -59,14 +59,14 @@ def shape_of(official: Mapping[str, Any], name: str, axes: str) -> tuple[int, ..
     return shape
 
 
-def check_positive(**options: int | None) -> None:
-    """Check options that are sizes or counts.
+def check_positive(**options: int | Sequence[int] | None) -> None:
+    """Check options that are sizes or counts, or several of them.
 
     Raises:
         ConversionError: names the first that is given and not positive.
     """
     for name, value in options.items():
-        if value is not None and value < 1:
+        if value is not None and min([value] if isinstance(value, int) else value, default=0) < 1:
             raise ConversionError(f"{name} must be positive, got {value}")
 
 

@@ -14,9 +14,10 @@ which is read as a plain dictionary and not used; masks of attention windows are
 """
 
 import math
+import os
 import re
 from collections import OrderedDict
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,7 @@ import torch
 from hubmodels.modeling.positional_label import PositionalLabelConfig, PositionalLabelForImageClassification
 from transformers import BitImageProcessor, PreTrainedModel
 from transformers.core_model_loading import Chunk, WeightConverter, WeightRenaming
+from transformers.utils import logging
 
 from .building import (
     attention_heads,
@@ -38,8 +40,11 @@ from .cards import Origin, converted_card
 from .checkpoint_reading import ConversionError, read_checkpoint
 from .converted import Converted
 from .key_mapping import KeyMap, check_keys
+from .output import check_new_file, new_file
 from .pickled_classes import ALLOWED_CLASSES
 from .recognition import describe
+
+logger = logging.get_logger(__name__)
 
 MODEL_CLASSES: dict[str, type[PreTrainedModel]] = {
     "PositionalLabelForImageClassification": PositionalLabelForImageClassification
@@ -49,6 +54,8 @@ MODEL_CLASSES: dict[str, type[PreTrainedModel]] = {
 VIT_HEADS = {768: (12,)}
 SWIN_HEADS = {96: (3, 6, 12, 24), 128: (4, 8, 16, 32)}
 SWIN_WINDOW = 7
+# Beside the weights in a file of ours: height and width of the images.
+_SIZE_ENTRY = "image_size"
 
 ORIGIN = Origin(
     method="positional_label",
@@ -124,7 +131,7 @@ def convert(
     *,
     num_heads: int | list[int] | None = None,
     window_size: int | None = None,
-    image_size: int | None = None,
+    image_size: int | list[int] | None = None,
 ) -> Converted:
     """Convert the content of a checkpoint of the official code.
 
@@ -135,7 +142,9 @@ def convert(
         source: where it was read from.
         num_heads: attention heads, of a Swin one number per stage; needed unless the width is a published one.
         window_size: side of Swin's windows; needed if the file has no shifted windows and they are not 7.
-        image_size: pixels; needed only for a Swin without position head.
+        image_size: pixels, one number or (height, width), by default as `write_official` stored them. Otherwise the
+            patches are taken for a square grid, and the card says so; needed where they are none, and for a Swin
+            without position head.
 
     Returns:
         The model, its image processor and its card.
@@ -145,6 +154,7 @@ def convert(
             needed and not given.
     """
     check_positive(window_size=window_size, image_size=image_size)
+    sides, notes = _sides(_stored_size(checkpoint) if image_size is None else image_size), []
     official = find_state_dict(checkpoint, ("model",))
     is_vit = "pos_embed" in official
     if "patch_embed.proj.weight" not in official or not (is_vit or "layers.0.blocks.0.cpe.weight" in official):
@@ -160,15 +170,13 @@ def convert(
         )
     official, dropped = _without_computed(official)
     fields = _vit_fields(official, num_heads) if is_vit else _swin_fields(official, dropped, num_heads, window_size)
-    inner = fields["backbone_config"]
-    if image_size is not None:
-        inner["image_size"] = image_size
-    if "image_size" not in inner:
-        raise ConversionError("image_size not given: without position head no tensor shows it. Pass image_size")
+    if sides is None:
+        sides = _square(official, fields, notes)
+    fields["backbone_config"]["image_size"] = sides[0] if sides[0] == sides[1] else list(sides)
     num_labels = shape_of(official, "head.weight", "classes, D")[0]
     config = build_config(PositionalLabelConfig, {"backbone_variant": "authors", "num_labels": num_labels, **fields})
     model = _build(VIT_MAP if is_vit else SWIN_MAP, config, official)
-    return Converted(model, _processors(config), _card(model, source, dropped))
+    return Converted(model, _processors(config), _card(model, source, dropped, notes))
 
 
 def to_official(model: PreTrainedModel) -> dict[str, torch.Tensor]:
@@ -207,6 +215,45 @@ def to_official(model: PreTrainedModel) -> dict[str, torch.Tensor]:
     return state
 
 
+def write_official(model: PreTrainedModel, out: str | os.PathLike[str]) -> None:
+    """Write a model as the official code would, `{"model": state_dict}`, with the size of its images beside it.
+
+    The tensors do not show the shape of the grid. The official code leaves the entry alone.
+
+    Args:
+        model: as for `to_official`.
+        out: `.pth` file to create; it appears only when it is complete.
+
+    Raises:
+        ConversionError: as `to_official`.
+        FileExistsError: `out` exists.
+    """
+    check_new_file(out)
+    content = {"model": to_official(model), _SIZE_ENTRY: list(model.config.image_height_width)}
+    with new_file(out) as file:
+        torch.save(content, file)
+
+
+def _stored_size(checkpoint: Mapping[str, Any]) -> list[int] | None:
+    """Height and width that `write_official` stored."""
+    stored = checkpoint.get(_SIZE_ENTRY)
+    if stored is None or isinstance(stored, torch.Tensor):  # a tensor of that name is an unknown key
+        return None
+    if not isinstance(stored, list) or len(stored) != 2 or any(type(side) is not int or side < 1 for side in stored):
+        raise ConversionError(f"{_SIZE_ENTRY} in the file must be [height, width], found {stored!r}")
+    return stored
+
+
+def _sides(image_size: int | list[int] | None) -> tuple[int, int] | None:
+    """Height and width."""
+    if image_size is None:
+        return None
+    sides = (image_size, image_size) if isinstance(image_size, int) else tuple(image_size)
+    if len(sides) != 2:
+        raise ConversionError(f"image_size must be one number or (height, width), got {image_size}")
+    return sides
+
+
 def _check_maps(backbone: PreTrainedModel) -> None:
     """The official Swin pads no map, neither for its windows nor to merge its patches; ours does."""
     for stage in backbone.encoder.layers:
@@ -236,14 +283,13 @@ def _without_computed(official: dict[str, torch.Tensor]) -> tuple[dict[str, torc
 
 def _vit_fields(official: Mapping[str, torch.Tensor], num_heads: int | list[int] | None) -> dict[str, Any]:
     width, channels, patch, _ = shape_of(official, "patch_embed.proj.weight", "D, C, p, p")
-    side = _side(shape_of(official, "pos_embed", "1, L, D")[1], "pos_embed has {} rows, which is not a square grid")
+    shape_of(official, "pos_embed", "1, L, D")
     return {
         "backbone_config": {
             "model_type": "vit",
             "hidden_size": width,
             "num_channels": channels,
             "patch_size": patch,
-            "image_size": side * patch,
             "num_hidden_layers": len({name.split(".")[1] for name in official if name.startswith("blocks.")}),
             "intermediate_size": shape_of(official, "blocks.0.mlp.fc1.weight", "4 D, D")[0],
             "num_attention_heads": attention_heads("num_heads", num_heads, [width], VIT_HEADS)[0],
@@ -286,11 +332,6 @@ def _swin_fields(
         "mlp_ratio": hidden / width,
         "drop_path_rate": 0.0,  # of the training run, which no tensor shows
     }
-    if label is not None:
-        classes = shape_of(official, "head_coordinate.weight", "cells, hidden")[0]
-        side = _side(classes, "head_coordinate has {} classes, which no square grid has")
-        side = side if label == "absolute" else (side + 1) // 2
-        inner["image_size"] = side * patch * 2 ** (stages - 1 - int(keeps))
     return {"backbone_config": inner, "position_label": label, "keep_resolution": keeps}
 
 
@@ -306,6 +347,29 @@ def _position_label(official: Mapping[str, torch.Tensor], width: int) -> str | N
     return "relative" if inputs == width else "absolute"
 
 
+def _square(official: Mapping[str, torch.Tensor], fields: dict[str, Any], notes: list[str]) -> tuple[int, int]:
+    """Sides of images whose grid of patches is square, which is noted: oblong grids may have as many patches."""
+    inner, label, stages = fields["backbone_config"], fields["position_label"], 1
+    hint = "Pass image_size (--image-size HEIGHT,WIDTH)"
+    if inner["model_type"] == "vit":
+        side = _side(official["pos_embed"].shape[1], f"pos_embed has {{}} rows, which is not a square grid. {hint}")
+        what = f"{side**2} rows of `pos_embed`"
+    elif label is None:
+        raise ConversionError(f"image_size not given: without position head no tensor shows it. {hint}")
+    else:
+        classes = shape_of(official, "head_coordinate.weight", "cells, hidden")[0]
+        side = _side(classes, f"head_coordinate has {{}} classes, which no square grid has. {hint}")
+        side = side if label == "absolute" else (side + 1) // 2
+        what, stages = f"{classes} classes of `head_coordinate`", len(inner["depths"]) - int(fields["keep_resolution"])
+    pixels = side * inner["patch_size"] * 2 ** (stages - 1)
+    notes.append(
+        f"The {what} were taken for those of a square grid of {side}x{side} tokens, that is of images of "
+        f"{pixels}x{pixels} pixels; the file does not say. If they are not, pass `image_size` (height, width)."
+    )
+    logger.warning(notes[-1])
+    return pixels, pixels
+
+
 def _side(cells: int, complaint: str) -> int:
     side = math.isqrt(cells)
     if side * side != cells:
@@ -313,9 +377,26 @@ def _side(cells: int, complaint: str) -> int:
     return side
 
 
+def _check_grid(model: PreTrainedModel, official: Mapping[str, torch.Tensor]) -> None:
+    """The tensors must have as many rows or classes as the grid of the images."""
+    (height, width), (rows, columns) = model.config.image_height_width, model.view.grid
+    cells, label = rows * columns, model.config.position_label
+    expected = {"pos_embed": (1, cells)} if model.config.backbone_config.model_type == "vit" else {}
+    if label is not None:
+        classes = cells if label == "absolute" else (2 * rows - 1) * (2 * columns - 1)
+        expected["head_coordinate.weight"] = (0, classes)
+    for name, (axis, size) in expected.items():
+        if name in official and official[name].ndim > axis and official[name].shape[axis] != size:
+            raise ConversionError(
+                f"image_size {height}x{width} gives a grid of {rows}x{columns} tokens, for which {name} must have "
+                f"{size} {'classes' if axis == 0 else 'rows'}, found {official[name].shape[axis]}"
+            )
+
+
 def _build(mapping: KeyMap, config: PositionalLabelConfig, official: dict[str, torch.Tensor]) -> PreTrainedModel:
     """Build the model around the official tensors, checking every name, shape and, back again, every bit."""
     skeleton = build_skeleton(PositionalLabelForImageClassification, config)
+    _check_grid(skeleton, official)
     check_keys(mapping.to_official(skeleton.state_dict()), official)
     model = load_official(PositionalLabelForImageClassification(config), mapping, official)
     return model.to(official["head.weight"].dtype)  # also what is computed and not in the file
@@ -330,11 +411,14 @@ def _processors(config: PositionalLabelConfig) -> tuple[Any, ...]:
     return (BitImageProcessor(size=size, crop_size={"height": height, "width": width}),)
 
 
-def _card(model: PreTrainedModel, source: Path, dropped: Mapping[str, torch.Tensor]) -> str:
+def _card(model: PreTrainedModel, source: Path, dropped: Mapping[str, torch.Tensor], notes: Sequence[str]) -> str:
     kind = {"vit": "ViT", "swin": "Swin"}[model.config.backbone_config.model_type]
     label = model.config.position_label
     head = f"with the head of {label} positional labels" if label else "without position head"
-    notes = ["`model.without_position_head()` leaves the position head out; it is not used at inference anyway."]
+    notes = [
+        *notes,
+        "`model.without_position_head()` leaves the position head out; it is not used at inference anyway.",
+    ]
     merging = sorted(name for name in dropped if ".downsample." in name)
     if merging:
         notes.append(f"The unused tensors {', '.join(f'`{name}`' for name in merging)} were left out.")
@@ -351,4 +435,13 @@ def _card(model: PreTrainedModel, source: Path, dropped: Mapping[str, torch.Tens
     )
 
 
-__all__ = ["MODEL_CLASSES", "ORIGIN", "SWIN_MAP", "VIT_MAP", "convert", "read_official", "to_official"]
+__all__ = [
+    "MODEL_CLASSES",
+    "ORIGIN",
+    "SWIN_MAP",
+    "VIT_MAP",
+    "convert",
+    "read_official",
+    "to_official",
+    "write_official",
+]

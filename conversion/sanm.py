@@ -88,7 +88,7 @@ def convert(
     second: str | Path | None = None,
     head: str | Path | None = None,
     num_labels: int | None = None,
-    image_size: int | None = None,
+    image_size: int | list[int] | None = None,
     softmax_outputs: bool = False,
     framework: str | None = None,
     image_mean: list[float] | None = None,
@@ -104,7 +104,7 @@ def convert(
         second: file of the second network; both become an ensemble.
         head: file with `fc.*` and `recon_module.*` for an encoder of C2D; without it they start anew.
         num_labels: classes, for an encoder without head (default 10); others have theirs.
-        image_size: pixels, where it is not 32 (3x3 stem) or 224 (7x7 stem).
+        image_size: pixels, one number or (height, width), where they are not 32 (3x3 stem) or 224 (7x7 stem).
         softmax_outputs: return probabilities in place of scores, as the C2D ResNet-18 of the CIFAR script does.
         framework: how the model will be trained: "dividemix", "c2d" or "ce"; by default as its network was.
         image_mean, image_std: statistics of the pixels per channel; by default those that the official scripts have for

@@ -315,6 +315,12 @@ def convert(
         ),
     ] = None,
     decoder_num_heads: Annotated[int | None, typer.Option(help="Attention heads of the decoder, likewise.")] = None,
+    image_size: Annotated[
+        str | None,
+        typer.Option(
+            help="Pixels of the images, where the file does not tell: a number, or height and width as 224,448."
+        ),
+    ] = None,
     norm_pix_loss: Annotated[
         bool | None,
         typer.Option(help="Whether the decoder predicts normalised pixels, where the file and its name do not tell."),
@@ -329,9 +335,10 @@ def convert(
 
     named = {"decoder_num_heads": decoder_num_heads, "norm_pix_loss": norm_pix_loss}
     given = {name: value for name, value in named.items() if value is not None}
-    if num_heads is not None:
-        is_list = "," in num_heads and not num_heads.startswith("[")
-        given["num_heads"] = _parse_value("--num-heads", f"[{num_heads}]" if is_list else num_heads)
+    for name, text in {"num_heads": num_heads, "image_size": image_size}.items():
+        if text is not None:
+            is_list = "," in text and not text.startswith("[")
+            given[name] = _parse_value(f"--{name.replace('_', '-')}", f"[{text}]" if is_list else text)
     for assignment in options or []:
         name, equals, value = assignment.partition("=")
         if not equals:

@@ -180,7 +180,9 @@ class RelativePositionHead(_PositionHead):
             grid (`tuple[int, int]`, *optional*): the grid of these images, at most that of the head.
             counted (`torch.BoolTensor` of shape `[B, K]`, *optional*): a pair counts if one of its tokens is marked.
             anchors (`torch.LongTensor` of shape `[B, S]`, *optional*): rows of `tokens` that are anchors; all by
-                default. With random ones the loss is an unbiased estimate of that of all pairs.
+                default. With random ones the loss is an unbiased estimate of that of all pairs: with `counted` too,
+                as it is divided by the number of pairs to expect, not of those that are drawn. The accuracy is of the
+                latter.
             return_logits (`bool`): also return the logits of all these pairs, which are many.
 
         Raises:

@@ -61,7 +61,7 @@ def pair_cross_entropy(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """
     Mean cross entropy of all pairs of an anchor and another token, equal in value and gradients to that of
-    [`pair_logits`].
+    [`pair_logits`]. The anchors are some of the tokens, or all.
 
     Tiles of pairs are evaluated one after the other. Their gradients are summed in the same pass, so that nothing of a
     tile is kept or computed again; memory grows with the number of tokens, not of pairs. Matrix products run in the
@@ -76,7 +76,9 @@ def pair_cross_entropy(
 
     Returns:
         The mean over all pairs that count, and the share of them whose largest logit (the first of equal ones) is that
-        of the label.
+        of the label. With S anchors out of the N tokens, the sum of the loss is divided by S / N times the pairs that
+        count with all N as anchors: the number of those that are found depends on the draw, and dividing by it would
+        make a biased estimate. The share is that of the pairs that are found.
     """
     needs_gradients = torch.is_grad_enabled() and any(part.requires_grad for part in parts)
     device = parts.anchors.device.type
@@ -92,20 +94,23 @@ def pair_cross_entropy(
             rows = slice(first, first + images_at_once)
             for start in range(0, anchors, anchors_at_once):
                 sums.add(rows, slice(start, start + anchors_at_once), labels)
-        count = _count(labels, images, anchors, others).to(sums.loss)
-        loss, accuracy = sums.loss / count, sums.hits / count
+        found, count = (number.to(sums.loss) for number in _counts(labels, images, anchors, others))
+        count = count * (anchors / others)
+        loss, accuracy = sums.loss / count, sums.hits / found
         if not needs_gradients:
             return loss, accuracy
         gradients = [total.div_(count) for total in sums.gradients]
     return WithGradients.apply(loss, *parts, *gradients), accuracy
 
 
-def _count(labels: PairLabels, images: int, anchors: int, others: int) -> torch.Tensor:
-    """Number of pairs that count, at least 1."""
+def _counts(labels: PairLabels, images: int, anchors: int, others: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Numbers of pairs that count, of the given anchors and with all tokens as anchors; both at least 1."""
+    of_given, of_all = images * anchors * others, images * others * others
     if labels.anchors_count is None:
-        return torch.tensor(images * anchors * others)
-    silent = (~labels.anchors_count).sum(1) * (~labels.others_count).sum(1)
-    return (images * anchors * others - silent.sum()).clamp(min=1)
+        return torch.tensor(of_given), torch.tensor(of_all)
+    silent = (~labels.others_count).sum(1)
+    found = of_given - ((~labels.anchors_count).sum(1) * silent).sum()
+    return found.clamp(min=1), (of_all - silent.square().sum()).clamp(min=1)
 
 
 class _Sums:

@@ -10,7 +10,7 @@ from transformers import PreTrainedModel
 from transformers import initialization as init
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 from transformers.processing_utils import Unpack
-from transformers.utils import TransformersKwargs
+from transformers.utils import TransformersKwargs, logging
 from transformers.utils.generic import can_return_tuple
 
 from .backbones_positional_label import TokenView, build_backbone
@@ -29,8 +29,10 @@ from .schemes_positional_label import (
     random_rows,
     run_with_positions,
 )
-from .stock_positional_label import config_around, load_foreign, stock_classifier
+from .stock_positional_label import HEAD_NAMES, config_around, load_foreign, stock_classifier, with_stored_heads
 from .vit_positional_label import AUTHORS_VIT_STD
+
+logger = logging.get_logger(__name__)
 
 
 class PositionalLabelPreTrainedModel(PreTrainedModel):
@@ -49,19 +51,60 @@ class PositionalLabelPreTrainedModel(PreTrainedModel):
     # Losses are means over the batch: `Trainer` must divide them itself when it accumulates gradients.
     accepts_loss_kwargs = False
 
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path: str | PathLike, *args, **kwargs):
+        """
+        As in transformers; with another `position_label` or `feature_split` than that of the checkpoint, heads of the
+        same kind are kept and others are new.
+        """
+        source, found = pretrained_model_name_or_path, None
+        if source is not None and "state_dict" not in kwargs:
+            found = with_stored_heads(source, kwargs)
+        if found is None:
+            return super().from_pretrained(source, *args, **kwargs)
+        config, wanted = found
+        want_info = kwargs.pop("output_loading_info", False)
+        model, info = super().from_pretrained(source, *args, config=config, output_loading_info=True, **kwargs)
+        info["missing_keys"] = {*info["missing_keys"], *model._change_heads(**wanted)}
+        return (model, info) if want_info else model
+
     def _make_heads(self, width: int, grid: Grid, tokens: int, seen_by: str = "") -> None:
         """
         `position_head`, and with both kinds of label `relative_position_head` for the second.
 
         `tokens` is how many of the grid a training pass sees; `seen_by` says why it is not all of them.
         """
-        config = self.config
+        config, self._head_arguments = self.config, (width, grid, tokens, seen_by)
         kinds = {"absolute": AbsolutePositionHead, "relative": RelativePositionHead}
-        for name, label in zip(("position_head", "relative_position_head"), config.labels, strict=False):
+        for name, label in zip(HEAD_NAMES, config.labels, strict=False):
             head = kinds[label](width, grid, config.position_head_dropout, config.feature_split)
             setattr(self, name, head)
         if "relative" in config.labels:
             self._check_anchors(tokens, seen_by)
+
+    def _change_heads(self, position_label: str, feature_split: str) -> set[str]:
+        """Heads for other labels; those of the same kind stay. Returns the names of the weights of new ones."""
+        config, old = self.config, self.position_heads if hasattr(self, HEAD_NAMES[0]) else {}
+        keeps = feature_split == config.feature_split
+        config.position_label, config.feature_split = position_label, feature_split
+        if not old:  # the backbone alone
+            return set()
+        for _, name in zip(old, HEAD_NAMES, strict=False):
+            delattr(self, name)
+        self._make_heads(*self._head_arguments)
+        like, new = next(iter(old.values())).fc1.weight, set()
+        for name, (label, head) in zip(HEAD_NAMES, self.position_heads.items(), strict=False):
+            if keeps and label in old:
+                setattr(self, name, old[label])
+                continue
+            head.apply(self._init_weights)
+            head.to(device=like.device, dtype=like.dtype).train(self.training)
+            new |= {f"{name}.{weight}" for weight, _ in head.named_parameters()}
+        logger.warning(
+            f"position_label {position_label!r} with feature_split {feature_split!r} has other heads than the "
+            f"checkpoint; new are {sorted({name.partition('.')[0] for name in new}) or 'none'}"
+        )
+        return new
 
     def _check_anchors(self, tokens: int, seen_by: str) -> None:
         if (self.config.num_anchors or 0) > tokens:
@@ -70,8 +113,7 @@ class PositionalLabelPreTrainedModel(PreTrainedModel):
     @property
     def position_heads(self) -> dict[str, nn.Module]:
         """The heads by their kind of label."""
-        names = ("position_head", "relative_position_head")
-        return {label: getattr(self, name) for label, name in zip(self.config.labels, names, strict=False)}
+        return {label: getattr(self, name) for label, name in zip(self.config.labels, HEAD_NAMES, strict=False)}
 
     @torch.no_grad()
     def _init_weights(self, module):
@@ -182,8 +224,9 @@ class PositionalLabelModel(PositionalLabelPreTrainedModel):
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path: str | PathLike, *args, **kwargs):
         """As in transformers; also from a pre-trained autoencoder (`mae`, `vit_mae`) or classifier."""
-        loaded = load_foreign(cls, pretrained_model_name_or_path, *args, **kwargs)
-        return super().from_pretrained(pretrained_model_name_or_path, *args, **kwargs) if loaded is None else loaded
+        load = super().from_pretrained
+        loaded = load_foreign(cls, load, pretrained_model_name_or_path, *args, **kwargs)
+        return load(pretrained_model_name_or_path, *args, **kwargs) if loaded is None else loaded
 
     @classmethod
     def wrap(cls, model: PreTrainedModel, **settings) -> "PositionalLabelModel":
@@ -269,8 +312,9 @@ class PositionalLabelForImageClassification(PositionalLabelPreTrainedModel):
         has two classifiers) or from a pre-trained autoencoder (`mae`, `vit_mae`, or [`PositionalLabelForPreTraining`]).
         Position heads, and the classifier of an encoder, are new. Fields of the configuration are keyword arguments.
         """
-        loaded = load_foreign(cls, pretrained_model_name_or_path, *args, **kwargs)
-        return super().from_pretrained(pretrained_model_name_or_path, *args, **kwargs) if loaded is None else loaded
+        load = super().from_pretrained
+        loaded = load_foreign(cls, load, pretrained_model_name_or_path, *args, **kwargs)
+        return load(pretrained_model_name_or_path, *args, **kwargs) if loaded is None else loaded
 
     @classmethod
     def wrap(cls, model: PreTrainedModel, **settings) -> "PositionalLabelForImageClassification":

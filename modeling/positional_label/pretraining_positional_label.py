@@ -19,6 +19,7 @@ from transformers.utils.generic import can_return_tuple
 from .backbones_positional_label import patch_grid
 from .configuration_positional_label import AUTOENCODERS, PositionalLabelConfig
 from .inputs_positional_label import check_images
+from .labels_positional_label import Grid
 from .modeling_positional_label import PositionalLabelPreTrainedModel
 from .outputs_positional_label import PositionalLabelForPreTrainingOutput
 from .schemes_positional_label import check_dropout_grid, check_position_table, random_rows, run_with_positions
@@ -41,8 +42,8 @@ class PositionalLabelForPreTraining(PositionalLabelPreTrainedModel):
         config (`PositionalLabelConfig`): configuration whose `backbone_config` is an autoencoder's.
 
     Raises:
-        ValueError: for other backbones, for `pooling` and variants that only classifiers have, and for position dropout
-            with masks that are not random.
+        ValueError: for other backbones, for `pooling` and variants that only classifiers have, for a `mask_ratio` that
+            leaves no visible patch, and for position dropout with masks that are not random.
 
     Example:
 
@@ -87,7 +88,7 @@ class PositionalLabelForPreTraining(PositionalLabelPreTrainedModel):
         if self._needs_noise:
             check_position_table(self.mae.base_model, "position_dropout or scheme 'jigsaw'")
         grid = patch_grid(inner, *config.image_height_width)
-        visible = int(grid[0] * grid[1] * (1 - inner.mask_ratio))
+        visible = self._check_visible(grid)
         self._make_heads(inner.hidden_size, grid, visible, f" that mask_ratio {inner.mask_ratio} leaves")
         self.post_init()
         if inner.model_type == "vit_mae" and autoencoder is None:
@@ -228,8 +229,8 @@ class PositionalLabelForPreTraining(PositionalLabelPreTrainedModel):
                 `bool_masked_pos`), but `labels` is ignored.
 
         Raises:
-            ValueError: for noise of the wrong shape, grids that the position head was not built for, and arguments that
-                the autoencoder does not know.
+            ValueError: for noise of the wrong shape, grids that the position head was not built for, masks that leave
+                no patch or hide none, and arguments that the autoencoder does not know.
         """
         check_images(pixel_values, self.config.backbone_config.num_channels)
         kwargs.pop("labels", None)
@@ -239,6 +240,8 @@ class PositionalLabelForPreTraining(PositionalLabelPreTrainedModel):
                 "bool_masked_pos does not go with position_dropout and scheme 'jigsaw'; give noise instead"
             )
         grid = patch_grid(self.config.backbone_config, *pixel_values.shape[-2:])
+        if "mask_ratio" not in self.arguments:  # a `mae` checks its own
+            self._check_masked(grid, return_loss)
         self._check_noise("noise", noise, pixel_values, grid)
         if noise is None and generator is not None and "generator" in self.arguments and not self._needs_noise:
             kwargs["generator"] = generator  # a `mae` samples its masks, which need not be random, itself
@@ -250,7 +253,10 @@ class PositionalLabelForPreTraining(PositionalLabelPreTrainedModel):
             dropped, counted = self._dropped(noise, position_noise, pixel_values, grid, generator, kwargs)
         if kwargs.get("output_attentions") is None and self.config.output_attentions:
             kwargs["output_attentions"] = True
-        outputs = self._autoencode(pixel_values, dropped, noise=noise, output_hidden_states=True, **kwargs)
+        reconstructs = {"return_loss": return_loss} if "return_loss" in self.arguments else {}
+        outputs = self._autoencode(
+            pixel_values, dropped, noise=noise, output_hidden_states=True, **reconstructs, **kwargs
+        )
         tokens = self._tokens(outputs)
         ids_keep = outputs.ids_restore.argsort(dim=1)[:, : tokens.shape[1]]
         loss, fields = None, {}
@@ -285,6 +291,22 @@ class PositionalLabelForPreTraining(PositionalLabelPreTrainedModel):
             raise ValueError(
                 f"arguments of the autoencoder, a {inner.model_type}, must be among {sorted(self.arguments)}, got "
                 f"{unknown}{only}"
+            )
+
+    def _check_visible(self, grid: Grid) -> int:
+        """The number of patches that the configured masks leave of a grid."""
+        cells, ratio = grid[0] * grid[1], self.config.backbone_config.mask_ratio
+        visible = int(cells * (1 - ratio))
+        if not visible:
+            raise ValueError(f"mask_ratio {ratio} leaves no visible patch out of {cells}")
+        return visible
+
+    def _check_masked(self, grid: Grid, return_loss: bool) -> None:
+        """Refuses grids of which the configured masks leave none or, for a loss, all."""
+        if self._check_visible(grid) == grid[0] * grid[1] and return_loss:
+            raise ValueError(
+                f"the loss needs masked patches, got mask_ratio {self.config.backbone_config.mask_ratio}; pass "
+                "return_loss=False to only reconstruct"
             )
 
     def _autoencode(self, pixel_values, dropped, **kwargs):

@@ -1,6 +1,7 @@
 """From the classifiers of transformers and timm to Positional Label, and back to the same logits."""
 
 import copy
+from collections.abc import Callable
 from os import PathLike
 from typing import Any
 
@@ -35,6 +36,9 @@ STOCK_POOLING = {
     "swinv2": "mean",
     "timm_wrapper": "pooler",
 }
+HEAD_NAMES = ("position_head", "relative_position_head")
+# What says whether the heads of a checkpoint are of the kinds that are wanted.
+_HEAD_FIELDS = ("position_label", "feature_split")
 LABEL_FIELDS = ("id2label", "label2id", "problem_type")
 _LABEL_ARGUMENTS = ("num_labels", *LABEL_FIELDS)
 # What a classifier or encoder takes from the configuration of the pre-training.
@@ -293,9 +297,12 @@ def take_config(kwargs: dict[str, Any]) -> PositionalLabelConfig | None:
     """
     Takes the `config` out of the arguments of `from_pretrained`.
 
-    An automatic class passes the one that it read from the folder; a user may give one for a foreign checkpoint.
+    An automatic class passes the one that it read from the folder; a user may give one for a foreign checkpoint. It
+    is told by its `model_type`: where hubmodels is not installed, transformers imports the configuration's file once
+    for the configuration and once for the model, and the two classes are not the same.
     """
-    return kwargs.pop("config") if isinstance(kwargs.get("config"), PositionalLabelConfig) else None
+    own = getattr(kwargs.get("config"), "model_type", None) == PositionalLabelConfig.model_type
+    return kwargs.pop("config") if own else None
 
 
 def settings_of(config: PositionalLabelConfig) -> dict[str, Any]:
@@ -326,7 +333,50 @@ def new_heads(model: nn.Module) -> set[str]:
     return {name for name, _ in model.named_parameters() if name.split(".")[0].endswith("position_head")}
 
 
-def load_foreign(model_class: type, source: str | PathLike, *args, **kwargs) -> Any:
+def with_stored_heads(
+    source: str | PathLike, kwargs: dict[str, Any]
+) -> tuple[PositionalLabelConfig, dict[str, str | None]] | None:
+    """
+    Where a `position_label` or `feature_split` is asked for that has other heads than one of the method's own
+    checkpoints has under the same names: some weights of these have the same shapes and would be loaded.
+
+    Args:
+        source: folder or Hub id.
+        kwargs: of `from_pretrained`; the configuration and its fields are taken out.
+
+    Returns:
+        The configuration with the heads of the checkpoint, and the fields that are asked for; None where the names
+        agree, and for other checkpoints.
+    """
+    config = kwargs.get("config")
+    own = getattr(config, "model_type", None) == PositionalLabelConfig.model_type
+    if not own and not any(name in kwargs for name in _HEAD_FIELDS):
+        return None
+    content, hub = stored_config(source, kwargs)
+    if content.get("model_type") != PositionalLabelConfig.model_type:
+        return None
+    stored = {name: content.get(name, getattr(PositionalLabelConfig, name)) for name in _HEAD_FIELDS}
+    wanted = {name: getattr(config, name) if own else kwargs.get(name, stored[name]) for name in _HEAD_FIELDS}
+    kinds = _kinds_of_heads(**stored)
+    if all(kinds.get(name, kind) == kind for name, kind in _kinds_of_heads(**wanted).items()):
+        return None
+    if not own:
+        labels = {name: kwargs.pop(name) for name in _LABEL_ARGUMENTS if name in kwargs}
+        config = PositionalLabelConfig.from_pretrained(source, **hub, **take_settings(kwargs), **labels)
+    kwargs.pop("config", None)
+    config = copy.deepcopy(config)
+    for name, value in stored.items():
+        setattr(config, name, value)
+    return config, wanted
+
+
+def _kinds_of_heads(position_label: str | None, feature_split: str) -> dict[str, tuple[str, str]]:
+    """What the heads of a model predict, and from which part of the tokens, by their names."""
+    labels = ("absolute", "relative") if position_label == "both" else (position_label,) if position_label else ()
+    return {name: (label, feature_split) for name, label in zip(HEAD_NAMES, labels, strict=False)}
+
+
+def load_foreign(model_class: type, load: Callable[..., Any], source: str | PathLike, *args, **kwargs) -> Any:
     """
     Loads a classifier or encoder from a checkpoint that is neither: one of another model type, or a pre-trained one.
 
@@ -335,6 +385,7 @@ def load_foreign(model_class: type, source: str | PathLike, *args, **kwargs) -> 
 
     Args:
         model_class: the class to build, with `wrap`.
+        load: `from_pretrained` of the class that it inherits from.
         source: folder or Hub id.
         args, kwargs: of `from_pretrained`; fields of the configuration are taken out. What a given `config` says holds
             around the checkpoint's network too.
@@ -367,12 +418,10 @@ def load_foreign(model_class: type, source: str | PathLike, *args, **kwargs) -> 
         if pretrained:
             stored = {name: content[name] for name in _INHERITED if content.get(name) is not None}
             settings = stored | settings
-            same_heads = all(stored.get(name) == settings.get(name) for name in ("position_label", "feature_split"))
-        keep_heads = pretrained and same_heads
         inner = vit_inside(AutoConfig.for_model(**(nested if pretrained else content)))
         if given is not None and given.backbone_config.model_type not in AUTOENCODERS:
             inner = backbone_of(given, "vit")
-        model, info = _from_autoencoder(model_class, source, inner, settings, keep_heads, args, kwargs)
+        model, info = _from_autoencoder(load, source, inner, settings, args, kwargs)
     else:
         labels = {name: kwargs.pop(name) for name in _LABEL_ARGUMENTS if name in kwargs}
         inner = _inner_config(source, content, given, settings, labels, hub)
@@ -453,7 +502,7 @@ def _renamed(names: Any, prefix: str) -> Any:
     )
 
 
-def _from_autoencoder(model_class, source, inner, settings, keep_heads, args, kwargs) -> tuple[Any, Any]:
+def _from_autoencoder(load, source, inner, settings, args, kwargs) -> tuple[Any, Any]:
     """The encoder of a pre-trained autoencoder; classifier and position heads are new, but for heads that it has."""
     labels = {name: kwargs.pop(name) for name in _LABEL_ARGUMENTS if name in kwargs}
     refuse_authors(settings, "autoencoder")
@@ -463,16 +512,7 @@ def _from_autoencoder(model_class, source, inner, settings, keep_heads, args, kw
         r"^vit\.": "backbone.",
         r"^(?=(embeddings|layers|layernorm)\.)": "backbone.",
     }
-    if not keep_heads:
-        kwargs["ignore_mismatched_sizes"] = True
-    # Past the method of `model_class`, which called this.
-    model, info = super(model_class, model_class).from_pretrained(
-        source, *args, config=config, key_mapping=names, output_loading_info=True, **kwargs
-    )
+    model, info = load(source, *args, config=config, key_mapping=names, output_loading_info=True, **kwargs)
     # Otherwise saving would turn the names back into those of the autoencoder.
     model.__dict__.pop("_weight_conversions", None)
-    # Heads for other labels than those of the pre-training are new.
-    other_heads = {entry for entry in info["mismatched_keys"] if entry[0] in new_heads(model)}
-    info["mismatched_keys"] = set(info["mismatched_keys"]) - other_heads
-    info["missing_keys"] = {*info["missing_keys"], *(entry[0] for entry in other_heads)}
     return model, info

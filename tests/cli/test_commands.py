@@ -163,6 +163,13 @@ def test_convert_takes_heads_of_one_stage_or_of_several(text, heads, invoke, rep
     assert calls[0][1] == {"num_heads": heads}
 
 
+@pytest.mark.parametrize(("text", "size"), [("224", 224), ("8,32", [8, 32]), ("8, 32", [8, 32]), ("[8,32]", [8, 32])])
+def test_convert_takes_the_size_of_images(text, size, invoke, replace):
+    calls = replace("hubmodels.conversion", "convert")
+    assert invoke("convert", "positional_label", "in.pth", "out", "--image-size", text).exit_code == 0
+    assert calls[0][1] == {"image_size": size}
+
+
 def test_convert_takes_options_of_any_method(invoke, replace):
     calls = replace("hubmodels.conversion", "convert")
     arguments = ("convert", "densecl", "in.pth", "out", "--set", "strides=[1,2,2,1]", "--set", "momentum=0.99")

@@ -4,14 +4,14 @@ from pathlib import Path
 
 import pytest
 import torch
-from hubmodels.conversion import ConversionError, UnknownOptionError, convert, to_official
+from hubmodels.conversion import ConversionError, UnknownOptionError, _method_module, convert, to_official
 from hubmodels.modeling.positional_label import PositionalLabelConfig, PositionalLabelForImageClassification
 from safetensors.torch import load_file
 from transformers import AutoImageProcessor, AutoModelForImageClassification, SwinConfig
 from typer.testing import CliRunner
 
 from hubmodels.cli import app
-from tests.modeling.tiny_positional_label import SWIN, tiny_classifier
+from tests.modeling.tiny_positional_label import SWIN, VIT, tiny_classifier
 
 GOLDEN = Path(__file__).resolve().parent.parent / "golden" / "positional_label"
 HEADS = {"vit_absolute_official": 4, "swin_relative_official": [2, 4], "swin_absolute_official": [2, 4]}
@@ -175,3 +175,92 @@ def test_command_line_takes_heads_of_every_stage(tmp_path):
     result = CliRunner().invoke(app, arguments)
     assert result.exit_code == 0, result.output
     assert (tmp_path / "ours" / "config.json").is_file()
+
+
+OBLONG = {
+    "vit": ({"model_type": "vit", **VIT, "patch_size": 4, "layer_norm_eps": 1e-6}, "absolute", 2),
+    "vit relative": ({"model_type": "vit", **VIT, "patch_size": 4, "layer_norm_eps": 1e-6}, "relative", 2),
+    "swin": ({"model_type": "swin", **SWIN, "drop_path_rate": 0.0}, "relative", [2, 2]),
+    "swin without head": ({"model_type": "swin", **SWIN, "drop_path_rate": 0.0}, None, [2, 2]),
+}
+
+
+def oblong(kind: str, size) -> PositionalLabelForImageClassification:
+    inner, label, _ = OBLONG[kind]
+    settings = {"backbone_variant": "authors", "position_label": label}
+    config = PositionalLabelConfig(backbone_config=inner | {"image_size": size}, num_labels=3, **settings)
+    return PositionalLabelForImageClassification(config).eval()
+
+
+@pytest.mark.parametrize("kind", OBLONG)
+@pytest.mark.parametrize("is_stored", [True, False], ids=["stored", "given"])
+def test_images_that_are_no_squares(kind, is_stored, tmp_path, caplog):
+    """The ViT's grid is 2x8, which has as many tokens as 4x4."""
+    size, heads = ((8, 32) if kind.startswith("vit") else (32, 64)), OBLONG[kind][2]
+    model = oblong(kind, size)
+    model.save_pretrained(tmp_path / "ours")
+    file, options = to_official(tmp_path / "ours", tmp_path / "official.pth"), {"num_heads": heads}
+    if not is_stored:
+        torch.save({"model": torch.load(file, weights_only=True)["model"]}, file)
+        options["image_size"] = size
+    if kind.startswith("swin"):  # no block of it shifts its windows, so no mask shows their size
+        options["window_size"] = SWIN["window_size"]
+    again = PositionalLabelForImageClassification.from_pretrained(
+        convert("positional_label", file, tmp_path / "again", **options)
+    )
+    assert again.config.image_size == size and not caplog.records
+    pixels = torch.randn(2, 3, *size, generator=torch.Generator().manual_seed(0))
+    found, expected = (each(pixels, return_position=True) for each in (again, model))
+    torch.testing.assert_close(found.logits, expected.logits, rtol=0, atol=0)
+    if OBLONG[kind][1] is not None:
+        torch.testing.assert_close(found.position_loss, expected.position_loss, rtol=0, atol=0)
+    processor = AutoImageProcessor.from_pretrained(tmp_path / "again")
+    assert (processor.crop_size["height"], processor.crop_size["width"]) == size
+    assert "square" not in (tmp_path / "again" / "README.md").read_text()
+
+
+def test_a_size_that_is_given_counts_more_than_the_stored_one(tmp_path):
+    oblong("vit", (8, 32)).save_pretrained(tmp_path / "ours")
+    file = to_official(tmp_path / "ours", tmp_path / "official.pth")
+    folder = convert("positional_label", file, tmp_path / "again", num_heads=2, image_size=16)
+    assert PositionalLabelForImageClassification.from_pretrained(folder).config.image_size == 16
+    torch.save(torch.load(file, weights_only=True) | {"image_size": [8, "32"]}, tmp_path / "wrong.pth")
+    with pytest.raises(ConversionError, match=r"image_size in the file must be \[height, width\], found \[8, '32'\]"):
+        convert("positional_label", tmp_path / "wrong.pth", tmp_path / "wrong", num_heads=2)
+
+
+@pytest.mark.parametrize("name", HEADS)
+def test_a_square_grid_that_is_assumed_is_named(name, write_checkpoint, tmp_path, caplog):
+    with caplog.at_level("WARNING"):
+        convert(
+            "positional_label", write_checkpoint({"model": official(name)}), tmp_path / "ours", num_heads=HEADS[name]
+        )
+    notes = [record.message for record in caplog.records if "taken for those of a square grid" in record.message]
+    assert len(notes) == 1 and "of images of 32x32 pixels" in notes[0]
+    assert notes[0] in (tmp_path / "ours" / "README.md").read_text()
+
+
+@pytest.mark.parametrize(
+    ("kind", "size", "options", "message"),
+    [
+        ("vit", (12, 20), {}, r"pos_embed has 15 rows, which is not a square grid. Pass image_size"),
+        ("swin", (16, 32), {}, r"head_coordinate has 21 classes, which no square grid has. Pass image_size"),
+        ("swin without head", (32, 32), {}, r"without position head no tensor shows it. Pass image_size"),
+        (
+            "vit",
+            (12, 20),
+            {"image_size": (8, 32)},
+            "image_size 8x32 gives a grid of 2x8 tokens, for which pos_embed must have 16 rows, found 15",
+        ),
+        (
+            "swin",
+            (16, 32),
+            {"image_size": 32},
+            "image_size 32x32 gives a grid of 4x4 tokens, .* head_coordinate.weight must have 49 classes, found 21",
+        ),
+    ],
+)
+def test_sizes_that_are_needed_or_do_not_fit(kind, size, options, message, write_checkpoint, tmp_path):
+    file = write_checkpoint({"model": _method_module("positional_label").to_official(oblong(kind, size))})
+    with pytest.raises(ConversionError, match=message):
+        convert("positional_label", file, tmp_path / "ours", num_heads=OBLONG[kind][2], **options)

@@ -12,7 +12,7 @@ from hubmodels.modeling.positional_label import (
     PositionalLabelForPreTraining,
 )
 from PIL import Image
-from transformers import BitImageProcessor, SwinConfig, ViTConfig
+from transformers import BitImageProcessor, SwinConfig, ViTConfig, ViTMAEConfig
 
 from hubmodels.repository import prepare_repository
 
@@ -41,7 +41,7 @@ from transformers import BitImageProcessor
 from hubmodels.modeling.positional_label import PositionalLabelForImageClassification
 from hubmodels.publishing import publish
 work = Path(sys.argv[1])
-for name in ("vit", "swin", "autoencoder"):
+for name in ("vit", "swin", "mae", "vit_mae"):
     publish(work / name, f"alice/{name}")
 for name in ("vit", "swin"):
     PositionalLabelForImageClassification.from_pretrained(work / name).push_to_hub(f"alice/pushed-{name}")
@@ -54,7 +54,8 @@ from pathlib import Path
 import numpy as np
 import torch
 from PIL import Image
-from transformers import AutoImageProcessor, AutoModelForImageClassification, AutoModelForPreTraining, pipeline
+from transformers import (AutoImageProcessor, AutoModel, AutoModelForImageClassification, AutoModelForPreTraining,
+                          pipeline)
 work = Path(sys.argv[1])
 trust = {"trust_remote_code": True}
 pixels, noise = (torch.from_numpy(np.load(work / f"{name}.npy")) for name in ("pixels", "noise"))
@@ -77,22 +78,29 @@ def use_classifier(way, kind, name):
     seen[f"{way}/{kind}/scores"] = [s["score"] for s in sorted(scores, key=lambda s: s["label"])]
 
 @torch.no_grad()
-def use_autoencoder(way, name):
+def use_autoencoder(way, kind, name):
     output = loaded(AutoModelForPreTraining, name)(pixels, noise=noise)
-    seen[f"{way}/autoencoder/loss"], seen[f"{way}/autoencoder/position_loss"] = output.loss, output.position_loss
+    seen[f"{way}/{kind}/loss"], seen[f"{way}/{kind}/position_loss"] = output.loss, output.position_loss
+    encoder = AutoModel.from_pretrained(name, **trust).eval()
+    classifier = AutoModelForImageClassification.from_pretrained(name, num_labels=3, **trust).eval()
+    assert classifier(pixels).logits.shape == (2, 3)
+    seen[f"{way}/{kind}/tokens"] = encoder(pixels).last_hidden_state
+    seen[f"{way}/{kind}/tokens of the classifier"] = classifier.encode(pixels).last_hidden_state
+    seen[f"{way}/{kind}/positions of the classifier"] = classifier(pixels, return_position=True).position_loss
 
 for way, name in {"published": "alice/{}", "pushed": "alice/pushed-{}", "folder": str(work / "repository-{}")}.items():
     for kind in ("vit", "swin"):
         use_classifier(way, kind, name.format(kind))
     if way != "pushed":  # the bare push_to_hub of a model knows the files of its own method only
-        use_autoencoder(way, name.format("autoencoder"))
+        for kind in ("mae", "vit_mae"):
+            use_autoencoder(way, kind, name.format(kind))
 np.savez(work / "stranger.npz", **{key: np.asarray(value) for key, value in seen.items()})
 """
 
 
 @pytest.fixture(scope="module")
 def work(tmp_path_factory):
-    """Folder with three saved models, their inputs, and, in `stranger.npz`, what a stranger's process got from them."""
+    """Folder with four saved models, their inputs, and, in `stranger.npz`, what a stranger's process got from them."""
     work = tmp_path_factory.mktemp("positional_label")
     torch.manual_seed(0)
     labels = {"id2label": dict(enumerate(LABELS)), "label2id": {label: i for i, label in enumerate(LABELS)}}
@@ -100,15 +108,17 @@ def work(tmp_path_factory):
     swin = PositionalLabelConfig(
         backbone_config=SwinConfig(**SWIN, drop_path_rate=0.0), backbone_variant="authors", **labels
     )
-    mae = PositionalLabelConfig(backbone_config=MAEConfig(**VIT, **DECODER), position_label="relative")
+    autoencoders = {"mae": MAEConfig(**VIT, **DECODER), "vit_mae": ViTMAEConfig(**VIT, **DECODER)}
     models = {
         "vit": PositionalLabelForImageClassification(vit),
         "swin": PositionalLabelForImageClassification(swin),
-        "autoencoder": PositionalLabelForPreTraining(mae),
     }
+    for name, inner in autoencoders.items():
+        config = PositionalLabelConfig(backbone_config=inner, position_label="relative")
+        models[name] = PositionalLabelForPreTraining(config)
     for name, model in models.items():
         model.save_pretrained(work / name)
-        processor = MAEImageProcessor if name == "autoencoder" else BitImageProcessor
+        processor = MAEImageProcessor if name in autoencoders else BitImageProcessor
         processor(size={"shortest_edge": 36}, crop_size={"height": 32, "width": 32}).save_pretrained(work / name)
         prepare_repository(work / name, work / f"repository-{name}")
     generator = np.random.default_rng(0)
@@ -145,10 +155,17 @@ def test_classifier_gives_the_same_outputs_elsewhere(work, stranger, way, kind):
         assert_equal(stranger, f"{way}/{kind}/scores", model(processed).logits.softmax(-1)[0])
 
 
+@pytest.mark.parametrize("kind", ["mae", "vit_mae"])
 @pytest.mark.parametrize("way", ["published", "folder"])
-def test_autoencoder_gives_the_same_outputs_elsewhere(work, stranger, way):
+def test_autoencoder_gives_the_same_outputs_elsewhere_with_every_auto_class(work, stranger, way, kind):
     pixels, noise = (torch.from_numpy(np.load(work / f"{name}.npy")) for name in ("pixels", "noise"))
+    model = PositionalLabelForPreTraining.from_pretrained(work / kind).eval()
+    classifier = PositionalLabelForImageClassification.from_pretrained(work / kind, num_labels=3).eval()
     with torch.no_grad():
-        output = PositionalLabelForPreTraining.from_pretrained(work / "autoencoder").eval()(pixels, noise=noise)
-    assert_equal(stranger, f"{way}/autoencoder/loss", output.loss)
-    assert_equal(stranger, f"{way}/autoencoder/position_loss", output.position_loss)
+        output, tokens = model(pixels, noise=noise), classifier.encode(pixels).last_hidden_state
+        positions = classifier(pixels, return_position=True).position_loss
+    assert_equal(stranger, f"{way}/{kind}/loss", output.loss)
+    assert_equal(stranger, f"{way}/{kind}/position_loss", output.position_loss)
+    assert_equal(stranger, f"{way}/{kind}/tokens", tokens)
+    assert_equal(stranger, f"{way}/{kind}/tokens of the classifier", tokens)
+    assert_equal(stranger, f"{way}/{kind}/positions of the classifier", positions)

@@ -5,6 +5,7 @@ import torch
 from hubmodels.modeling.positional_label import (
     PositionalLabelConfig,
     PositionalLabelForImageClassification,
+    PositionalLabelForPreTraining,
     PositionalLabelModel,
 )
 from transformers import (
@@ -32,7 +33,7 @@ from transformers import (
     ViTModel,
 )
 
-from tests.modeling.tiny_positional_label import TIMM_VIT, VIT, backbone_configs, images
+from tests.modeling.tiny_positional_label import MAE, TIMM_VIT, VIT, backbone_configs, images, tiny_classifier
 
 ENCODERS = {
     "vit": ViTModel,
@@ -174,3 +175,74 @@ def test_sizes_of_the_backbone_are_refused(tmp_path):
                 PositionalLabelForImageClassification.from_pretrained(tmp_path / source, **{name: 8})
     with pytest.raises(ValueError, match=r"image_size is that of backbone_config"):
         PositionalLabelConfig(image_size=48)
+
+
+def all_new(model, info, name: str) -> bool:
+    """Whether no weight of a head comes from the file."""
+    return info["missing_keys"] >= {f"{name}.{weight}" for weight in getattr(model, name).state_dict()}
+
+
+LABELS = ("absolute", "relative", "both")
+HEADS = ("position_head", "relative_position_head")
+
+
+@pytest.mark.parametrize("way", ["argument", "configuration", "automatic"])
+@pytest.mark.parametrize("wanted", LABELS)
+@pytest.mark.parametrize("stored", LABELS)
+def test_another_position_label_keeps_the_heads_of_its_kinds(stored, wanted, way, tmp_path):
+    saved = tiny_classifier(position_label=stored)
+    saved.save_pretrained(tmp_path / "own")
+    settings = {"position_label": wanted}
+    if way == "configuration":
+        settings = {"config": PositionalLabelConfig.from_pretrained(tmp_path / "own", **settings)}
+    loader = AutoModelForImageClassification if way == "automatic" else PositionalLabelForImageClassification
+    model, info = loader.from_pretrained(tmp_path / "own", output_loading_info=True, **settings)
+    assert model.config.position_label == wanted
+    assert not info["mismatched_keys"] and not any(name.startswith("position_head") for name in info["unexpected_keys"])
+    for label, name in zip(model.config.labels, HEADS, strict=False):
+        if label in saved.config.labels:
+            assert same_weights(model.position_heads[label], saved.position_heads[label])
+        else:
+            assert all_new(model, info, name)
+    assert same_weights(model.backbone, saved.backbone) and same_weights(model.classifier, saved.classifier)
+    model.save_pretrained(tmp_path / "again")
+    again, info = PositionalLabelForImageClassification.from_pretrained(tmp_path / "again", output_loading_info=True)
+    assert not any(info.values()) and same_weights(again, model)
+
+
+def test_another_feature_split_makes_new_heads(tmp_path):
+    saved = tiny_classifier(position_label="both")
+    saved.save_pretrained(tmp_path)
+    model, info = PositionalLabelForImageClassification.from_pretrained(
+        tmp_path, feature_split="full", output_loading_info=True
+    )
+    assert all_new(model, info, "position_head") and all_new(model, info, "relative_position_head")
+    assert same_weights(
+        PositionalLabelModel.from_pretrained(tmp_path, position_label="relative").backbone, model.backbone
+    )
+
+
+@pytest.mark.parametrize("kind", ["mae", "vit_mae"])
+def test_another_position_label_of_an_autoencoder(kind, tmp_path):
+    config = PositionalLabelConfig(backbone_config={"model_type": kind, **MAE}, position_label="both")
+    saved = PositionalLabelForPreTraining(config)
+    saved.save_pretrained(tmp_path)
+    for model_class in (PositionalLabelForPreTraining, PositionalLabelForImageClassification):
+        model, info = model_class.from_pretrained(tmp_path, position_label="relative", output_loading_info=True)
+        assert same_weights(model.position_head, saved.relative_position_head), model_class
+        assert not info["mismatched_keys"]
+    saved = PositionalLabelForPreTraining(PositionalLabelConfig(backbone_config={"model_type": kind, **MAE}))
+    saved.save_pretrained(tmp_path)
+    for model_class in (PositionalLabelForPreTraining, PositionalLabelForImageClassification):
+        model, info = model_class.from_pretrained(tmp_path, position_label="relative", output_loading_info=True)
+        assert all_new(model, info, "position_head"), model_class
+
+
+def test_a_subclass_loads_from_an_autoencoder(tmp_path):
+    class Own(PositionalLabelForImageClassification):
+        pass
+
+    saved = PositionalLabelForPreTraining(PositionalLabelConfig(backbone_config={"model_type": "mae", **MAE}))
+    saved.save_pretrained(tmp_path)
+    model = Own.from_pretrained(tmp_path, num_labels=3)
+    assert type(model) is Own and same_weights(model.position_head, saved.position_head)

@@ -60,16 +60,19 @@ def test_tiles_equal_all_pairs(split, tile_bytes, monkeypatch):
 
 
 def test_anchors_and_counted_pairs():
-    """Only pairs of the given anchors, and of them those with at least one counted token."""
+    """Pairs of the given anchors, and of them those with a counted token; 2 / 15 of all such pairs are expected."""
     head, states = relative_head(), tokens()
     anchors = torch.tensor([[2, 7], [14, 0], [3, 4]])
     counted = torch.rand(3, 15, generator=torch.Generator().manual_seed(2)) < 0.3
     logits = published_logits(head, states).view(3, 15, 15, -1)
     rows = torch.arange(3)[:, None]
     losses = functional.cross_entropy(logits.movedim(-1, 1), relative_labels(GRID).expand(3, -1, -1), reduction="none")
-    pairs = (counted[:, :, None] | counted[:, None])[rows, anchors]
-    expected = losses[rows, anchors][pairs].mean()
+    every = counted[:, :, None] | counted[:, None]
+    pairs = every[rows, anchors]
+    expected = losses[rows, anchors][pairs].sum() / (every.sum() * 2 / 15)
     prediction = head(states, counted=counted, anchors=anchors)
+    hits = (logits.argmax(-1) == relative_labels(GRID))[rows, anchors][pairs]
+    torch.testing.assert_close(prediction.accuracy, hits.double().mean())
     torch.testing.assert_close(prediction.loss, expected)
     torch.testing.assert_close(gradients(prediction.loss, head, states), gradients(expected, head, states))
 
@@ -78,6 +81,16 @@ def test_random_anchors_are_an_unbiased_estimate():
     head, states = relative_head(), tokens()
     every = [head(states, anchors=torch.full((3, 1), anchor)).loss for anchor in range(15)]
     torch.testing.assert_close(torch.stack(every).mean(), head(states).loss)
+
+
+def test_random_anchors_are_an_unbiased_estimate_of_the_counted_pairs():
+    """Images with different numbers of counted tokens; the mean over all draws of one anchor per image."""
+    head, states = relative_head(), tokens(images=2)
+    counted = torch.zeros(2, 15, dtype=torch.bool)
+    counted[0, :5], counted[1, 3:5] = True, True
+    draws = [torch.tensor([[first], [second]]) for first in range(15) for second in range(15)]
+    every = [head(states, counted=counted, anchors=draw).loss for draw in draws]
+    torch.testing.assert_close(torch.stack(every).mean(), head(states, counted=counted).loss)
 
 
 def test_smaller_grids_use_a_part_of_the_trained_offsets():

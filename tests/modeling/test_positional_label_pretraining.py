@@ -254,3 +254,19 @@ def test_wrong_settings_are_refused():
         model(PIXELS, position_noise=torch.rand(2, 8))
     with pytest.raises(ValueError, match="pixel_values is required"):
         model()
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("label", ["absolute", "relative", None])
+def test_masks_that_leave_or_hide_nothing_are_refused(kind, label):
+    def build(ratio):
+        inner = {"model_type": kind, **MAE, "mask_ratio": ratio}
+        return PositionalLabelForPreTraining(PositionalLabelConfig(backbone_config=inner, position_label=label))
+
+    with pytest.raises(ValueError, match=r"mask_ratio 0.95 leaves no visible patch out of 16"):
+        build(0.95)
+    with pytest.raises(ValueError, match=r"the loss needs masked patches, got mask_ratio 0.0; pass return_loss=False"):
+        build(0.0)(PIXELS)
+    assert build(0.0)(PIXELS, return_loss=False).logits.isfinite().all()
+    with pytest.raises(ValueError, match=r"mask_ratio 0.8 leaves no visible patch out of 4"):
+        build(0.8)(PIXELS[..., :16, :16], interpolate_pos_encoding=True)

@@ -12,6 +12,7 @@ from transformers import (
     AutoModelForImageClassification,
     AutoModelForPreTraining,
     Trainer,
+    TrainerState,
     TrainingArguments,
     ViTConfig,
     ViTForImageClassification,
@@ -22,6 +23,7 @@ from hubmodels.data import load_image_dataset
 from hubmodels.evaluation import evaluate
 from hubmodels.training import Recipe, RecipeError, read_jsonl, train
 from hubmodels.training.methods import method_training
+from hubmodels.training.methods.positional_label import TrivialLabels
 from hubmodels.training.parameter_groups import parameter_groups
 from tests.launching import train_in_two_processes
 from tests.modeling.tiny_positional_label import VIT, tiny_classifier
@@ -97,6 +99,36 @@ def test_unlabelled_training_pretrains_an_autoencoder(autoencoder):
         16,
         16,
     )
+
+
+@pytest.mark.parametrize(
+    ("settings", "warns"),
+    [
+        ({}, True),
+        ({"position_label": "both"}, True),
+        ({"position_label": "relative"}, False),
+        ({"position_dropout": 0.5}, False),
+        ({"scheme": "jigsaw"}, False),
+        ({"position_label": None}, False),
+    ],
+)
+def test_trivial_labels_are_named_once(settings, warns, caplog):
+    model, callback = tiny_classifier(**settings), TrivialLabels()
+    state = TrainerState(global_step=7)
+    for loss in (2.0, 0.2, 0.1, 0.05):  # of 9 cells, 5 % of log 9 are 0.11
+        logs = {"loss": 1.0, "position_loss": loss} if settings.get("position_label", "") is not None else {"loss": 1.0}
+        with caplog.at_level("WARNING"):
+            callback.on_log(None, state, None, logs=logs, model=model)
+    named = [record.message for record in caplog.records if "have become trivial" in record.message]
+    assert len(named) == warns and all("position_loss is 0.1 after step 7 (by chance 2.2)" in text for text in named)
+
+
+def test_runs_watch_for_trivial_labels(pictures, tmp_path, caplog, monkeypatch):
+    monkeypatch.setattr("hubmodels.training.methods.positional_label.TRIVIAL_SHARE", 10.0)
+    overrides = [*CLASSIFIER, "schedule.epochs=2", "model.position_label=absolute"]
+    with caplog.at_level("WARNING"):
+        train("positional_label", pictures, tmp_path / "run", overrides=overrides)
+    assert sum("have become trivial" in record.message for record in caplog.records) == 1
 
 
 def test_pretraining_without_positional_labels(pictures, tmp_path):

@@ -1,11 +1,42 @@
 """Training of Positional Label: classifiers around any backbone, and masked autoencoders with positions."""
 
+import math
+
 import torch
+from transformers import TrainerCallback
+from transformers.utils import logging
 
 from hubmodels.data import ImageCollator
 from hubmodels.training.methods.base import MethodTraining, pretrain_transform
 from hubmodels.training.methods.mae import MAECollator
 from hubmodels.training.recipe import RecipeError
+
+logger = logging.get_logger(__name__)
+
+TRIVIAL_SHARE = 0.05
+
+
+class TrivialLabels(TrainerCallback):
+    """Says once when absolute labels have become trivial: their loss is next to nothing of that of a guess, log N."""
+
+    def __init__(self):
+        self.has_warned = False
+
+    def on_log(self, args, state, control, logs=None, model=None, **kwargs):
+        """Looks at the mean position loss since the last log."""
+        loss, config = (logs or {}).get("position_loss"), model.config
+        plain = config.scheme == "plain" and not config.position_dropout
+        if self.has_warned or loss is None or not plain or "absolute" not in config.labels:
+            return
+        rows, columns = model.position_heads["absolute"].grid
+        chance = math.log(rows * columns)
+        if state.is_world_process_zero and loss < TRIVIAL_SHARE * chance:
+            self.has_warned = True
+            logger.warning(
+                f"position_loss is {loss:.2g} after step {state.global_step} (by chance {chance:.2g}): the absolute "
+                "labels have become trivial and teach little more; position_label='relative' or, where tokens carry "
+                "a table of positions, position_dropout=0.5 keep the task hard"
+            )
 
 
 class PositionalLabelTraining(MethodTraining):
@@ -29,6 +60,11 @@ class PositionalLabelTraining(MethodTraining):
             "the tokens carry a table of positions, so absolute labels are soon read off it (position_loss near 0); "
             "model.position_dropout=0.5 or model.position_label=relative keep the task hard"
         )
+
+    def make_trainer(self, recipe, model, arguments, evaluation, **parts):
+        """The common trainer, which also watches for labels that have become trivial."""
+        parts["callbacks"] = [*parts.get("callbacks", []), TrivialLabels()]
+        return super().make_trainer(recipe, model, arguments, evaluation, **parts)
 
     def pretrain_collators(self, recipe, config, evaluation):
         """Crops and flips, with the masking noise of every image."""
