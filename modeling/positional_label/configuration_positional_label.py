@@ -5,13 +5,17 @@ import math
 from collections.abc import Mapping
 from typing import Any, ClassVar
 
-import timm
 from huggingface_hub.dataclasses import strict
 from transformers import AutoConfig, PreTrainedConfig
 from transformers.configuration_utils import SubConfigSpec
 from transformers.utils import logging
 
 from .model_types_positional_label import check_model_type
+
+try:
+    import timm
+except ImportError:  # then no network of timm's is there either
+    timm = None
 
 logger = logging.get_logger(__name__)
 

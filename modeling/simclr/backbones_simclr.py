@@ -2,7 +2,6 @@
 
 import torch
 import torch.distributed as dist
-from timm.layers import BatchNormAct2d
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from transformers import AutoBackbone
@@ -15,6 +14,11 @@ from .configuration_simclr import SimCLRConfig
 from .normalization_simclr import SimCLRBatchNorm2d, SimCLRBatchNormAct2d
 from .resnet_simclr import SimCLRResNet
 from .token_backbone_simclr import TokenBackbone
+
+try:
+    from timm.layers import BatchNormAct2d
+except ImportError:  # then no network of timm's is there either
+    BatchNormAct2d = None
 
 logger = logging.get_logger(__name__)
 

@@ -9,7 +9,7 @@ from hub_server import HubServer
 # Waiting times of back-off are cut short, so that exhausted retries cost milliseconds; nothing else is changed.
 FAST_CLOCK = "import time; _sleep = time.sleep; time.sleep = lambda seconds: _sleep(min(seconds, 0.005))\n"
 
-# The client's machine: neither hubmodels nor timm is installed there, so importing them fails as it would for a stranger.
+# The client's machine: hubmodels and timm are not installed there, importing them fails as it would for a stranger.
 WITHOUT_HUBMODELS = """
 import sys
 class _NotInstalled:
