@@ -44,6 +44,8 @@ NONE = ("model.position_label=null",)
 ABSOLUTE = ("model.position_label=absolute", "model.num_anchors=null")
 RELATIVE = ("model.position_label=relative", "model.num_anchors=8")
 HIDDEN = ("model.position_dropout=0.5",)
+ALL_HIDDEN = ("model.position_dropout=1.0",)
+LIGHT = ("model.position_loss_weight=0.05",)
 LABELS = {"none": NONE, "absolute": ABSOLUTE, "relative": RELATIVE}
 TEST_IMAGES = 10_000
 MAE = (*SMALL_VIT, "schedule.epochs=15", "schedule.batch_size=64", "data.size=3000", "probe.every_epochs=0")
@@ -157,6 +159,9 @@ def measure_autoencoders(results: SeededResults, images: str) -> list[str]:
         "none": NONE,
         "absolute": ABSOLUTE,
         "absolute, half of the positions hidden": (*ABSOLUTE, *HIDDEN),
+        "absolute, all positions hidden": (*ABSOLUTE, *ALL_HIDDEN),
+        "absolute, a tenth of the weight": (*ABSOLUTE, *LIGHT),
+        "relative, half of the positions hidden": (*RELATIVE, *HIDDEN),
     }
     for seed in SEEDS:
         for row, settings in rows.items():

@@ -235,13 +235,10 @@ def write_official(model: PreTrainedModel, out: str | os.PathLike[str]) -> None:
 
 
 def _stored_size(checkpoint: Mapping[str, Any]) -> list[int] | None:
-    """Height and width that `write_official` stored."""
+    """Height and width that `write_official` stored; what others store under that name is left alone."""
     stored = checkpoint.get(_SIZE_ENTRY)
-    if stored is None or isinstance(stored, torch.Tensor):  # a tensor of that name is an unknown key
-        return None
-    if not isinstance(stored, list) or len(stored) != 2 or any(type(side) is not int or side < 1 for side in stored):
-        raise ConversionError(f"{_SIZE_ENTRY} in the file must be [height, width], found {stored!r}")
-    return stored
+    is_size = isinstance(stored, list) and len(stored) == 2 and all(type(side) is int and side > 0 for side in stored)
+    return stored if is_size else None
 
 
 def _sides(image_size: int | list[int] | None) -> tuple[int, int] | None:

@@ -183,10 +183,14 @@ def _checked_map(class_map: Mapping[Any, Any] | None, num_classes: int) -> Mappi
 
 def _class(entry: Any, num_classes: int) -> int:
     """An entry of a class map; the keys of JSON are text."""
-    number = int(entry) if isinstance(entry, str) and entry.isdecimal() else entry
-    if not isinstance(number, int | np.integer) or not 0 <= number < num_classes:
+    try:
+        number = int(entry)
+        is_class = 0 <= number < num_classes and (isinstance(entry, str) or number == entry)
+    except (TypeError, ValueError):
+        is_class = False
+    if not is_class:
         raise ValueError(f"class_map must hold classes in 0..{num_classes - 1}, got {entry!r}")
-    return int(number)
+    return number
 
 
 def cifar100_map() -> dict[int, int]:
@@ -374,8 +378,6 @@ def _label_arrays(path: Path) -> dict[str, np.ndarray]:
                 return dict(arrays)
         except (ValueError, TypeError, EOFError, zipfile.BadZipFile, zlib.error) as error:
             raise ValueError(f"{path} must be an .npz file of arrays of numbers: {error}") from error
-    if suffix not in (".pt", ".pth"):
-        raise ValueError(f"path must be the published .pt file, or its arrays in .npz or .csv, got {str(path)!r}")
     from hubmodels.conversion.checkpoint_reading import read_checkpoint
 
     return {str(key): np.asarray(value) for key, value in read_checkpoint(path).items()}

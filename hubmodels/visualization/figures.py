@@ -10,6 +10,7 @@ from matplotlib import font_manager, rcParams
 from matplotlib.axes import Axes
 from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
+from matplotlib.ft2font import FT2Font
 from torch import nn
 from transformers.image_utils import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from transformers.utils import logging
@@ -123,19 +124,38 @@ def drawable(names: Sequence[str], elsewhere: str = "") -> tuple[list[str], list
     Returns:
         The names to draw, and the families of the fonts to draw them in.
     """
-    installed = set(font_manager.get_font_names())
-    families = [*rcParams["font.family"], *(family for family in FALLBACK_FONTS if family in installed)]
-    files = [font_manager.findfont(font_manager.FontProperties(family=[family])) for family in families]
-    fonts = [font_manager.get_font(file) for file in files]
     texts = [printable(name).replace("$", r"\$") for name in names]
-    characters = sorted(set("".join(texts)) - {"\n"})
-    lacking = [one for one in characters if not any(font.get_char_index(ord(one)) for font in fonts)]
+    families = list(rcParams["font.family"])
+    lacking = sorted(_lacking(set("".join(texts)) - {"\n"}, families))
+    if lacking:
+        installed = set(font_manager.get_font_names())
+        families += [family for family in FALLBACK_FONTS if family in installed and _opens(family)]
+        lacking = sorted(_lacking(set(lacking), families))
     if lacking:
         more = f" and {len(lacking) - NAMED_CHARACTERS} more" if len(lacking) > NAMED_CHARACTERS else ""
         named = " ".join(lacking[:NAMED_CHARACTERS])
         logger.warning(f"no installed font can draw {named}{more}: boxes stand for them in the picture{elsewhere}")
     boxes = str.maketrans(dict.fromkeys(lacking, BOX))
     return [text.translate(boxes) for text in texts], families
+
+
+def _font(family: str) -> FT2Font:
+    return font_manager.get_font(font_manager.findfont(font_manager.FontProperties(family=[family])))
+
+
+def _opens(family: str) -> bool:
+    """Whether the file of a font is there and whole."""
+    try:
+        _font(family)
+    except (OSError, RuntimeError):
+        return False
+    return True
+
+
+def _lacking(characters: set[str], families: Sequence[str]) -> set[str]:
+    """Characters that none of the fonts has."""
+    fonts = [_font(family) for family in families]
+    return {one for one in characters if not any(font.get_char_index(ord(one)) for font in fonts)}
 
 
 def save_figure(figure: Figure, path: str | os.PathLike[str]) -> Path:

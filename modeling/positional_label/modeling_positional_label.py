@@ -58,7 +58,7 @@ class PositionalLabelPreTrainedModel(PreTrainedModel):
         same kind are kept and others are new.
         """
         source, found = pretrained_model_name_or_path, None
-        if source is not None and "state_dict" not in kwargs:
+        if source is not None and kwargs.get("state_dict") is None:
             found = with_stored_heads(source, kwargs)
         if found is None:
             return super().from_pretrained(source, *args, **kwargs)

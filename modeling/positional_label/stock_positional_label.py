@@ -349,6 +349,10 @@ def with_stored_heads(
         agree, and for other checkpoints.
     """
     config = kwargs.get("config")
+    if isinstance(config, str | PathLike):
+        if PreTrainedConfig.get_config_dict(config)[0].get("model_type") != PositionalLabelConfig.model_type:
+            return None
+        config = PositionalLabelConfig.from_pretrained(config)
     own = getattr(config, "model_type", None) == PositionalLabelConfig.model_type
     if not own and not any(name in kwargs for name in _HEAD_FIELDS):
         return None
@@ -360,10 +364,12 @@ def with_stored_heads(
     kinds = _kinds_of_heads(**stored)
     if all(kinds.get(name, kind) == kind for name, kind in _kinds_of_heads(**wanted).items()):
         return None
-    if not own:
-        labels = {name: kwargs.pop(name) for name in _LABEL_ARGUMENTS if name in kwargs}
-        config = PositionalLabelConfig.from_pretrained(source, **hub, **take_settings(kwargs), **labels)
     kwargs.pop("config", None)
+    if not own:
+        given = {name: value for name, value in kwargs.items() if name not in hub}
+        config, unused = PositionalLabelConfig.from_pretrained(source, return_unused_kwargs=True, **hub, **given)
+        for name in given.keys() - unused.keys():
+            del kwargs[name]
     config = copy.deepcopy(config)
     for name, value in stored.items():
         setattr(config, name, value)

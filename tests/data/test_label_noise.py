@@ -181,7 +181,7 @@ def test_human_labels_of_a_table(suffix, human):
 
 def test_other_files_of_human_labels_are_refused(tmp_path):
     np.save(tmp_path / "labels.npy", np.zeros(3, np.int64))
-    with pytest.raises(ValueError, match=r"the published .pt file, or its arrays in .npz or .csv, got '.*labels.npy'"):
+    with pytest.raises(ValueError, match=r"labels\.npy"):
         load_cifar_n_labels(tmp_path / "labels.npy", "worse_label")
     np.savez(tmp_path / "objects.npz", worse_label=np.array([Exploit()], dtype=object))
     (tmp_path / "text.npz").write_text("worse_label")

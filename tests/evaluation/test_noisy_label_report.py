@@ -18,7 +18,7 @@ from hubmodels.modeling.sanm import (
     SANMForImageClassification,
     SANMImageProcessor,
 )
-from matplotlib import rcParams
+from matplotlib import font_manager, rcParams
 from PIL import Image
 from rich.console import Console
 from transformers import Trainer, TrainingArguments
@@ -256,7 +256,14 @@ def test_names_of_other_scripts_are_drawn_where_a_font_has_them(tmp_path, monkey
     assert not [warning for warning in recwarn if "Glyph" in str(warning.message)]
     assert messages.text.count("no installed font can draw") == 1
     assert "can draw 犬 猫: boxes stand for them in the picture; noisy_labels.html shows them" in messages.text
-    monkeypatch.setattr(figures, "FALLBACK_FONTS", ())
+    damaged = tmp_path / "damaged.ttf"
+    damaged.write_bytes(b"no font")
+    monkeypatch.setattr(
+        font_manager.fontManager,
+        "ttflist",
+        [*font_manager.fontManager.ttflist, font_manager.FontEntry(fname=str(damaged), name="Damaged")],
+    )
+    monkeypatch.setattr(figures, "FALLBACK_FONTS", ("Damaged",))
     assert figures.drawable(["\u1d84"]) == (["□"], rcParams["font.family"])
     assert "can draw \u1d84: boxes stand for them in the picture\n" in messages.text
     figures.drawable(["".join(map(chr, range(0x4E00, 0x4E00 + 30)))])

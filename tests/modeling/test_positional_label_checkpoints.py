@@ -186,7 +186,7 @@ LABELS = ("absolute", "relative", "both")
 HEADS = ("position_head", "relative_position_head")
 
 
-@pytest.mark.parametrize("way", ["argument", "configuration", "automatic"])
+@pytest.mark.parametrize("way", ["argument", "configuration", "folder", "automatic"])
 @pytest.mark.parametrize("wanted", LABELS)
 @pytest.mark.parametrize("stored", LABELS)
 def test_another_position_label_keeps_the_heads_of_its_kinds(stored, wanted, way, tmp_path):
@@ -195,9 +195,15 @@ def test_another_position_label_keeps_the_heads_of_its_kinds(stored, wanted, way
     settings = {"position_label": wanted}
     if way == "configuration":
         settings = {"config": PositionalLabelConfig.from_pretrained(tmp_path / "own", **settings)}
+    elif way == "folder":
+        PositionalLabelConfig.from_pretrained(tmp_path / "own", **settings).save_pretrained(tmp_path / "wanted")
+        settings = {"config": str(tmp_path / "wanted"), "state_dict": None}
+    else:
+        settings |= {"return_dict": True, "attn_implementation": "eager"}
     loader = AutoModelForImageClassification if way == "automatic" else PositionalLabelForImageClassification
     model, info = loader.from_pretrained(tmp_path / "own", output_loading_info=True, **settings)
     assert model.config.position_label == wanted
+    assert "return_dict" not in settings or model.config._attn_implementation == "eager"
     assert not info["mismatched_keys"] and not any(name.startswith("position_head") for name in info["unexpected_keys"])
     for label, name in zip(model.config.labels, HEADS, strict=False):
         if label in saved.config.labels:

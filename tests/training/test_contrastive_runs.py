@@ -15,6 +15,7 @@ from hubmodels.modeling.simclr import (
 )
 from PIL import Image
 from stopping import assert_same_bits, stopped_at_step_5, weights
+from torch.utils.data import Subset
 from torchvision.transforms.functional import to_pil_image
 from transformers import (
     AutoImageProcessor,
@@ -176,9 +177,11 @@ def test_views_depend_on_the_sample_and_the_epoch_alone(pictures):
 
 
 @pytest.mark.parametrize("epoch", [0, 1])
-def test_parts_of_a_batch_share_the_width_of_the_blur(epoch, pictures):
+@pytest.mark.parametrize("subset", [False, True])
+def test_parts_of_a_batch_share_the_width_of_the_blur(subset, epoch, pictures):
     """Also of a part of the images, whose items keep their numbers."""
     images = load_image_dataset(pictures, "train").select(np.arange(20)[::-1])
+    images = Subset(Subset(images, range(2, 20)), list(range(0, 17))) if subset else images
     processor = SimCLRImageProcessor(size=18, blur_kernel_size=6, blur_probability=1.0)
     collator, alone = (ViewsCollator(processor, seed=0, train=True) for _ in range(2))
     sampler = EpochSampler(images, seed=3)
@@ -191,6 +194,15 @@ def test_parts_of_a_batch_share_the_width_of_the_blur(epoch, pictures):
         parts = [collator(items[start + each : start + each + 4])["pixel_values"] for each in (0, 4)]
         torch.testing.assert_close(torch.cat(parts), whole, rtol=0, atol=0)
     assert not torch.equal(alone(items[12:16])["pixel_values"], whole[4:])
+
+
+def test_items_with_numbers_of_their_own_are_a_batch_of_their_process(pictures):
+    images = load_image_dataset(pictures, "train").select(np.arange(8))
+    processor = SimCLRImageProcessor(size=18, blur_kernel_size=6, blur_probability=1.0)
+    collator, alone = (ViewsCollator(processor, seed=0, train=True) for _ in range(2))
+    collator.set_batches(EpochSampler(images, seed=3), 8)
+    items = [images[place] | {"index": 1000 + place} for place in range(4)]
+    torch.testing.assert_close(collator(items)["pixel_values"], alone(items)["pixel_values"], rtol=0, atol=0)
 
 
 def test_parts_of_a_batch_of_a_stream_share_the_width_of_the_blur():

@@ -5,6 +5,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch.utils.data import Subset
 from transformers import AutoConfig
 
 from hubmodels.data.collators import EpochCollator
@@ -71,11 +72,12 @@ class ViewsCollator(EpochCollator):
             return item.get("first_of_batch", item["index"])
         epoch = self.epoch
         if self._order is None or self._order[0] != epoch:
-            order, indices = self._sampler.order(epoch), getattr(self._sampler.dataset, "indices", None)
-            self._order = epoch, order if indices is None else np.asarray(indices)[order]
+            self._order = epoch, _indices_at(self._sampler.dataset, self._sampler.order(epoch))
         order = self._order[1]
-        place = int(np.flatnonzero(order == item["index"])[0])
-        return int(order[place - place % self._batch_size])
+        places = np.flatnonzero(order == item["index"])
+        if not len(places):  # a data set with indices of its own: the batch of this process
+            return item["index"]
+        return int(order[places[0] - places[0] % self._batch_size])
 
     def __call__(self, items: Sequence[dict[str, Any]]) -> dict[str, torch.Tensor]:
         """Make a batch.
@@ -101,6 +103,15 @@ class ViewsCollator(EpochCollator):
         if self.labels:
             batch["labels"] = torch.tensor([item["label"] for item in items], dtype=torch.int64)
         return batch
+
+
+def _indices_at(dataset: Any, positions: np.ndarray) -> np.ndarray:
+    """What the items at some positions of a data set have as "index"."""
+    indices = getattr(dataset, "indices", None)
+    if indices is None:
+        return positions
+    indices = np.asarray(indices)[positions]
+    return _indices_at(dataset.dataset, indices) if isinstance(dataset, Subset) else indices
 
 
 class ContrastiveTraining(MethodTraining):
