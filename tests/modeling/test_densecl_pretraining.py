@@ -313,8 +313,13 @@ def test_compiled_steps_equal_plain_ones_and_are_compiled_once():
 @pytest.mark.parametrize(
     ("views", "changes", "inputs", "message"),
     [
-        ((4, 3, 32, 32), {}, {}, r"pixel_values must have shape \[B, 2, C, H, W\], got \(4, 3, 32, 32\)"),
-        ((4, 3, 3, 32, 32), {}, {}, r"must have shape \[B, 2, C, H, W\], got \(4, 3, 3, 32, 32\)"),
+        (
+            (4, 3, 32, 32),
+            {},
+            {},
+            r"expected 5 dimensions \(batch, 2 views, channels, height, width\), got \(4, 3, 32, 32\)",
+        ),
+        ((4, 3, 3, 32, 32), {}, {}, r"must have shape \[B, 2, C, H, W\].*got \(4, 3, 3, 32, 32\)"),
         ((4, 2, 1, 32, 32), {}, {}, r"must have 3 channels .*\(4, 2, 1, 32, 32\)"),
         ((0, 2, 3, 32, 32), {}, {}, r"pixel_values must not be empty, got shape \(0, 2, 3, 32, 32\)"),
         ((4, 2, 3, 0, 32), {}, {}, r"pixel_values must not be empty, got shape \(4, 2, 3, 0, 32\)"),
