@@ -78,19 +78,17 @@ def test_learning_rates_follow_the_official_simclr_schedule(tmp_path):
     assert logged(run, "learning_rate") == pytest.approx(expected, abs=1e-12)
 
 
-def test_the_simclr_schedule_of_a_fraction_of_an_epoch(tmp_path):
-    sizes = {"per_device_train_batch_size": 8, "num_train_epochs": 2.5, "warmup_epochs": 0.5}
+@pytest.mark.parametrize(
+    ("batch", "length", "warmup_steps", "train_steps", "trained"),
+    [(8, {"num_train_epochs": 2.5}, 3, 16, 15), (10, {"max_steps": 6}, 2, 6, 6)],
+    ids=["a fraction of an epoch", "a number of steps"],
+)
+def test_the_simclr_schedule_of_other_lengths(batch, length, warmup_steps, train_steps, trained, tmp_path):
+    sizes = {"per_device_train_batch_size": batch, "warmup_epochs": 0.5, **length}
     run = trainer(tmp_path, lr_schedule="simclr", base_learning_rate=0.1, **sizes)
     run.train()
-    expected = [simclr_learning_rate(step, 0.1 * 8 / 256, 3, 16) for step in range(15)]
-    assert logged(run, "learning_rate") == pytest.approx(expected, abs=1e-12)
-
-
-def test_the_simclr_schedule_of_a_number_of_steps(tmp_path):
-    sizes = {"per_device_train_batch_size": 10, "max_steps": 6, "warmup_epochs": 0.5}
-    run = trainer(tmp_path, lr_schedule="simclr", base_learning_rate=0.1, **sizes)
-    run.train()
-    expected = [simclr_learning_rate(step, 0.1 * 10 / 256, 2, 6) for step in range(6)]
+    scaled = 0.1 * batch / 256
+    expected = [simclr_learning_rate(step, scaled, warmup_steps, train_steps) for step in range(trained)]
     assert logged(run, "learning_rate") == pytest.approx(expected, abs=1e-12)
 
 
